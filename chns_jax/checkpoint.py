@@ -1,0 +1,125 @@
+"""Checkpoints: the whole truth about a run at a step. The only file that imports orbax."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from chns_jax.errors import UserError
+from chns_jax.sampling.clusters import Table
+from chns_jax.step import TrainState
+
+
+class Progress(NamedTuple):
+    """What a run is at, besides the arrays of its state."""
+
+    round: int  # refreshes made
+    seconds: float  # of training so far
+
+
+class Restored(NamedTuple):
+    state: TrainState
+    table: Table | None
+    progress: Progress
+
+
+def open_manager(folder: Path, keep: int = 1, *, read_only: bool = False) -> ocp.CheckpointManager:
+    """The checkpoints in `folder`: the `keep` latest, and the one of lowest EER, are kept."""
+    by_eer = BestN(
+        get_metric_fn=lambda metrics: metrics["eer"],
+        reverse=True,
+        n=1,
+        keep_checkpoints_without_metrics=False,
+    )
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=AnyPreservationPolicy([LatestN(keep), by_eer]),
+        read_only=read_only,
+        cleanup_tmp_directories=not read_only,
+        enable_async_checkpointing=not read_only,
+    )
+    return ocp.CheckpointManager(folder.resolve(), options=options)
+
+
+def save(
+    manager: ocp.CheckpointManager,
+    state: TrainState,
+    table: Table | None,
+    progress: Progress,
+    config: str,
+    eer: float | None,
+) -> None:
+    """Start to save; the state may be donated as soon as this returns.
+
+    The checkpoint appears under its final name only when it is complete.
+    """
+    clusters = {} if table is None else dataclasses.asdict(table)
+    manager.save(
+        int(state.step),
+        args=ocp.args.Composite(
+            variables=ocp.args.StandardSave(state.variables),
+            optimizer=ocp.args.StandardSave(state.optimizer),
+            about=ocp.args.JsonSave({**progress._asdict(), "config": config, "eer": eer}),
+            **({"table": ocp.args.StandardSave(clusters)} if clusters else {}),
+        ),
+        metrics=None if eer is None else {"eer": eer},
+    )
+
+
+def restore(manager: ocp.CheckpointManager, like: TrainState) -> Restored | None:
+    """The latest checkpoint, with the shapes and shardings of `like`; None when there is none."""
+    step = manager.latest_step()
+    if step is None:
+        return None
+    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    args = {
+        "variables": ocp.args.StandardRestore(shapes.variables),
+        "optimizer": ocp.args.StandardRestore(shapes.optimizer),
+        "about": ocp.args.JsonRestore(),
+    }
+    has_table = "table" in manager.item_metadata(step)
+    if has_table:
+        args["table"] = ocp.args.StandardRestore()
+    items = manager.restore(step, args=ocp.args.Composite(**args))
+    table = None
+    if has_table:
+        table = Table(*(np.asarray(items["table"][key]) for key in ("cluster", "centroids")))
+    count = jax.device_put(np.int32(step), like.step.sharding)
+    state = TrainState(count, items["variables"], items["optimizer"])
+    return Restored(state, table, Progress(items["about"]["round"], items["about"]["seconds"]))
+
+
+def restore_variables(run: Path, which: str, like: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Step and variables of a checkpoint of a run: "last", "best" (lowest EER) or a step number.
+
+    Raises UserError when there is no such checkpoint.
+    """
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        raise UserError(f"{run} holds no checkpoints: give the folder of a run that has saved some")
+    with open_manager(folder, read_only=True) as manager:
+        steps = list(manager.all_steps())
+        step = _choose(manager, which, steps)
+        if step not in steps:
+            raise UserError(f"{run} holds no checkpoint {which}: it has {steps or 'none yet'}")
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        args = ocp.args.Composite(variables=ocp.args.StandardRestore(shapes))
+        return step, manager.restore(step, args=args)["variables"]
+
+
+def _choose(manager: ocp.CheckpointManager, which: str, steps: list[int]) -> int | None:
+    if which == "last":
+        return manager.latest_step()
+    if which != "best":
+        return int(which) if which.isdecimal() else None
+    eers = {}
+    for step in steps:
+        about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+        if about["eer"] is not None:
+            eers[step] = about["eer"]
+    return min(eers, key=eers.get, default=None)

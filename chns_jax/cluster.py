@@ -1,0 +1,74 @@
+"""Cluster the speakers of a folder with a trained run: `python -m chns_jax.cluster`."""
+
+from __future__ import annotations
+
+import sys
+
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from chns_jax.errors import run
+
+
+def main(argv: list[str]) -> None:
+    parser = ArgumentParser(
+        description="Cluster the speakers of a folder by voice, and write the table (.npz) that "
+        "sampler.table of chns_jax.train reads."
+    )
+    parser.add_argument("--model", type=str, required=True, help="Run folder of chns_jax.train.")
+    parser.add_argument("--root", type=str, required=True, help="Folder of the speakers' speech.")
+    parser.add_argument("--out", type=str, required=True, help="File to write, .npz.")
+    parser.add_argument("--clusters", type=PositiveInt, default=50, help="Number of clusters K.")
+    parser.add_argument(
+        "--utterances_per_speaker",
+        type=PositiveInt,
+        default=10,
+        help="Utterances embedded for a voiceprint, k.",
+    )
+    parser.add_argument(
+        "--normalise_first",
+        type=bool,
+        default=False,
+        help="L2-normalise embeddings before averaging them to a voiceprint.",
+    )
+    parser.add_argument(
+        "--checkpoint", type=str, default="last", help="last, best (lowest EER) or a step number."
+    )
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of crops and k-means.")
+    parser.add_argument(
+        "--cache", type=str, default="~/.cache/chns_jax", help="Folder for corpus indices."
+    )
+    chosen = parser.parse_args(argv)
+
+    from chns_jax import model
+    from chns_jax.corpus.index import index
+    from chns_jax.embed import embed_speakers
+    from chns_jax.sampling import clusters
+    from chns_jax.sampling.pipeline import Reader
+
+    encoder = model.load(chosen.model, chosen.checkpoint)
+    config = encoder.config
+    corpus = index(chosen.root, chosen.cache)
+    reader = Reader(corpus, config.features.sample_rate, config.data.threads)
+    embeddings = embed_speakers(
+        encoder.encode,
+        encoder.variables,
+        reader,
+        per_speaker=chosen.utterances_per_speaker,
+        seed=chosen.seed,
+        round=0,
+        samples=round(config.data.crop_seconds * config.features.sample_rate),
+        rows=encoder.rows,
+    )
+    voiceprints = clusters.voiceprints(embeddings, normalise_first=chosen.normalise_first)
+    table = clusters.cluster(voiceprints, chosen.clusters, seed=chosen.seed)
+    clusters.save(chosen.out, table, corpus.speakers)
+    print(
+        f"{len(corpus.speakers)} speakers in {len(table.centroids)} clusters of "
+        f"{table.sizes.min()} to {table.sizes.max()}: {chosen.out}",
+        file=sys.stderr,
+    )
+
+
+if __name__ == "__main__":
+    run(main)

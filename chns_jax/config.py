@@ -1,0 +1,307 @@
+"""The config: one frozen dataclass per concept, read from YAML and the command line.
+
+`load(argv)` understands `--config file.yaml`, dotted overrides (`--sampler.hard_ratio 0.5`),
+`--help` and `--print_config`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt
+from jsonargparse.typing import PositiveFloat, PositiveInt
+
+from chns_jax.errors import UserError
+
+BUILTIN_VOICES = "builtin:voices"
+# Where a run lives and how fast it goes may change when it is resumed; what it computes may not.
+FREE_TO_CHANGE = ("out", "data.threads", "data.cache", "training.keep")
+
+
+@dataclass(frozen=True)
+class Voices:
+    """The built-in synthetic corpus."""
+
+    speakers: PositiveInt = 400
+    """Number of speakers."""
+    utterances: PositiveInt = 8
+    """Utterances of each speaker; each counts as a recording of its own."""
+    seconds: PositiveFloat = 2.5
+    """Mean duration of an utterance."""
+    seed: NonNegativeInt = 0
+    """Seed of the voices; independent of training.seed."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the speech is, and who is kept out of training."""
+
+    root: str = BUILTIN_VOICES
+    """Folder <speaker>/<recording>/<utterance>, <speaker>/<utterance> or a Kaldi data folder; or
+    builtin:voices."""
+    more_roots: tuple[str, ...] = ()
+    """Further folders of training speech, of other speakers."""
+    trials: str | None = None
+    """Validation trials, lines of "1 enrolment test"; their speakers never appear in training."""
+    trials_root: str | None = None
+    """Folder of the trials' files; data.root when not given."""
+    held_out: NonNegativeInt = 0
+    """Without trials: speakers of data.root kept out of training, from whom trials are made."""
+    crop_seconds: PositiveFloat = 3.0
+    """Length of a training crop; shorter utterances are repeated to fill it."""
+    threads: PositiveInt = 8
+    """Threads that decode audio."""
+    cache: str = "~/.cache/chns_jax"
+    """Folder for corpus indices and the built-in corpus."""
+    voices: Voices = field(default_factory=Voices)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Log-mel features."""
+
+    sample_rate: PositiveInt = 16_000
+    """Hz; audio of other rates is resampled."""
+    bands: PositiveInt = 80
+    """Mel bands."""
+    window_ms: PositiveFloat = 25.0
+    """Length of an analysis window."""
+    hop_ms: PositiveFloat = 10.0
+    """Distance between windows."""
+    f_min: float = 0.0
+    """Lower edge of the lowest band, Hz."""
+    f_max: float = 8_000.0
+    """Upper edge of the highest band, Hz."""
+    mean_normalise: bool = True
+    """Subtract each band's mean over time."""
+
+    @property
+    def window(self) -> int:
+        """Window length in samples."""
+        return round(self.window_ms * self.sample_rate / 1000)
+
+    @property
+    def hop(self) -> int:
+        """Hop in samples."""
+        return round(self.hop_ms * self.sample_rate / 1000)
+
+
+@dataclass(frozen=True)
+class Ecapa:
+    """ECAPA-TDNN: one entry for the first layer, one for each block, one for the aggregation."""
+
+    channels: tuple[PositiveInt, ...] = (256, 256, 256, 256, 768)
+    """Output channels."""
+    kernel_sizes: tuple[PositiveInt, ...] = (5, 3, 3, 3, 1)
+    """Taps of the convolutions."""
+    dilations: tuple[PositiveInt, ...] = (1, 2, 3, 4, 1)
+    """Frames between taps."""
+    res2net_scale: PositiveInt = 8
+    """Channel groups of a Res2Net block."""
+    se_channels: PositiveInt = 128
+    """Bottleneck of squeeze-and-excitation."""
+    attention_channels: PositiveInt = 128
+    """Bottleneck of the attentive pooling."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What turns log-mel into a speaker embedding."""
+
+    kind: Literal["ecapa_tdnn"] = "ecapa_tdnn"
+    """Architecture."""
+    embedding: PositiveInt = 192
+    """Dimensions of a speaker embedding."""
+    ecapa: Ecapa = field(default_factory=Ecapa)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What training minimises."""
+
+    kind: Literal["supcon"] = "supcon"
+    """Loss function."""
+    temperature: PositiveFloat = 0.1
+    """Temperature of the softmax at the start."""
+    learn_temperature: bool = True
+    """Train the temperature with the encoder."""
+    min_temperature: PositiveFloat = 0.01
+    """The learned temperature stays above this."""
+    margin: NonNegativeFloat = 0.0
+    """Subtracted from the cosine of the two views of an anchor."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What a batch is made of."""
+
+    kind: Literal["chns", "random"] = "chns"
+    """chns: hard negatives from clusters of similar speakers; random: distinct speakers."""
+    speakers: PositiveInt = 650
+    """Speakers in a batch, two utterances each."""
+    hard_ratio: ClosedUnitInterval = 0.5
+    """Share of a batch's speakers that come from clusters, 0 to 1."""
+    clusters: PositiveInt = 50
+    """Number of clusters K."""
+    fill: Literal["pool", "whole"] = "pool"
+    """pool: draw the hard speakers from all those of the clusters drawn; whole: take clusters
+    whole, one after another, until there are enough (harder)."""
+    next_cluster: Literal["random", "nearest"] = "random"
+    """Which cluster joins when those drawn are too small."""
+    cluster_weight: Literal["size", "uniform"] = "size"
+    """size: a cluster is drawn in proportion to its speakers, so that all speakers are seen equally
+    often; uniform: all clusters alike, as in the paper's code."""
+    refresh_every: PositiveInt | Literal["never"] = 1000
+    """Steps (or epochs) between refreshes of the clusters; never: use sampler.table throughout."""
+    refresh_unit: Literal["steps", "epochs"] = "steps"
+    """Unit of refresh_every."""
+    start_step: NonNegativeInt = 0
+    """Before this step, batches are random and nothing is clustered."""
+    table: str | None = None
+    """File of clusters (.npz from `python -m chns_jax.cluster`) to start with."""
+    utterances_per_speaker: PositiveInt = 10
+    """Utterances embedded for a voiceprint, k."""
+    normalise_first: bool = False
+    """L2-normalise embeddings before averaging them to a voiceprint."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Adam with linear warm-up and cosine decay."""
+
+    learning_rate: PositiveFloat = 0.01
+    """At the end of the warm-up."""
+    weight_decay: NonNegativeFloat = 2e-6
+    """L2 penalty, added to the gradient."""
+    warmup: ClosedUnitInterval = 0.1
+    """Share of the steps in which the learning rate rises from 0."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and how often."""
+
+    steps: PositiveInt = 153_800
+    """Number of updates."""
+    seed: NonNegativeInt = 0
+    """Seed of everything random in a run."""
+    epoch_utterances: PositiveInt | None = None
+    """Utterances in an epoch; all those of the training speakers when not given."""
+    checkpoint_every: PositiveInt = 1000
+    """Steps between checkpoints."""
+    keep: PositiveInt = 2
+    """Latest checkpoints kept, besides the one of lowest validation EER."""
+    log_every: PositiveInt = 10
+    """Steps between lines of metrics."""
+    devices: PositiveInt | None = None
+    """Devices to use; all when not given."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """EER and minDCF on speakers never trained on."""
+
+    every: NonNegativeInt = 5000
+    """Steps between validations; there is one at the end in any case. 0: only at the end."""
+    segment_seconds: PositiveFloat | None = None
+    """Utterances are cut into evenly spaced segments of this length, whose embeddings are averaged;
+    data.crop_seconds when not given."""
+    max_trials: PositiveInt = 100_000
+    """Trials made from held-out speakers, at most."""
+    floor: bool = False
+    """Also report the EER of cosine between MFCC means and deviations."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run. A run is its config and its seed."""
+
+    out: str = "runs/chns"
+    """Run folder; one that holds a run of the same config is resumed."""
+    data: Data = field(default_factory=Data)
+    features: Features = field(default_factory=Features)
+    encoder: Encoder = field(default_factory=Encoder)
+    loss: Loss = field(default_factory=Loss)
+    sampler: Sampler = field(default_factory=Sampler)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    training: Training = field(default_factory=Training)
+    validation: Validation = field(default_factory=Validation)
+
+
+def load(argv: list[str] | None = None, description: str | None = None) -> Config:
+    """The config that `argv` describes; `--config` files first, overrides after them, in order.
+
+    Raises UserError for an unknown key, a value of a wrong type or one out of range.
+    """
+    parser = _parser(description)
+    try:
+        chosen = parser.instantiate(parser.parse_args(argv))
+    except ArgumentError as error:
+        raise UserError(" ".join(str(error).split())) from error
+    config = Config(**{field.name: chosen[field.name] for field in dataclasses.fields(Config)})
+    _check(config)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The config as YAML, every key, that `load` reads again."""
+    plain = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples as lists, plain numbers
+    return yaml.safe_dump(plain, sort_keys=False)
+
+
+def differences(one: Config, other: Config) -> list[str]:
+    """Keys that change what a run computes, and whose values differ."""
+    mine, theirs = (dict(_flat(dataclasses.asdict(config))) for config in (one, other))
+    return [key for key in mine if key not in FREE_TO_CHANGE and mine[key] != theirs[key]]
+
+
+def _parser(description: str | None) -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file; may be given several times.")
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def _check(config: Config) -> None:
+    """Raises UserError where keys do not fit each other."""
+    ecapa, sampler, features = config.encoder.ecapa, config.sampler, config.features
+    layers = {len(ecapa.channels), len(ecapa.kernel_sizes), len(ecapa.dilations)}
+    inner = ecapa.channels[1:-1]
+    checks = [
+        (len(layers) == 1 and layers.pop() >= 3,
+         "encoder.ecapa.channels, kernel_sizes and dilations need one entry a layer, 3 or more"),
+        (all(channels % ecapa.res2net_scale == 0 for channels in inner),
+         f"encoder.ecapa.channels {list(inner)} of the blocks must be multiples of "
+         f"encoder.ecapa.res2net_scale {ecapa.res2net_scale}"),
+        (sampler.speakers >= 2, "sampler.speakers must be at least 2: the others are negatives"),
+        (sampler.refresh_every != "never" or sampler.table or sampler.start_step
+         or sampler.kind == "random",
+         "sampler.refresh_every never needs sampler.table, or a sampler.start_step at which "
+         "the speakers are clustered once"),
+        (not (config.data.trials and config.data.held_out),
+         "data.trials and data.held_out exclude each other: give one"),
+        (0 <= features.f_min < features.f_max <= features.sample_rate / 2,
+         "features.f_min and features.f_max must lie in order between 0 and half the sample rate"),
+        (config.loss.min_temperature < config.loss.temperature,
+         "loss.temperature must lie above loss.min_temperature"),
+        (config.data.crop_seconds * 1000 >= 10 * features.hop_ms,
+         "data.crop_seconds must hold at least 10 frames"),
+    ]  # fmt: skip
+    for holds, sentence in checks:
+        if not holds:
+            raise UserError(sentence)
+
+
+def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

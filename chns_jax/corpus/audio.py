@@ -1,0 +1,126 @@
+"""Audio files -> int16 crops: only the crop is decoded. No jax here: data threads start fast."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import soxr
+
+from chns_jax.errors import UserError
+
+EXTENSIONS = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a"})
+# Codecs whose samples libsndfile holds as floats: they may be NaN, and may exceed 1.
+FLOAT_SUBTYPES = frozenset({"FLOAT", "DOUBLE", "VORBIS", "OPUS", "MPEG_LAYER_III"})
+
+
+class AudioError(Exception):
+    """A file that cannot be used, and why, in one sentence."""
+
+
+class Header(NamedTuple):
+    seconds: float
+    rate: int
+
+
+def read_header(path: str) -> Header:
+    """Duration and sampling rate of a file, without decoding it. Raises AudioError."""
+    if os.path.splitext(path)[1].lower() == ".m4a":
+        return _ffprobe_header(path)
+    try:
+        info = soundfile.info(path)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise AudioError(f"{path} is not audio that libsndfile reads: {_reason(error)}") from error
+    if info.frames <= 0:
+        raise AudioError(f"{path} holds no samples")
+    return Header(info.frames / info.samplerate, info.samplerate)
+
+
+def read_crop(path: str, position: float, samples: int, sample_rate: int) -> np.ndarray:
+    """A mono crop (samples,) int16 at `sample_rate` hertz.
+
+    `position` in [0, 1] is where the crop lies between the earliest and the latest possible one.
+    A file that is shorter than the crop is repeated to fill it. Raises AudioError when the file
+    cannot be decoded, is truncated, holds no samples, or holds NaN or infinity.
+    """
+    is_m4a = os.path.splitext(path)[1].lower() == ".m4a"
+    crop = (_ffmpeg_crop if is_m4a else _libsndfile_crop)(path, position, samples, sample_rate)
+    if len(crop) == 0:
+        raise AudioError(f"{path} holds no samples")
+    return crop[:samples] if len(crop) >= samples else np.resize(crop, samples)
+
+
+def _libsndfile_crop(path: str, position: float, samples: int, sample_rate: int) -> np.ndarray:
+    try:
+        with soundfile.SoundFile(path) as file:
+            wanted = math.ceil(samples * file.samplerate / sample_rate)
+            spare = max(0, file.frames - wanted)
+            wanted = min(wanted, file.frames)
+            if spare:
+                file.seek(min(int(position * (spare + 1)), spare))
+            is_float = file.subtype in FLOAT_SUBTYPES
+            block = file.read(wanted, dtype="float32" if is_float else "int16", always_2d=True)
+            rate = file.samplerate
+    except (soundfile.SoundFileError, OSError) as error:
+        raise AudioError(f"{path} cannot be decoded: {_reason(error)}") from error
+    if len(block) < wanted:
+        raise AudioError(f"{path} is truncated: {len(block)} samples where {wanted} should be")
+    if is_float:
+        if not np.isfinite(block).all():
+            raise AudioError(f"{path} holds NaN or infinity")
+        block = block * 32768.0
+    if block.shape[1] == 1 and block.dtype == np.int16 and rate == sample_rate:
+        return block[:, 0]
+    mono = block.mean(axis=1, dtype=np.float32)
+    if rate != sample_rate and len(mono):
+        mono = soxr.resample(mono, rate, sample_rate)
+    return np.clip(np.rint(mono), -32768, 32767).astype(np.int16)
+
+
+def _ffprobe_header(path: str) -> Header:
+    fields = "format=duration:stream=sample_rate"
+    answer = _run_ffmpeg(
+        path, "ffprobe", "-select_streams", "a:0", "-show_entries", fields, "-of", "json", path
+    )
+    try:
+        found = json.loads(answer)
+        header = Header(float(found["format"]["duration"]), int(found["streams"][0]["sample_rate"]))
+    except (ValueError, KeyError, IndexError) as error:
+        raise AudioError(f"{path} holds no audio that ffmpeg reads") from error
+    if header.seconds <= 0:
+        raise AudioError(f"{path} holds no samples")
+    return header
+
+
+def _ffmpeg_crop(path: str, position: float, samples: int, sample_rate: int) -> np.ndarray:
+    seconds = samples / sample_rate
+    start = position * max(0.0, _ffprobe_header(path).seconds - seconds)
+    raw = _run_ffmpeg(
+        path, "ffmpeg", "-ss", f"{start:.6f}", "-t", f"{seconds:.6f}", "-i", path,
+        "-ac", "1", "-ar", str(sample_rate), "-f", "s16le", "-",
+    )  # fmt: skip
+    return np.frombuffer(raw, dtype="<i2")
+
+
+def _run_ffmpeg(path: str, program: str, *arguments: str) -> bytes:
+    if shutil.which(program) is None:
+        raise UserError(
+            f"{path} is m4a, which needs {program}: install ffmpeg or convert the file to FLAC"
+        )
+    command = [program, "-v", "error", *arguments]
+    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().splitlines()
+        raise AudioError(f"{path} cannot be decoded: {reason[-1] if reason else program}")
+    return done.stdout
+
+
+def _reason(error: Exception) -> str:
+    """What libsndfile said, without the path that it repeats."""
+    return str(error).rsplit(": ", 1)[-1].rstrip(".")

@@ -1,0 +1,125 @@
+"""Layers that the encoders share. Arrays are (b, t, c): time before channels."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def torch_uniform(key, shape, dtype=jnp.float32):
+    """PyTorch's default weight of a convolution: uniform in +-1/sqrt(fan_in)."""
+    bound = (shape[0] * shape[1]) ** -0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class Conv1d(nn.Module):
+    """Same-length 1-D convolution with reflect padding, as SpeechBrain's `Conv1d(padding="same")`.
+
+    A kernel of k taps is k shifted matrix products, which XLA runs at the speed of a plain matrix
+    product on every backend. Kernel (k, c_in, c_out). Raises ValueError when the input has too
+    few frames to reflect.
+    """
+
+    channels: int
+    kernel_size: int = 1
+    dilation: int = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t d"]:
+        taps, inputs = self.kernel_size, x.shape[-1]
+        kernel = self.param("kernel", torch_uniform, (taps, inputs, self.channels))
+        bound = (taps * inputs) ** -0.5
+        bias = self.param(
+            "bias", lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound),
+            (self.channels,),
+        )
+        if taps == 1:
+            return x @ kernel[0] + bias
+        reach = self.dilation * (taps - 1)
+        frames = x.shape[1]
+        if frames <= (reach + 1) // 2:
+            raise ValueError(f"{frames} frames are too few for a convolution that reaches {reach}")
+        padded = jnp.pad(x, ((0, 0), (reach // 2, reach - reach // 2), (0, 0)), mode="reflect")
+        shifted = [padded[:, i * self.dilation : i * self.dilation + frames] for i in range(taps)]
+        return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, self.channels) + bias
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last, with PyTorch's running statistics.
+
+    Unlike `flax.linen.BatchNorm`, the running variance is the unbiased one and the momentum weighs
+    the new value (0.1), so that statistics agree with PyTorch's after every training step.
+    """
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"], train: bool) -> Float[Array, "*b c"]:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        mean_var = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        var_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            count = x.size // channels
+            mean = x.mean(axes)
+            var = jnp.square(x - mean).mean(axes)
+            if not self.is_initializing():
+                unbiased = var * (count / max(count - 1, 1))
+                mean_var.value += self.momentum * (mean - mean_var.value)
+                var_var.value += self.momentum * (unbiased - var_var.value)
+        else:
+            mean, var = mean_var.value, var_var.value
+        gain = scale * jax.lax.rsqrt(var + self.epsilon)
+        return x * gain + (bias - mean * gain)
+
+
+class TDNN(nn.Module):
+    """Convolution over time, ReLU, batch normalisation, in this order."""
+
+    channels: int
+    kernel_size: int = 1
+    dilation: int = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t c"], train: bool) -> Float[Array, "b t d"]:
+        x = Conv1d(self.channels, self.kernel_size, self.dilation, name="conv")(x)
+        return BatchNorm(name="norm")(nn.relu(x), train)
+
+
+class SqueezeExcitation(nn.Module):
+    """Gates each channel by a bottleneck of its mean over time (Hu et al. 2018)."""
+
+    bottleneck: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
+        squeezed = x.mean(axis=1, keepdims=True)
+        hidden = nn.relu(Conv1d(self.bottleneck, name="conv1")(squeezed))
+        return x * nn.sigmoid(Conv1d(x.shape[-1], name="conv2")(hidden))
+
+
+class AttentiveStatistics(nn.Module):
+    """Attentive statistics pooling with global context (Okabe 2018; Desplanques 2020).
+
+    Every channel has its own attention over *time*; the result is its weighted mean and deviation.
+    """
+
+    attention_channels: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t c"], train: bool) -> Float[Array, "b 2c"]:
+        mean = x.mean(axis=1, keepdims=True)
+        deviation = jnp.sqrt(jnp.maximum(jnp.square(x - mean).mean(axis=1, keepdims=True), 1e-12))
+        context = [x, jnp.broadcast_to(mean, x.shape), jnp.broadcast_to(deviation, x.shape)]
+        hidden = TDNN(self.attention_channels, name="tdnn")(jnp.concatenate(context, -1), train)
+        score = Conv1d(x.shape[-1], name="conv")(jnp.tanh(hidden))
+        weight = jax.nn.softmax(score, axis=1)
+        mean = (weight * x).sum(axis=1, keepdims=True)
+        variance = (weight * jnp.square(x - mean)).sum(axis=1, keepdims=True)
+        deviation = jnp.sqrt(jnp.maximum(variance, 1e-12))
+        return jnp.concatenate([mean, deviation], axis=-1)[:, 0]

@@ -1,0 +1,37 @@
+"""Mistakes of the user: one sentence on standard error, and exit status 2."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class UserError(Exception):
+    """What is wrong, where, and what to do, in one sentence."""
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Call `main` with the command line; a `UserError` is printed and exits with status 2."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(_say(str(error)))
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            where = f" at {error.filename}" if error.filename else ""
+            sys.exit(_say(f"no space is left{where}: free some and run the same command again"))
+        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+            sys.exit(_say(f"{error.filename} cannot be written or read: {error.strerror}"))
+        raise
+    except Exception as error:  # tensorstore, under orbax, has exceptions of its own
+        if "No space left" not in str(error):
+            raise
+        sys.exit(_say("no space is left for a checkpoint: free some and run the same command again"))
+
+
+def _say(sentence: str) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return 2

@@ -1,0 +1,78 @@
+"""Scalars -> JSONL and TensorBoard, and the progress bar."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from chns_jax.files import replacing
+
+SECONDS_BETWEEN_BARS = {True: 0.5, False: 15.0}  # a terminal redraws; a log file gets a line each
+
+
+class RunLog:
+    """Writes the scalars of a run from `step` on; what an earlier start wrote past it is dropped."""
+
+    def __init__(self, folder: Path, step: int):
+        from tensorboardX import SummaryWriter
+
+        path = folder / "metrics.jsonl"
+        earlier = [record for record in records(path) if record["step"] <= step]
+        with replacing(path) as file:
+            file.writelines(json.dumps(record) + "\n" for record in earlier)
+        self._jsonl = open(path, "a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, **scalars: float) -> None:
+        self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._jsonl.flush()
+        for name, value in scalars.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._jsonl.close()
+        self._tensorboard.close()
+
+
+class Pace:
+    """Utterances per second since the last restart: pauses to validate are not counted."""
+
+    def __init__(self, rows: int):
+        self.rows = rows
+        self.restart()
+
+    def restart(self) -> None:
+        self.steps, self.since = 0, time.perf_counter()
+
+    def step(self) -> None:
+        self.steps += 1
+
+    def rate(self) -> float:
+        return self.steps * self.rows / (time.perf_counter() - self.since)
+
+
+def records(path: Path) -> Iterator[dict]:
+    """The objects of a JSONL file; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
+
+
+def progress_bar(first: int, steps: int) -> tqdm:
+    """A bar over the steps of a run, with the time that is left."""
+    seconds = SECONDS_BETWEEN_BARS[sys.stderr.isatty()]
+    return tqdm(initial=first, total=steps, unit="step", mininterval=seconds, dynamic_ncols=True)
+
+
+def say(sentence: str) -> None:
+    """A line on standard error that does not tear the progress bar."""
+    tqdm.write(sentence, file=sys.stderr)

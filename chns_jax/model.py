@@ -1,0 +1,47 @@
+"""A trained run, loaded: what the commands that use an encoder begin with."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from chns_jax import config as configs
+from chns_jax.checkpoint import restore_variables
+from chns_jax.config import Config
+from chns_jax.embed import Encode, make_encode, rows_per_batch
+from chns_jax.encoders import make_encoder
+from chns_jax.errors import UserError
+from chns_jax.optimizer import make_optimizer
+from chns_jax.sharding import make_mesh, replicated
+from chns_jax.step import init
+
+
+class Model(NamedTuple):
+    config: Config
+    step: int  # updates that made it
+    variables: dict[str, Any]
+    encode: Encode
+    rows: int  # crops that `encode` takes at once
+
+
+def load(run: Path | str, checkpoint: str = "last") -> Model:
+    """The model of a run folder. `checkpoint` is "last", "best" (lowest EER) or a step number.
+
+    Raises UserError when the folder is no run, or holds no such checkpoint.
+    """
+    run = Path(run).expanduser()
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is not a run folder: it holds no config.yaml")
+    config = configs.load(["--config", str(run / "config.yaml")])
+    mesh, encoder = make_mesh(), make_encoder(config.encoder)
+    tx = make_optimizer(config.optimizer, config.training.steps)
+    like = jax.eval_shape(partial(init, config, encoder, tx)).variables
+    like = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)), like
+    )
+    step, variables = restore_variables(run, checkpoint, like)
+    encode = make_encode(config, encoder, mesh)
+    return Model(config, step, variables, encode, rows_per_batch(config, mesh))

@@ -1,0 +1,24 @@
+"""Everything random is a pure function of (seed, purpose, position): no generator is carried along."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Purpose(IntEnum):
+    """What a random stream is for. Not zero: [seed, a] and [seed, a, 0] are one stream to NumPy."""
+
+    PLAN = 1
+    CROP = 2
+    REFRESH = 3
+    HELD_OUT = 4
+    TRIALS = 5
+    CLUSTERS = 6
+    ENCODER = 7
+
+
+def generator(seed: int, purpose: Purpose, *position: int) -> np.random.Generator:
+    """The random stream at `position` (step and slot, or round and speaker) for `purpose`."""
+    return np.random.default_rng([seed, purpose, *position])

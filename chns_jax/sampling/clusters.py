@@ -1,0 +1,129 @@
+"""Voiceprints -> the table that says which cluster each speaker is in. On the host, scikit-learn."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from chns_jax.errors import UserError
+from chns_jax.files import replacing
+from chns_jax.randomness import Purpose, generator
+
+KMEANS_RESTARTS = 5
+
+
+@dataclass(frozen=True)
+class Table:
+    """Clusters of speakers, frozen for one round of training."""
+
+    cluster: np.ndarray  # (n,) int32: the cluster of each speaker
+    centroids: np.ndarray  # (k, d) float32
+
+    @cached_property
+    def members(self) -> np.ndarray:
+        """(n,) speakers, ordered by cluster."""
+        return np.argsort(self.cluster, kind="stable")
+
+    @cached_property
+    def start(self) -> np.ndarray:
+        """(k + 1,): cluster c's speakers are members[start[c]:start[c + 1]]."""
+        return np.searchsorted(self.cluster[self.members], np.arange(len(self.centroids) + 1))
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """(k,) number of speakers of each cluster."""
+        return np.diff(self.start)
+
+    @cached_property
+    def nearest(self) -> np.ndarray:
+        """(k, k): each row lists all clusters by falling cosine to that one, itself first."""
+        norm = np.linalg.norm(self.centroids, axis=1, keepdims=True)
+        unit = self.centroids / np.maximum(norm, 1e-12)
+        cosine = unit @ unit.T
+        np.fill_diagonal(cosine, np.inf)
+        return np.argsort(-cosine, axis=1, kind="stable")
+
+    def speakers_of(self, cluster: int) -> np.ndarray:
+        """The speakers of one cluster."""
+        return self.members[self.start[cluster] : self.start[cluster + 1]]
+
+
+def voiceprints(embeddings: np.ndarray, *, normalise_first: bool = False) -> np.ndarray:
+    """(n, k, d) embeddings of n speakers -> (n, d) voiceprints of length 1.
+
+    The mean of a speaker's embeddings, then L2-normalised; as in the paper's code, long embeddings
+    weigh more unless `normalise_first`. Source: CHNS, section 2.2.
+    """
+    if normalise_first:
+        embeddings = _unit(embeddings)
+    return _unit(embeddings.astype(np.float64).mean(axis=1)).astype(np.float32)
+
+
+def cluster(voiceprints_nxd: np.ndarray, clusters: int, *, seed: int, round: int = 0) -> Table:
+    """k-means of voiceprints (scikit-learn's KMeans, best of 5 starts), in one thread.
+
+    One thread, because the order in which threads add up changes the last bits, and with them the
+    run that follows. With fewer speakers than clusters, warns and makes one cluster a speaker.
+    """
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    speakers = len(voiceprints_nxd)
+    if clusters > speakers:
+        warnings.warn(
+            f"{clusters} clusters were asked of {speakers} speakers: {speakers} are made", stacklevel=2
+        )
+        clusters = speakers
+    state = int(generator(seed, Purpose.CLUSTERS, round).integers(2**31))
+    kmeans = KMeans(clusters, n_init=KMEANS_RESTARTS, random_state=state)
+    with threadpool_limits(1), warnings.catch_warnings():
+        # Identical voiceprints leave clusters empty; the sampler never draws an empty one.
+        warnings.filterwarnings("ignore", message="Number of distinct clusters")
+        kmeans.fit(voiceprints_nxd)
+    return Table(kmeans.labels_.astype(np.int32), kmeans.cluster_centers_.astype(np.float32))
+
+
+def save(path: Path | str, table: Table, speakers: Sequence[str]) -> None:
+    """Write `table` as .npz with the names of its speakers; complete or not at all."""
+    with replacing(path, "wb") as file:
+        np.savez(
+            file,
+            speakers=np.array(speakers, dtype=str),
+            cluster=table.cluster,
+            centroids=table.centroids,
+        )
+
+
+def load(path: Path | str, speakers: Sequence[str]) -> Table:
+    """Read a table for `speakers`, in their order; the file may hold more of them.
+
+    Raises UserError when the file is no table, or does not have one of the speakers.
+    """
+    try:
+        with np.load(Path(path).expanduser(), allow_pickle=False) as arrays:
+            named, labels, centroids = (arrays[key] for key in ("speakers", "cluster", "centroids"))
+    except FileNotFoundError:
+        raise UserError(f"the table {path} does not exist: make it with chns_jax.cluster") from None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a table of clusters (.npz of chns_jax.cluster)") from error
+    order = np.argsort(named)
+    place = np.searchsorted(named, speakers, sorter=order).clip(max=len(named) - 1)
+    row = order[place]
+    missing = np.flatnonzero(named[row] != np.asarray(speakers))
+    if len(missing):
+        raise UserError(
+            f"the table {path} lacks {len(missing)} of the {len(speakers)} training speakers, "
+            f"{speakers[missing[0]]} first: make it from the same corpus with chns_jax.cluster"
+        )
+    return Table(labels[row].astype(np.int32), centroids.astype(np.float32))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    norm = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.maximum(norm, 1e-12)

@@ -1,0 +1,122 @@
+"""Plan -> audio, with grain: one pipeline per round, as the table is frozen within a round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import grain
+import numpy as np
+
+from chns_jax.config import Sampler
+from chns_jax.corpus.audio import AudioError, read_crop
+from chns_jax.corpus.index import Corpus
+from chns_jax.errors import UserError
+from chns_jax.randomness import Purpose, generator
+from chns_jax.sampling.clusters import Table
+from chns_jax.sampling.plan import plan
+
+BATCHES_AHEAD = 2
+PLANS_REMEMBERED = 8
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads crops of a corpus, and remembers the files that it could not read."""
+
+    corpus: Corpus
+    sample_rate: int
+    threads: int
+    skipped: dict[int, str] = field(default_factory=dict)  # utterance -> why
+
+    def crop(self, utterance: int, position: float, samples: int) -> np.ndarray:
+        """A crop (s,) int16 of an utterance, at `position` in [0, 1]. Raises AudioError."""
+        return read_crop(self.corpus.path(utterance), position, samples, self.sample_rate)
+
+    def random_crop(self, utterance: int, rng: np.random.Generator, samples: int) -> np.ndarray:
+        """A random crop of an utterance, or of another of its speaker where that one is broken."""
+        position = rng.random()
+        try:
+            return self.crop(utterance, position, samples)
+        except AudioError as error:
+            self.skipped[utterance] = str(error)
+        speaker = self.corpus.speaker[utterance]
+        others = rng.permutation(np.arange(*self.corpus.speaker_start[speaker : speaker + 2]))
+        for other in others[others != utterance].tolist():
+            try:
+                return self.crop(other, position, samples)
+            except AudioError as error:
+                self.skipped[other] = str(error)
+        raise UserError(
+            f"no utterance of speaker {self.corpus.speakers[speaker]} can be read, "
+            f"not even {self.corpus.path(utterance)}: remove the speaker from the corpus"
+        )
+
+    def batches(self, read: Callable[[int], np.ndarray], count: int, rows: int) -> Iterator:
+        """read(0), ..., read(count - 1) by threads ahead of time, in batches (rows, s) int16.
+
+        The last batch holds what is left. `close()` the iterator to end its threads early.
+        """
+        options = grain.ReadOptions(
+            num_threads=self.threads, prefetch_buffer_size=BATCHES_AHEAD * rows
+        )
+        dataset = grain.MapDataset.source(_Rows(read, count)).to_iter_dataset(options)
+        return iter(dataset.batch(rows))
+
+
+def training_batches(
+    reader: Reader,
+    sampler: Sampler,
+    table: Table | None,
+    *,
+    seed: int,
+    samples: int,
+    first_step: int,
+    end_step: int,
+) -> Iterator:
+    """The crops (2b, s) int16 of steps first_step to end_step - 1, planned with one table."""
+    rows = 2 * sampler.speakers
+
+    @lru_cache(PLANS_REMEMBERED)
+    def utterances(step: int) -> np.ndarray:
+        return plan(seed, step, sampler, reader.corpus, table).utterances
+
+    def read(i: int) -> np.ndarray:
+        step, slot = first_step + i // rows, i % rows
+        rng = generator(seed, Purpose.CROP, step, slot)
+        return reader.random_crop(int(utterances(step)[slot]), rng, samples)
+
+    return reader.batches(read, (end_step - first_step) * rows, rows)
+
+
+def voiceprint_batches(
+    reader: Reader, *, per_speaker: int, seed: int, round: int, samples: int, rows: int
+) -> Iterator:
+    """Random crops for voiceprints: `per_speaker` of each speaker in turn, (rows, s) int16.
+
+    They are of different utterances, as far as the speaker has that many.
+    """
+
+    def read(i: int) -> np.ndarray:
+        speaker, j = divmod(i, per_speaker)
+        utterances = np.arange(*reader.corpus.speaker_start[speaker : speaker + 2])
+        order = generator(seed, Purpose.REFRESH, round, speaker).permutation(utterances)
+        rng = generator(seed, Purpose.REFRESH, round, speaker, 1 + j)
+        return reader.random_crop(int(order[j % len(order)]), rng, samples)
+
+    return reader.batches(read, len(reader.corpus.speakers) * per_speaker, rows)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A source for grain."""
+
+    read: Callable[[int], np.ndarray]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.read(i)

@@ -1,0 +1,113 @@
+"""What each batch is made of: a pure function of (seed, step, table). This file is CHNS."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from chns_jax.config import Sampler
+from chns_jax.corpus.index import Corpus
+from chns_jax.errors import UserError
+from chns_jax.randomness import Purpose, generator
+from chns_jax.sampling.clusters import Table
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The speakers and utterances of one step."""
+
+    speakers: np.ndarray  # (b,) distinct; the hard ones first
+    utterances: np.ndarray  # (2b,) rows of the corpus: all first views, then all second views
+    hard: int  # how many speakers were drawn from clusters
+
+
+def plan(seed: int, step: int, sampler: Sampler, corpus: Corpus, table: Table | None) -> Batch:
+    """The batch of `step`: hard speakers from clusters of `table`, others from everywhere else.
+
+    Without a table, all speakers are drawn at random. Source: CHNS (arXiv 2507.17540), section 2.
+    """
+    rng = generator(seed, Purpose.PLAN, step)
+    hard = hard_count(sampler) if table is not None else 0
+    chosen = _hard_speakers(rng, hard, sampler, table) if hard else np.empty(0, np.int64)
+    rest = _others(rng, sampler.speakers - hard, chosen, len(corpus.speakers))
+    speakers = np.concatenate([chosen, rest])
+    return Batch(speakers, _two_utterances(rng, speakers, corpus), hard)
+
+
+def hard_count(sampler: Sampler) -> int:
+    """floor(hard_ratio * speakers); 0.29 * 100 counts as 29, although floats fall below it."""
+    return math.floor(sampler.hard_ratio * sampler.speakers + 1e-9)
+
+
+def check(sampler: Sampler, corpus: Corpus) -> None:
+    """Raises UserError when a batch cannot be made of this corpus."""
+    if sampler.speakers > len(corpus.speakers):
+        raise UserError(
+            f"a batch of {sampler.speakers} speakers cannot be drawn from "
+            f"{len(corpus.speakers)} training speakers: set sampler.speakers to at most "
+            f"{len(corpus.speakers)}"
+        )
+
+
+def same_cluster_share(speakers: np.ndarray, table: Table | None) -> float:
+    """Share of a batch's negatives that are from their anchor's own cluster; 0 without a table."""
+    if table is None or len(speakers) < 2:
+        return 0.0
+    size = np.bincount(table.cluster[speakers])
+    return float((size * (size - 1)).sum() / (len(speakers) * (len(speakers) - 1)))
+
+
+def _hard_speakers(rng: np.random.Generator, hard: int, sampler: Sampler, table: Table):
+    """`hard` distinct speakers from as few clusters as hold them."""
+    drawn, speakers = [], 0
+    for cluster in _cluster_order(rng, sampler, table):
+        drawn.append(table.speakers_of(cluster))
+        speakers += len(drawn[-1])
+        if speakers >= hard:
+            break
+    if sampler.fill == "pool":
+        return rng.choice(np.concatenate(drawn), hard, replace=False, shuffle=False)
+    needed = hard - (speakers - len(drawn[-1]))
+    drawn[-1] = rng.choice(drawn[-1], needed, replace=False, shuffle=False)
+    return np.concatenate(drawn)
+
+
+def _cluster_order(rng: np.random.Generator, sampler: Sampler, table: Table) -> np.ndarray:
+    """The clusters that have speakers, in the order in which they are drawn."""
+    weight = table.sizes if sampler.cluster_weight == "size" else np.sign(table.sizes)
+    # Sorting by exponential / weight draws without replacement in proportion to the weights.
+    with np.errstate(divide="ignore"):
+        order = np.argsort(rng.standard_exponential(len(weight)) / weight)
+    order = order[: np.count_nonzero(weight)]
+    if sampler.next_cluster == "random":
+        return order
+    nearest = table.nearest[order[0]]
+    return nearest[weight[nearest] > 0]
+
+
+def _others(rng: np.random.Generator, count: int, taken: np.ndarray, speakers: int) -> np.ndarray:
+    """`count` distinct speakers that are not `taken`."""
+    place = rng.choice(speakers - len(taken), count, replace=False, shuffle=False)
+    # The i-th speaker not taken is i plus the number of taken ones that stand before it.
+    gaps = np.sort(taken) - np.arange(len(taken))
+    return place + np.searchsorted(gaps, place, side="right")
+
+
+def _two_utterances(rng: np.random.Generator, speakers: np.ndarray, corpus: Corpus) -> np.ndarray:
+    """Two different utterances of each speaker, from different recordings where there are two.
+
+    The first is any of the speaker's; the second is any that is not of the first's recording.
+    """
+    first_u, second_u = rng.random((2, len(speakers)))
+    start, end = corpus.speaker_start[speakers], corpus.speaker_start[speakers + 1]
+    first = start + (first_u * (end - start)).astype(np.int64)
+    skip_from, skip_to = corpus.recording_start[first], corpus.recording_end[first]
+    only_recording = (skip_from == start) & (skip_to == end)
+    skip_from = np.where(only_recording, first, skip_from)
+    skip_to = np.where(only_recording, first + 1, skip_to)
+    skipped = skip_to - skip_from
+    second = start + (second_u * (end - start - skipped)).astype(np.int64)
+    second = np.where(second >= skip_from, second + skipped, second)
+    return np.concatenate([first, second])

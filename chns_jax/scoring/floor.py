@@ -1,0 +1,36 @@
+"""The floor: what a verifier that learnt nothing scores."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from chns_jax.sampling.pipeline import Reader
+from chns_jax.scoring import metrics
+from chns_jax.scoring.trials import Trials
+
+COEFFICIENTS = 20
+
+
+def floor_eer(reader: Reader, trials: Trials) -> float:
+    """EER of the cosine between means and deviations of the MFCCs of whole utterances."""
+    utterances = trials.utterances()
+
+    def statistics(utterance: int) -> np.ndarray:
+        samples = round(float(reader.corpus.seconds[utterance]) * reader.sample_rate)
+        return mfcc_statistics(reader.crop(int(utterance), 0.0, samples), reader.sample_rate)
+
+    with ThreadPoolExecutor(reader.threads) as pool:
+        embeddings = np.stack(list(pool.map(statistics, utterances)))
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return metrics.eer(trials.labels, trials.scores(utterances, embeddings))
+
+
+def mfcc_statistics(waveform_s: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Mean and deviation over time of 20 MFCCs (librosa's defaults), (40,), of an int16 signal."""
+    import librosa
+
+    signal = waveform_s.astype(np.float32) / 32768
+    mfcc_cxt = librosa.feature.mfcc(y=signal, sr=sample_rate, n_mfcc=COEFFICIENTS)
+    return np.concatenate([mfcc_cxt.mean(axis=1), mfcc_cxt.std(axis=1)])

@@ -1,0 +1,109 @@
+"""Trials: pairs of utterances, and whether one speaker said both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from chns_jax.corpus.index import Corpus
+from chns_jax.errors import UserError
+from chns_jax.randomness import Purpose, generator
+
+
+@dataclass(frozen=True)
+class NamedTrials:
+    """A trial list as written."""
+
+    labels: np.ndarray  # (m,) bool: the same speaker
+    enrolment: list[str]  # (m,) utterance names
+    test: list[str]  # (m,)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Trials among the utterances of a corpus."""
+
+    labels: np.ndarray  # (m,) bool: the same speaker
+    enrolment: np.ndarray  # (m,) rows of the corpus
+    test: np.ndarray  # (m,)
+
+    def utterances(self) -> np.ndarray:
+        """The rows that occur, ascending."""
+        return np.unique(np.concatenate([self.enrolment, self.test]))
+
+    def scores(self, utterances: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
+        """(m,) cosines, given L2-normalised embeddings (v, d) of ascending rows (v,)."""
+        enrolment = embeddings[np.searchsorted(utterances, self.enrolment)]
+        test = embeddings[np.searchsorted(utterances, self.test)]
+        return np.einsum("md,md->m", enrolment, test)
+
+
+def read(path: Path | str) -> NamedTrials:
+    """A VoxCeleb trial list: lines of "<1 or 0> <enrolment> <test>". Raises UserError."""
+    labels, enrolment, test = [], [], []
+    try:
+        with open(Path(path).expanduser(), encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                parts = line.split()
+                if not parts:
+                    continue
+                if len(parts) != 3 or parts[0] not in ("0", "1"):
+                    raise UserError(
+                        f"{path} line {number} is not '<1 or 0> <enrolment> <test>': "
+                        f"{line.strip()[:80]}"
+                    )
+                labels.append(parts[0] == "1")
+                enrolment.append(parts[1])
+                test.append(parts[2])
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise UserError(f"the trial list {path} cannot be read: {reason}") from error
+    if all(labels) or not any(labels):
+        raise UserError(f"{path} needs both target (1) and non-target (0) trials")
+    return NamedTrials(np.array(labels), enrolment, test)
+
+
+def locate(named: NamedTrials, corpus: Corpus, path: Path | str) -> Trials:
+    """The trials as rows of `corpus`. Raises UserError naming the first file it does not have."""
+    rows = corpus.rows([*named.enrolment, *named.test])
+    reasons = dict(corpus.broken)
+    for name in [*named.enrolment, *named.test]:
+        if name not in rows:
+            why = reasons.get(name, f"which is not in {corpus.roots[0]}")
+            raise UserError(f"{path} names {name}, {why}: correct the list or give the right folder")
+    return Trials(
+        named.labels,
+        np.array([rows[name] for name in named.enrolment]),
+        np.array([rows[name] for name in named.test]),
+    )
+
+
+def make(corpus: Corpus, *, max_trials: int, seed: int) -> Trials:
+    """All pairs of a corpus's utterances, or `max_trials` of them at most.
+
+    Targets are pairs of one speaker from different recordings; of all targets and of all
+    non-targets as many are drawn, at random, as keeps their proportion, but at least a tenth of
+    the trials are targets where there are that many. Raises UserError when there are no targets or
+    no non-targets.
+    """
+    first, second = np.triu_indices(len(corpus), k=1)
+    same = corpus.speaker[first] == corpus.speaker[second]
+    across = corpus.recording[first] != corpus.recording[second]
+    target, nontarget = np.flatnonzero(same & across), np.flatnonzero(~same)
+    if not len(target) or not len(nontarget):
+        raise UserError(
+            f"the {len(corpus.speakers)} held-out speakers of {corpus.roots[0]} make no trials: "
+            "hold out at least two speakers, one of whom has two recordings"
+        )
+    if len(target) + len(nontarget) > max_trials:
+        share = max(0.1, len(target) / (len(target) + len(nontarget)))
+        wanted = min(len(target), max(1, round(share * max_trials)))
+        rng = generator(seed, Purpose.TRIALS)
+        target = np.sort(rng.choice(target, wanted, replace=False))
+        rest = min(len(nontarget), max(1, max_trials - wanted))
+        nontarget = np.sort(rng.choice(nontarget, rest, replace=False))
+    kept = np.concatenate([target, nontarget])
+    labels = np.arange(len(kept)) < len(target)
+    return Trials(labels, first[kept], second[kept])

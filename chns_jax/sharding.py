@@ -1,0 +1,42 @@
+"""The mesh of devices, and the two ways in which arrays lie on it."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from chns_jax.errors import UserError
+
+
+def make_mesh(devices: int | None = None) -> Mesh:
+    """A one-axis mesh of the first `devices` devices, or of all. Raises UserError for too many."""
+    found = jax.devices()
+    if devices is not None and devices > len(found):
+        raise UserError(f"training.devices is {devices}, but JAX finds {len(found)}: lower it")
+    chosen = found[:devices]
+    return jax.make_mesh((len(chosen),), ("data",), (AxisType.Auto,), devices=chosen)
+
+
+def split(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch divided among the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put(mesh: Mesh, rows: np.ndarray) -> jax.Array:
+    """This host's rows as part of an array that is split over the mesh."""
+    return jax.make_array_from_process_local_data(split(mesh), rows)
+
+
+def check_divides(mesh: Mesh, speakers: int) -> None:
+    """Raises UserError when the rows of a batch of `speakers` cannot be split evenly."""
+    if (2 * speakers) % mesh.size:
+        raise UserError(
+            f"sampler.speakers {speakers} makes {2 * speakers} rows, which {mesh.size} devices "
+            "cannot share evenly: change it, or set training.devices"
+        )

@@ -1,0 +1,89 @@
+"""Who is trained on, and who validates: never the same speakers."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from chns_jax.config import BUILTIN_VOICES, Config
+from chns_jax.corpus.index import Corpus, index, join
+from chns_jax.errors import UserError
+from chns_jax.randomness import Purpose, generator
+from chns_jax.scoring import trials as trial_lists
+from chns_jax.scoring.trials import Trials
+
+
+class Split(NamedTuple):
+    training: Corpus
+    validation: Corpus | None  # what the trials' rows are of
+    trials: Trials | None
+    broken: tuple[tuple[str, str], ...]  # files that could not be read: name, reason
+
+
+def make_split(config: Config) -> Split:
+    """Index the corpora of a config and divide their speakers.
+
+    Speakers named in `data.trials`, or `data.held_out` drawn ones, are taken out of training, and
+    so is everyone with a single utterance, who has no positive. Raises UserError when nobody is
+    left, or when the trials name a file that is not there.
+    """
+    data = config.data
+    main = index(_root(config), data.cache)
+    everyone = join([main, *(index(root, data.cache) for root in data.more_roots)])
+    validation, trials, withheld = None, None, np.array([], dtype=str)
+    if data.trials:
+        named = trial_lists.read(data.trials)
+        validation = index(data.trials_root, data.cache) if data.trials_root else main
+        trials = trial_lists.locate(named, validation, data.trials)
+        withheld = validation.speakers[np.unique(validation.speaker[trials.utterances()])]
+    elif data.held_out:
+        withheld = _draw_held_out(main, data.held_out, config.training.seed)
+        validation = main.select(np.isin(main.speakers, withheld))
+        trials = trial_lists.make(
+            validation, max_trials=config.validation.max_trials, seed=config.training.seed
+        )
+    lonely = np.diff(everyone.speaker_start) < 2
+    if lonely.any():
+        warnings.warn(
+            f"{lonely.sum()} speakers with a single utterance are left out of training, as they "
+            f"have no positive: {everyone.speakers[np.argmax(lonely)]} first",
+            stacklevel=2,
+        )
+    kept = ~lonely & ~np.isin(everyone.speakers, withheld)
+    if not kept.any():
+        raise UserError(
+            f"no speaker of {everyone.roots[0]} is left to train on: of {len(everyone.speakers)}, "
+            f"{len(withheld)} validate and {lonely.sum()} have a single utterance"
+        )
+    return Split(everyone.select(kept), validation, trials, everyone.broken)
+
+
+def _root(config: Config) -> str | Path:
+    """The folder of `data.root`; the built-in corpus is written first where it is missing."""
+    if config.data.root != BUILTIN_VOICES:
+        return config.data.root
+    from chns_jax.corpus.voices import write_corpus
+
+    voices = config.data.voices
+    about = f"{voices.seed}-{voices.speakers}x{voices.utterances}x{voices.seconds:g}"
+    folder = Path(config.data.cache).expanduser() / f"voices-{about}"
+    return write_corpus(
+        folder,
+        seed=voices.seed,
+        speakers=voices.speakers,
+        utterances=voices.utterances,
+        seconds=voices.seconds,
+    )
+
+
+def _draw_held_out(corpus: Corpus, count: int, seed: int) -> np.ndarray:
+    if count >= len(corpus.speakers):
+        raise UserError(
+            f"data.held_out {count} leaves nobody to train on: "
+            f"{corpus.roots[0]} has {len(corpus.speakers)} speakers"
+        )
+    rng = generator(seed, Purpose.HELD_OUT)
+    return rng.choice(corpus.speakers, count, replace=False)

@@ -1,0 +1,315 @@
+"""Train a speaker encoder with CHNS: `python -m chns_jax.train --config configs/chns.yaml`.
+
+This file is the whole job, from top to bottom: run folder, corpus, encoder, rounds and steps,
+summary. Everything random in it is a function of (seed, step, slot), so that a run which is killed
+and started again ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from chns_jax import checkpoint
+from chns_jax import config as configs
+from chns_jax.checkpoint import Progress
+from chns_jax.config import Config
+from chns_jax.corpus.skipped import Skipped
+from chns_jax.embed import embed_speakers, make_encode, rows_per_batch, unit
+from chns_jax.encoders import make_encoder
+from chns_jax.errors import UserError, run
+from chns_jax.files import replacing
+from chns_jax.logs import Pace, RunLog, progress_bar, records, say
+from chns_jax.optimizer import make_optimizer, schedule
+from chns_jax.sampling import clusters, hardness, plan, rounds
+from chns_jax.sampling.pipeline import Reader, training_batches
+from chns_jax.scoring.floor import floor_eer
+from chns_jax.scoring.plots import training_picture
+from chns_jax.sharding import check_divides, make_mesh, put, replicated, split
+from chns_jax.split import make_split
+from chns_jax.step import init, sha256, train_step
+from chns_jax.validate import validate
+
+PICTURE_ROWS = 256
+
+
+def main(argv: list[str]) -> None:
+    with ExitStack() as opened:
+        train(configs.load(argv, description=__doc__.splitlines()[0]), opened)
+
+
+def train(config: Config, opened: ExitStack) -> None:
+    """Train as `config` says, in its run folder; go on where a run of this config stopped."""
+    sampler, seed, steps = config.sampler, config.training.seed, config.training.steps
+    batch_rows = 2 * sampler.speakers
+    samples = round(config.data.crop_seconds * config.features.sample_rate)
+
+    # ------------------------------------------------------------------ run folder
+    out = Path(config.out).expanduser()
+    if is_complete(out, config):
+        say(f"{out} is complete: {(out / 'summary.json').read_text()}")
+        return
+
+    # ------------------------------------------------------------------ corpus
+    corpus, validation, trials, broken = make_split(config)
+    plan.check(sampler, corpus)
+    start_table = clusters.load(sampler.table, corpus.speakers) if sampler.table else None
+    claim(out, config)
+    skipped = Skipped(out / "skipped.txt", len(corpus) + len(broken))
+    skipped.add(reason for _, reason in broken)
+    reader = Reader(corpus, config.features.sample_rate, config.data.threads)
+    trial_reader = Reader(validation, reader.sample_rate, reader.threads) if trials else None
+    round_length = rounds.length(sampler, config.training, len(corpus))
+    say(
+        f"training on {len(corpus.speakers)} speakers, {len(corpus)} utterances, "
+        f"{corpus.seconds.sum() / 3600:.1f} hours; "
+        f"validating on {len(trials.labels) if trials else 'no'} trials"
+    )
+
+    # ------------------------------------------------------------------ encoder and state
+    mesh = make_mesh(config.training.devices)
+    check_divides(mesh, sampler.speakers)
+    encoder = make_encoder(config.encoder)
+    tx = make_optimizer(config.optimizer, steps)
+    learning_rate = schedule(config.optimizer, steps)
+    state = jax.jit(partial(init, config, encoder, tx), out_shardings=replicated(mesh))()
+    update = jax.jit(
+        partial(train_step, config=config, encoder=encoder, tx=tx),
+        in_shardings=(replicated(mesh), split(mesh), split(mesh)),
+        out_shardings=(replicated(mesh), replicated(mesh)),
+        donate_argnums=0,
+    )
+    encode, encode_rows = make_encode(config, encoder, mesh), rows_per_batch(config, mesh)
+
+    # ------------------------------------------------------------------ restore
+    manager = opened.enter_context(
+        checkpoint.open_manager(out / "checkpoints", config.training.keep)
+    )
+    table, progress = None, Progress(round=0, seconds=0.0)
+    restored = checkpoint.restore(manager, state)
+    if restored is not None:
+        state, table, progress = restored
+        say(f"going on from step {int(state.step)}")
+    step = int(state.step)
+    log = opened.enter_context(closing(RunLog(out, step)))
+    eer_at = {r["step"]: r["eer"] for r in records(out / "metrics.jsonl") if "eer" in r}
+    stopped = opened.enter_context(stop_signals())
+    bar = opened.enter_context(progress_bar(step, steps))
+    pace = Pace(batch_rows)
+    started = time.perf_counter() - progress.seconds
+    late: deque = deque()  # metrics not read yet: the device must never wait for the host
+    result = None
+
+    # ------------------------------------------------------------------ rounds and steps
+    while step < steps:
+        if rounds.begins(step, sampler, round_length):
+            if step == sampler.start_step and start_table is not None:
+                table = start_table
+            else:
+                table = clusters.cluster(
+                    clusters.voiceprints(
+                        embed_speakers(
+                            encode, state.variables, reader, seed=seed, round=progress.round,
+                            per_speaker=sampler.utterances_per_speaker, samples=samples,
+                            rows=encode_rows,
+                        ),
+                        normalise_first=sampler.normalise_first,
+                    ),
+                    sampler.clusters, seed=seed, round=progress.round,
+                )  # fmt: skip
+            progress = progress._replace(round=progress.round + 1)
+            clusters.save(out / "tables" / f"step_{step:07d}.npz", table, corpus.speakers)
+            log.write(step, round=progress.round, smallest_cluster=int(table.sizes.min()),
+                      largest_cluster=int(table.sizes.max()))  # fmt: skip
+            pace.restart()
+
+        round_end = rounds.end(step, sampler, round_length, steps)
+        batches = training_batches(
+            reader, sampler, table, seed=seed, samples=samples, first_step=step, end_step=round_end
+        )
+        with closing(batches):
+            for audio, waited in timed(batches):
+                speakers = plan.plan(seed, step, sampler, corpus, table).speakers
+                labels = np.tile(speakers, 2).astype(np.int32)
+                state, metrics = update(state, put(mesh, audio), put(mesh, labels))
+                facts = {
+                    "learning_rate": float(learning_rate(step)),
+                    "data_wait_seconds": waited,
+                    "same_cluster_share": plan.same_cluster_share(speakers, table),
+                }
+                step += 1
+                late.append((step, metrics, labels, facts))
+                skipped.add(reader.skipped.values())
+
+                validates = trials is not None and is_due(step, config.validation.every, steps)
+                saves = (
+                    validates
+                    or bool(stopped)
+                    or is_due(step, config.training.checkpoint_every, steps)
+                )
+                while len(late) > (0 if saves else 1):
+                    log_step(log, bar, pace, config, *late.popleft())
+                if not saves:
+                    continue
+                eer = None
+                if validates:
+                    result = validate(
+                        encode, state.variables, trial_reader, trials, config=config,
+                        rows=encode_rows,
+                    )  # fmt: skip
+                    eer = eer_at[step] = result["eer"]
+                    costs = {f"min_dcf_{p}": cost for p, cost in result["min_dcf"].items()}
+                    log.write(step, eer=eer, **costs)
+                    say(f"step {step}: EER {100 * eer:.2f} %")
+                progress = progress._replace(seconds=time.perf_counter() - started)
+                checkpoint.save(manager, state, table, progress, configs.to_yaml(config), eer)
+                pace.restart()
+                if stopped and step < steps:
+                    manager.wait_until_finished()
+                    say(f"stopped after step {step}, which is saved: the same command goes on")
+                    sys.exit(128 + stopped[0])
+
+    # ------------------------------------------------------------------ summary
+    manager.wait_until_finished()
+    if trials is not None and result is None:  # killed between the last checkpoint and here
+        result = validate(
+            encode, state.variables, trial_reader, trials, config=config, rows=encode_rows
+        )
+    bar.close()
+    best = min(eer_at, key=eer_at.get, default=None)
+    summary = {
+        "step": steps,
+        "eer": result and result["eer"],
+        "min_dcf": result and result["min_dcf"],
+        "best_step": best,
+        "best_eer": eer_at.get(best),
+        "seconds": progress.seconds,
+        "utterances_per_second": steps * batch_rows / progress.seconds,
+        "parameters_sha256": sha256(state.variables),
+    }
+    if config.validation.floor and trials is not None:
+        summary["floor_eer"] = floor_eer(trial_reader, trials)
+
+    # What CHNS batches hold, beside random ones of the same size, to the encoder as it is now.
+    negatives = {}
+    pictured = max(1, PICTURE_ROWS // batch_rows)
+    for name, composed in {"CHNS batches": table, "random batches": None}.items():
+        if name == "CHNS batches" and table is None:
+            continue
+        batches = training_batches(
+            reader, sampler, composed, seed=seed, samples=samples, first_step=steps,
+            end_step=steps + pictured,
+        )  # fmt: skip
+        cosines = []
+        with closing(batches):
+            for at, audio in enumerate(batches, start=steps):
+                speakers = plan.plan(seed, at, sampler, corpus, composed).speakers
+                parts = range(0, batch_rows, encode_rows)
+                z = [encode(state.variables, audio[i : i + encode_rows]) for i in parts]
+                z = unit(np.concatenate(z))
+                cosines.append(hardness.negative_cosines(z, np.tile(speakers, 2)))
+        negatives[name] = np.concatenate(cosines)
+    training_picture(
+        out / "training.png", eer_at=eer_at, floor_eer=summary.get("floor_eer"), negatives=negatives
+    )
+    with replacing(out / "summary.json") as file:
+        file.write(json.dumps(summary, indent=1) + "\n")
+    say(json.dumps(summary))
+
+
+def is_due(step: int, every: int, steps: int) -> bool:
+    """Whether something that happens `every` steps (0: only at the end) happens after `step`."""
+    return step == steps or (every > 0 and step % every == 0)
+
+
+def log_step(log: RunLog, bar, pace: Pace, config: Config, step: int, metrics, labels, facts):
+    """Write the scalars of a step where they are due. Raises UserError when the loss is no number.
+
+    Reading `metrics` waits until the device has made them.
+    """
+    loss = float(metrics["loss"])
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss is {loss} at step {step} (speakers {sorted(set(labels.tolist()))}): "
+            "lower optimizer.learning_rate or raise loss.min_temperature"
+        )
+    pace.step()
+    bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+    bar.update()
+    if is_due(step, config.training.log_every, config.training.steps):
+        log.write(
+            step,
+            loss=loss,
+            temperature=float(metrics["temperature"]),
+            utterances_per_second=pace.rate(),
+            **facts,
+            **hardness.summary(np.asarray(metrics["z"]), labels),
+        )
+
+
+def is_complete(out: Path, config: Config) -> bool:
+    """Whether `out` holds this run from start to end. Raises UserError for a run of other config."""
+    written = out / "config.yaml"
+    if not written.exists():
+        return False
+    changed = configs.differences(config, configs.load(["--config", str(written)]))
+    if changed:
+        raise UserError(
+            f"{out} holds a run of another config, which differs in {', '.join(changed)}: "
+            "give another --out, or the config of that run"
+        )
+    return (out / "summary.json").exists()
+
+
+def claim(out: Path, config: Config) -> None:
+    """Make the run folder, and put the complete config into it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"the run folder {out} is a file: give another --out") from None
+    if not (out / "config.yaml").exists():
+        with replacing(out / "config.yaml") as file:
+            file.write(configs.to_yaml(config))
+
+
+def timed(batches: Iterator) -> Iterator[tuple]:
+    """Each batch with the seconds that were spent waiting for it."""
+    while True:
+        asked = time.perf_counter()
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        yield batch, time.perf_counter() - asked
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that holds the first SIGTERM or SIGINT; a second one acts as usual."""
+    caught: list[int] = []
+
+    def catch(number, frame):
+        caught.append(number)
+        signal.signal(number, usual[number])
+
+    usual = {number: signal.signal(number, catch) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield caught
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    run(main)
