@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,10 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from chns_jax.errors import UserError
 from chns_jax.sampling.clusters import Table
 from chns_jax.step import TrainState
+
+
+# orbax reports its own settings as warnings at every start.
+logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 class Progress(NamedTuple):

@@ -155,8 +155,8 @@ class Sampler:
     next_cluster: Literal["random", "nearest"] = "random"
     """Which cluster joins when those drawn are too small."""
     cluster_weight: Literal["size", "uniform"] = "size"
-    """size: a cluster is drawn in proportion to its speakers, so that all speakers are seen equally
-    often; uniform: all clusters alike, as in the paper's code."""
+    """size: larger clusters are drawn more often, so that all speakers are seen equally often;
+    uniform: all clusters alike, as in the paper's code."""
     refresh_every: PositiveInt | Literal["never"] = 1000
     """Steps (or epochs) between refreshes of the clusters; never: use sampler.table throughout."""
     refresh_unit: Literal["steps", "epochs"] = "steps"
@@ -285,8 +285,6 @@ def _check(config: Config) -> None:
          or sampler.kind == "random",
          "sampler.refresh_every never needs sampler.table, or a sampler.start_step at which "
          "the speakers are clustered once"),
-        (not (config.data.trials and config.data.held_out),
-         "data.trials and data.held_out exclude each other: give one"),
         (0 <= features.f_min < features.f_max <= features.sample_rate / 2,
          "features.f_min and features.f_max must lie in order between 0 and half the sample rate"),
         (config.loss.min_temperature < config.loss.temperature,

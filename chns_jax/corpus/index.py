@@ -406,7 +406,7 @@ def _save(path: Path, found: _Found) -> None:
 def _load(path: Path) -> _Found | None:
     """The index kept at `path`; None when there is none, or it is not one of this version."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             if int(arrays["format"]) != CACHE_FORMAT:
                 return None
             strings = {

@@ -106,7 +106,10 @@ def load(path: Path | str, speakers: Sequence[str]) -> Table:
     Raises UserError when the file is no table, or does not have one of the speakers.
     """
     try:
-        with np.load(Path(path).expanduser(), allow_pickle=False) as arrays:
+        with (
+            open(Path(path).expanduser(), "rb") as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
             named, labels, centroids = (arrays[key] for key in ("speakers", "cluster", "centroids"))
     except FileNotFoundError:
         raise UserError(f"the table {path} does not exist: make it with chns_jax.cluster") from None

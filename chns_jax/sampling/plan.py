@@ -62,7 +62,7 @@ def same_cluster_share(speakers: np.ndarray, table: Table | None) -> float:
 def _hard_speakers(rng: np.random.Generator, hard: int, sampler: Sampler, table: Table):
     """`hard` distinct speakers from as few clusters as hold them."""
     drawn, speakers = [], 0
-    for cluster in _cluster_order(rng, sampler, table):
+    for cluster in _cluster_order(rng, hard, sampler, table):
         drawn.append(table.speakers_of(cluster))
         speakers += len(drawn[-1])
         if speakers >= hard:
@@ -74,9 +74,16 @@ def _hard_speakers(rng: np.random.Generator, hard: int, sampler: Sampler, table:
     return np.concatenate(drawn)
 
 
-def _cluster_order(rng: np.random.Generator, sampler: Sampler, table: Table) -> np.ndarray:
+def _cluster_order(
+    rng: np.random.Generator, hard: int, sampler: Sampler, table: Table
+) -> np.ndarray:
     """The clusters that have speakers, in the order in which they are drawn."""
-    weight = table.sizes if sampler.cluster_weight == "size" else np.sign(table.sizes)
+    if sampler.cluster_weight == "size":
+        # A cluster that fills the quota gives `hard` of its speakers, so it must come in proportion
+        # to its size for each to be seen as often; those that are used up come equally often.
+        weight = np.where(table.sizes > 0, np.maximum(table.sizes, hard), 0)
+    else:
+        weight = np.sign(table.sizes)
     # Sorting by exponential / weight draws without replacement in proportion to the weights.
     with np.errstate(divide="ignore"):
         order = np.argsort(rng.standard_exponential(len(weight)) / weight)

@@ -35,8 +35,8 @@ def training_picture(
         )  # fmt: skip
         if floor_eer is not None:
             left.axhline(100 * floor_eer, color="0.5", linestyle="--", label="MFCC floor")
-        left.set(ylim=(0, None), xlim=(0, None))
-        left.margins(y=0.15)
+        top = max(eers.max(), 100 * (floor_eer or 0))
+        left.set(ylim=(0, 1.2 * top), xlim=(0, 1.08 * max(eer_at)))
         left.legend()
     else:
         left.text(0.5, 0.5, "no validation trials", ha="center", transform=left.transAxes)
@@ -45,7 +45,8 @@ def training_picture(
     low = min((float(cosines.min()) for cosines in negatives.values()), default=-1.0)
     bins = np.linspace(min(low, 0.0), 1.0, 80)
     for i, (name, cosines) in enumerate(negatives.items()):
-        label = f"{name}: mean {cosines.mean():.2f}, 95th percentile {np.percentile(cosines, 95):.2f}"
+        percentile = np.percentile(cosines, 95)
+        label = f"{name}: mean {cosines.mean():.2f}, 95th percentile {percentile:.2f}"
         right.hist(
             cosines, bins, density=True, histtype="stepfilled", alpha=0.45, color=f"C{i}",
             label=label,

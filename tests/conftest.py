@@ -1,0 +1,98 @@
+"""Eight fake devices on the CPU, and the corpora that the tests share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+GOLDEN = Path(__file__).parent / "golden"
+RATE = 16_000
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """golden("losses"): inputs and outputs of a reference implementation, as arrays by name."""
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        with np.load(GOLDEN / f"{name}.npz") as arrays:
+            return dict(arrays)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """A folder of real speech."""
+    folder = os.environ.get("CHNS_REAL_DATA")
+    if not folder:
+        pytest.skip("CHNS_REAL_DATA names no folder of real speech")
+    return Path(folder)
+
+
+def write_tone(path: Path, seconds: float, *, hertz: float, rate: int = RATE, seed: int = 0) -> None:
+    """A decaying harmonic tone in a little noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    time = np.arange(round(seconds * rate)) / rate
+    tone = sum(np.sin(2 * np.pi * hertz * k * time) / k for k in range(1, 8))
+    noise = np.random.default_rng(seed).normal(0, 0.3, len(time))
+    soundfile.write(path, (0.1 * (tone + noise)).astype(np.float32), rate, subtype="PCM_16")
+
+
+@pytest.fixture(scope="session")
+def tones(tmp_path_factory) -> Path:
+    """<speaker>/<recording>/<utterance>.flac: 12 speakers, two recordings of two utterances."""
+    root = tmp_path_factory.mktemp("tones")
+    for speaker in range(12):
+        for utterance in range(4):
+            path = root / f"s{speaker:02d}" / f"r{utterance // 2}" / f"u{utterance}.flac"
+            seconds = 0.6 + 0.1 * utterance
+            write_tone(path, seconds, hertz=90 + 20 * speaker, seed=10 * speaker + utterance)
+    return root
+
+
+TINY = [
+    "--encoder.ecapa.channels", "[8,8,8,8,16]", "--encoder.ecapa.res2net_scale", "4",
+    "--encoder.ecapa.se_channels", "4", "--encoder.ecapa.attention_channels", "4",
+    "--encoder.embedding", "8", "--features.bands", "20", "--data.crop_seconds", "0.5",
+    "--data.held_out", "3", "--sampler.speakers", "4", "--sampler.clusters", "3",
+    "--sampler.utterances_per_speaker", "2", "--sampler.refresh_every", "4",
+    "--optimizer.learning_rate", "0.01", "--training.steps", "14",
+    "--training.checkpoint_every", "3", "--training.log_every", "1", "--validation.every", "7",
+    "--training.devices", "1", "--data.threads", "2",
+]  # fmt: skip
+
+
+@pytest.fixture
+def tiny(tones, tmp_path) -> list[str]:
+    """Arguments of the smallest training run, on `tones`, to `tmp_path`/run."""
+    where = ["--data.root", tones, "--data.cache", tmp_path / "cache", "--out", tmp_path / "run"]
+    return [*TINY, *map(str, where)]
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory):
+    """program("train", *arguments): start `python -m chns_jax.train` as a user would."""
+    compiled = str(tmp_path_factory.mktemp("compiled"))
+
+    def start(name: str, *arguments, **options) -> subprocess.Popen:
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": compiled,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            **options.pop("environment", {}),
+        }
+        command = [sys.executable, "-m", f"chns_jax.{name}", *map(str, arguments)]
+        return subprocess.Popen(
+            command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            **options,
+        )  # fmt: skip
+
+    return start

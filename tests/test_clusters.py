@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+
+from chns_jax.errors import UserError
+from chns_jax.sampling import clusters
+from chns_jax.sampling.clusters import Table
+
+
+def blobs(count=5, members=20, dimensions=8, seed=0):
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(count, dimensions))
+    return np.repeat(centres, members, 0) + rng.normal(0, 0.01, (count * members, dimensions))
+
+
+def test_voiceprints_average_before_they_normalise():
+    embeddings = np.array([[[3.0, 0.0], [0.0, 1.0]], [[0.0, 2.0], [0.0, 4.0]]])
+    voiceprints = clusters.voiceprints(embeddings)
+    np.testing.assert_allclose(voiceprints, [[3 / 10**0.5, 1 / 10**0.5], [0, 1]], atol=1e-6)
+    first = clusters.voiceprints(embeddings, normalise_first=True)
+    np.testing.assert_allclose(first, [[0.5**0.5, 0.5**0.5], [0, 1]], atol=1e-6)
+
+
+def test_similar_speakers_share_a_cluster():
+    table = clusters.cluster(blobs(), 5, seed=0)
+    assert table.centroids.shape == (5, 8) and table.cluster.dtype == np.int32
+    per_blob = table.cluster.reshape(5, 20)
+    assert (per_blob == per_blob[:, :1]).all() and len(set(per_blob[:, 0])) == 5
+    for c in range(5):
+        np.testing.assert_allclose(
+            table.centroids[c], blobs()[table.cluster == c].mean(0), atol=1e-5
+        )
+
+
+def test_clustering_is_a_function_of_seed_and_round():
+    points = np.random.default_rng(0).normal(size=(60, 4))
+    one, same = (clusters.cluster(points, 6, seed=3, round=2) for _ in range(2))
+    np.testing.assert_array_equal(one.cluster, same.cluster)
+    np.testing.assert_array_equal(one.centroids, same.centroids)
+
+
+def test_more_clusters_than_speakers_warn():
+    with pytest.warns(UserWarning, match="50 clusters were asked of 4 speakers: 4 are made"):
+        table = clusters.cluster(np.eye(4), 50, seed=0)
+    assert sorted(table.cluster) == [0, 1, 2, 3]
+
+
+def test_identical_voiceprints_leave_clusters_empty():
+    table = clusters.cluster(np.ones((6, 3)), 3, seed=0)
+    assert table.sizes.sum() == 6 and (table.sizes == 0).any()
+
+
+def test_the_members_of_a_table():
+    table = Table(np.array([2, 0, 2, 1, 0], np.int32), np.eye(4, dtype=np.float32))
+    assert [sorted(table.speakers_of(c)) for c in range(4)] == [[1, 4], [3], [0, 2], []]
+    np.testing.assert_array_equal(table.sizes, [2, 1, 2, 0])
+
+
+def test_a_table_comes_back_for_the_speakers_asked(tmp_path):
+    table = Table(np.array([2, 0, 1], np.int32), np.eye(3, dtype=np.float32))
+    clusters.save(tmp_path / "t.npz", table, ["b", "a", "c"])
+    back = clusters.load(tmp_path / "t.npz", np.array(["a", "c"]))
+    np.testing.assert_array_equal(back.cluster, [0, 1])
+    np.testing.assert_array_equal(back.centroids, table.centroids)
+    with pytest.raises(UserError, match="lacks 2 of the 3 training speakers, d first"):
+        clusters.load(tmp_path / "t.npz", np.array(["a", "d", "zz"]))
+
+
+def test_files_that_are_no_table(tmp_path):
+    with pytest.raises(UserError, match="gone.npz does not exist"):
+        clusters.load(tmp_path / "gone.npz", np.array(["a"]))
+    (tmp_path / "t.npz").write_bytes(b"PK nothing")
+    with pytest.raises(UserError, match="t.npz is not a table"):
+        clusters.load(tmp_path / "t.npz", np.array(["a"]))
+    np.savez(tmp_path / "u.npz", other=np.zeros(3))
+    with pytest.raises(UserError, match="u.npz is not a table"):
+        clusters.load(tmp_path / "u.npz", np.array(["a"]))

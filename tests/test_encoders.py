@@ -1,0 +1,152 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from chns_jax.config import Ecapa, Encoder
+from chns_jax.encoders import make_encoder
+from chns_jax.encoders.layers import BatchNorm, Conv1d
+
+SMALL = Encoder(embedding=8, ecapa=Ecapa(channels=(8, 8, 8, 8, 16), res2net_scale=4))
+RENAMED = {"res2net_block": "res2net", "se_block": "se"}
+
+
+def from_speechbrain(state: dict[str, np.ndarray]) -> dict:
+    """SpeechBrain's names and layouts -> Flax variables."""
+    variables: dict = {"params": {}, "batch_stats": {}}
+    for key, value in state.items():
+        *path, leaf = key.split(".")
+        if leaf == "num_batches_tracked":
+            continue
+        path = [part for i, part in enumerate(path) if i == 0 or part != path[i - 1]]
+        for i in reversed(range(len(path))):
+            if path[i] == "blocks":
+                path[i : i + 2] = [f"blocks_{path[i + 1]}"]
+        if path[0] in ("asp_bn", "fc") or (len(path) > 1 and path[-2] in ("conv1", "conv2")):
+            path = path[:-1]  # SpeechBrain wraps these once more
+        is_norm = ".norm." in key
+        name = {"weight": "scale" if is_norm else "kernel"}.get(leaf, leaf.removeprefix("running_"))
+        tree = variables["batch_stats" if leaf.startswith("running_") else "params"]
+        for part in path:
+            tree = tree.setdefault(RENAMED.get(part, part), {})
+        tree[name] = jnp.asarray(value.transpose(2, 1, 0) if value.ndim == 3 else value)
+    return variables
+
+
+@pytest.fixture(scope="module")
+def speechbrain(golden):
+    """SpeechBrain's ECAPA-TDNN with random weights: arrays, our encoder, our variables."""
+    arrays = golden("ecapa_small")
+    theirs = json.loads(str(arrays["config"]))
+    encoder = make_encoder(
+        Encoder(
+            embedding=theirs["lin_neurons"],
+            ecapa=Ecapa(
+                channels=theirs["channels"],
+                kernel_sizes=theirs["kernel_sizes"],
+                dilations=theirs["dilations"],
+                res2net_scale=theirs["res2net_scale"],
+                se_channels=theirs["se_channels"],
+                attention_channels=theirs["attention_channels"],
+            ),
+        )
+    )
+    state = {k.removeprefix("state."): v for k, v in arrays.items() if k.startswith("state.")}
+    return arrays, encoder, from_speechbrain(state)
+
+
+def relative(mine, theirs):
+    return np.abs(mine - theirs).max() / np.abs(theirs).max()
+
+
+def test_ecapa_has_speechbrains_parameters(speechbrain):
+    _, encoder, variables = speechbrain
+    shapes = jax.eval_shape(lambda: encoder.init(jax.random.key(0), jnp.zeros((1, 32, 80)), False))
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, shapes)
+
+
+def test_ecapa_is_speechbrains_in_training_and_after(speechbrain):
+    """The stored statistics are those after the training batch; the outputs in evaluation mode are
+    of those before it. So this checks the update of the statistics as well: undone, it must give
+    the outputs."""
+    arrays, encoder, variables = speechbrain
+    output, updated = encoder.apply(variables, arrays["train_x"], True, mutable=["batch_stats"])
+    assert relative(output, arrays["train_y"]) < 1e-4
+
+    def undo(after, after_once_more):  # after = 0.9 before + 0.1 batch, and so once more
+        return (1.9 * after - after_once_more) / 0.9
+
+    stats = jax.tree.map(undo, variables["batch_stats"], updated["batch_stats"])
+    before = {"params": variables["params"], "batch_stats": stats}
+    for i in range(3):
+        assert relative(encoder.apply(before, arrays[f"x{i}"], False), arrays[f"y{i}"]) < 1e-4
+
+
+def test_ecapa_gradients_are_speechbrains(speechbrain):
+    arrays, encoder, variables = speechbrain
+
+    def sum_of_squares(params):
+        tree = {"params": params, "batch_stats": variables["batch_stats"]}
+        return jnp.square(encoder.apply(tree, arrays["train_x"], True, mutable=["batch_stats"])[0]).sum()
+
+    gradient = jax.grad(sum_of_squares)(variables["params"])
+    theirs = from_speechbrain(
+        {k.removeprefix("grad_sumsq."): v for k, v in arrays.items() if k.startswith("grad_sumsq.")}
+    )["params"]
+    for path, value in jax.tree_util.tree_leaves_with_path(theirs):
+        mine = gradient
+        for key in path:
+            mine = mine[key.key]
+        assert relative(mine, value) < 1e-3, path
+
+
+def test_the_mobile_model_has_the_papers_size():
+    shapes = jax.eval_shape(
+        lambda: make_encoder(Encoder()).init(jax.random.key(0), jnp.zeros((1, 32, 80)), False)
+    )
+    assert sum(x.size for x in jax.tree.leaves(shapes["params"])) == 2_049_952
+
+
+def test_convolution_is_the_plain_sum():
+    x = np.random.default_rng(0).normal(size=(2, 9, 3)).astype(np.float32)
+    layer = Conv1d(4, kernel_size=3, dilation=2)
+    variables = layer.init(jax.random.key(0), x)
+    kernel, bias = variables["params"]["kernel"], variables["params"]["bias"]
+    padded = np.pad(x, ((0, 0), (2, 2), (0, 0)), mode="reflect")
+    expected = np.zeros((2, 9, 4))
+    for t in range(9):
+        expected[:, t] = sum(padded[:, t + 2 * k] @ kernel[k] for k in range(3)) + bias
+    np.testing.assert_allclose(layer.apply(variables, x), expected, atol=1e-5)
+
+
+def test_a_convolution_says_when_frames_are_too_few():
+    with pytest.raises(ValueError, match="2 frames are too few"):
+        Conv1d(4, kernel_size=3, dilation=2).init(jax.random.key(0), jnp.zeros((1, 2, 3)))
+
+
+def test_batch_norm_statistics_are_pytorchs():
+    x = np.random.default_rng(0).normal(2, 3, (4, 5, 2)).astype(np.float32)
+    layer = BatchNorm()
+    variables = layer.init(jax.random.key(0), x, True)
+    np.testing.assert_array_equal(variables["batch_stats"]["var"], 1)  # init is not a step
+    y, updated = layer.apply(variables, x, True, mutable=["batch_stats"])
+    flat = x.reshape(-1, 2)
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * flat.mean(0), rtol=1e-5)
+    unbiased = flat.var(0, ddof=1)
+    np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * unbiased, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(y).reshape(-1, 2).std(0), 1, atol=1e-3)
+
+
+def test_in_evaluation_rows_do_not_see_each_other_and_every_frame_counts():
+    encoder = make_encoder(SMALL)
+    x = np.random.default_rng(0).normal(size=(3, 40, 80)).astype(np.float32)
+    variables = encoder.init(jax.random.key(0), x, False)
+
+    def first(x):
+        return encoder.apply(variables, x, False)[0].sum()
+
+    gradient = np.abs(jax.grad(first)(jnp.asarray(x))).sum(axis=2)
+    assert (gradient[0] > 0).all()
+    assert (gradient[1:] == 0).all()

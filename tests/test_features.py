@@ -1,0 +1,53 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from chns_jax.config import Features
+from chns_jax.features import frame_count, log_mel, mel_filters
+
+RAW = Features(mean_normalise=False)
+
+
+def test_log_mel_is_speechbrains(golden):
+    arrays = golden("fbank")
+    mine = log_mel(jnp.asarray(arrays["wav1"])[None], RAW)[0]
+    np.testing.assert_allclose(mine, arrays["speechbrain1"], atol=1e-3)
+
+
+def test_log_mel_is_the_plain_dft():
+    """One frame at a time, by the definition: window, DFT, triangles, decibels."""
+    signal = np.random.default_rng(0).normal(0, 0.1, 1000)
+    padded = np.pad(signal, 200)
+    n = np.arange(400)
+    hamming = 0.54 - 0.46 * np.cos(2 * np.pi * n / 400)
+    dft = np.exp(-2j * np.pi * np.outer(np.arange(201), n) / 400)
+    frames = [padded[160 * t : 160 * t + 400] * hamming for t in range(7)]
+    power = np.stack([np.abs(dft @ frame) ** 2 for frame in frames])
+    expected = 10 * np.log10(np.maximum(power @ mel_filters(RAW), 1e-10))
+    np.testing.assert_allclose(log_mel(jnp.asarray(signal)[None], RAW)[0], expected, atol=1e-3)
+
+
+def test_int16_is_the_float_it_stands_for():
+    wave = np.random.default_rng(0).integers(-3000, 3000, (2, 4000)).astype(np.int16)
+    from_int = log_mel(jnp.asarray(wave), RAW)
+    np.testing.assert_array_equal(from_int, log_mel(jnp.asarray(wave / 32768, jnp.float32), RAW))
+
+
+@pytest.mark.parametrize("samples", [160, 399, 400, 1600, 1601, 48_000])
+def test_frame_count(samples):
+    shape = jax.eval_shape(lambda x: log_mel(x, RAW), jnp.zeros((1, samples))).shape
+    assert shape == (1, frame_count(samples, RAW), 80)
+
+
+def test_mean_normalised_features_ignore_the_level_and_rows_do_not_mix():
+    wave = np.random.default_rng(0).normal(0, 0.1, (2, 8000)).astype(np.float32)
+    quiet_loud = log_mel(jnp.asarray([wave[0], 4 * wave[0]]), Features())
+    np.testing.assert_allclose(quiet_loud[0], quiet_loud[1], atol=1e-3)
+    np.testing.assert_allclose(quiet_loud.mean(axis=1), 0, atol=1e-4)
+    alone = log_mel(jnp.asarray(wave[:1]), Features())
+    np.testing.assert_allclose(log_mel(jnp.asarray(wave), Features())[0], alone[0], atol=1e-4)
+
+
+def test_silence_is_finite():
+    assert (log_mel(jnp.zeros((1, 1600), jnp.int16), Features()) == 0).all()

@@ -1,0 +1,208 @@
+import os
+import time
+
+import numpy as np
+import pytest
+from conftest import write_tone
+
+from chns_jax.corpus import index as index_module
+from chns_jax.corpus.index import Strings, index, join
+from chns_jax.errors import UserError
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The files whose headers are read."""
+    paths = []
+    read = index_module.read_header
+    monkeypatch.setattr(
+        index_module, "read_header", lambda path: paths.append(os.path.basename(path)) or read(path)
+    )
+    return paths
+
+
+def test_speaker_recording_utterance(tones, tmp_path):
+    corpus = index(tones, tmp_path)
+    assert list(corpus.speakers) == [f"s{i:02d}" for i in range(12)]
+    assert list(corpus.names)[:5] == [
+        "s00/r0/u0.flac", "s00/r0/u1.flac", "s00/r1/u2.flac", "s00/r1/u3.flac", "s01/r0/u0.flac",
+    ]  # fmt: skip
+    np.testing.assert_array_equal(corpus.speaker, np.repeat(np.arange(12), 4))
+    np.testing.assert_array_equal(corpus.recording, np.repeat(np.arange(24), 2))
+    np.testing.assert_allclose(corpus.seconds[:4], [0.6, 0.7, 0.8, 0.9], atol=1e-4)
+    assert set(corpus.rate) == {16_000}
+    assert corpus.path(2) == str(tones / "s00/r1/u2.flac")
+    np.testing.assert_array_equal(corpus.speaker_start, 4 * np.arange(13))
+    np.testing.assert_array_equal(corpus.recording_start[:4], [0, 0, 2, 2])
+    np.testing.assert_array_equal(corpus.recording_end[:4], [2, 2, 4, 4])
+    assert corpus.rows(["s00/r1/u3.flac", "nobody"]) == {"s00/r1/u3.flac": 3}
+
+
+def test_speaker_utterance_makes_every_file_a_recording(tmp_path):
+    for name in ("b/2.wav", "a/1.wav", "a/0.wav", "a/rec/x.wav", "a/rec/y.wav"):
+        write_tone(tmp_path / "root" / name, 0.2, hertz=100)
+    (tmp_path / "root" / "notes.txt").write_text("no audio")
+    (tmp_path / "root" / "a" / ".hidden.wav").write_text("no audio")
+    corpus = index(tmp_path / "root", tmp_path)
+    names = ["a/0.wav", "a/1.wav", "a/rec/x.wav", "a/rec/y.wav", "b/2.wav"]
+    assert list(corpus.names) == names
+    np.testing.assert_array_equal(corpus.recording, [0, 1, 2, 2, 3])
+    np.testing.assert_array_equal(corpus.speaker, [0, 0, 0, 0, 1])
+
+
+def test_kaldi(tones, tmp_path, opened):
+    data = tmp_path / "data"
+    data.mkdir()
+    names = ["s01-vid-1-00002", "s01-vid-1-00001", "s00-a-00001", "s01-b-00001"]
+    files = ["s01/r0/u1.flac", "s01/r0/u0.flac", "s00/r0/u0.flac", "s01/r1/u2.flac"]
+    pairs = list(zip(names, files, strict=True))
+    (data / "wav.scp").write_text("".join(f"{n} {tones / f}\n" for n, f in pairs))
+    (data / "utt2spk").write_text("".join(f"{n} {n[:3]}\n" for n in names))
+    (data / "utt2dur").write_text("s01-b-00001 0.75\n")
+    corpus = index(data, tmp_path)
+    assert list(corpus.speakers) == ["s00", "s01"]
+    assert sorted(corpus.names) == sorted(names)
+    recording = dict(zip(corpus.names, corpus.recording, strict=True))
+    assert recording["s01-vid-1-00001"] == recording["s01-vid-1-00002"]
+    assert len(set(recording.values())) == 3
+    row = corpus.rows(["s01-b-00001"])["s01-b-00001"]
+    assert corpus.path(row) == str(tones / "s01/r1/u2.flac")
+    assert corpus.seconds[row] == 0.75 and "u2.flac" not in opened  # utt2dur is believed
+    (data / "utt2spk").unlink()
+    (data / "spk2utt").write_text(f"s00 {names[2]}\ns01 {names[0]} {names[1]} {names[3]}\n")
+    np.testing.assert_array_equal(index(data, tmp_path).speaker, corpus.speaker)
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ({"wav.scp": "u1 x.wav\n"}, "neither utt2spk nor spk2utt"),
+        ({"wav.scp": "u1 x.wav\n", "utt2spk": "u2 s\n"}, "does not name the speaker of u1"),
+        ({"wav.scp": "u1\n", "utt2spk": "u1 s\n"}, "wav.scp line 1 has no second column"),
+        ({"wav.scp": "u1 sox x.wav |\n", "utt2spk": "u1 s\n"}, "reads u1 from a command"),
+        ({"wav.scp": "r x.wav\n", "segments": "", "utt2spk": ""}, "segments is not supported"),
+        ({"wav.scp": "u1 x\n", "utt2spk": "u1 s\n", "utt2dur": "u1 long\n"}, "no number of seconds"),
+    ],
+)
+def test_kaldi_mistakes(tmp_path, files, message):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        index(tmp_path, tmp_path / "cache")
+
+
+def test_the_cache_is_used_and_only_what_changed_is_read_again(tmp_path, opened):
+    root = tmp_path / "root"
+    for name in ("a/0.wav", "a/1.wav", "b/2.wav"):
+        write_tone(root / name, 0.2, hertz=100)
+    first = index(root, tmp_path)
+    assert sorted(opened) == ["0.wav", "1.wav", "2.wav"]
+    opened.clear()
+    again = index(root, tmp_path)
+    assert not opened
+    np.testing.assert_array_equal(again.seconds, first.seconds)
+    np.testing.assert_array_equal(again.rate, first.rate)
+
+    write_tone(root / "a/1.wav", 0.5, hertz=100)  # changed in place
+    write_tone(root / "b/3.wav", 0.3, hertz=100)  # new
+    (root / "a/0.wav").unlink()
+    changed = index(root, tmp_path)
+    assert sorted(opened) == ["1.wav", "3.wav"]
+    assert list(changed.names) == ["a/1.wav", "b/2.wav", "b/3.wav"]
+    np.testing.assert_allclose(changed.seconds, [0.5, 0.2, 0.3], atol=1e-4)
+
+
+def test_a_cache_cut_short_is_made_again(tmp_path, opened):
+    root = tmp_path / "root"
+    write_tone(root / "a/0.wav", 0.2, hertz=100)
+    index(root, tmp_path)
+    cached = index_module.cache_file(str(root), tmp_path)
+    cached.write_bytes(cached.read_bytes()[:100])
+    opened.clear()
+    assert len(index(root, tmp_path)) == 1 and opened == ["0.wav"]
+
+
+def test_broken_files_are_listed_and_left_out(tmp_path):
+    root = tmp_path / "root"
+    write_tone(root / "a/0.wav", 0.2, hertz=100)
+    (root / "a/1.wav").write_bytes(b"no audio")
+    (root / "b").mkdir()
+    (root / "b/2.wav").write_bytes(b"")
+    for _ in range(2):  # read, then from the cache
+        corpus = index(root, tmp_path)
+        assert list(corpus.names) == ["a/0.wav"] and list(corpus.speakers) == ["a"]
+        assert [name for name, _ in corpus.broken] == ["a/1.wav", "b/2.wav"]
+        assert all(name in reason for name, reason in corpus.broken)
+
+
+def test_folders_that_are_no_corpus(tmp_path):
+    with pytest.raises(UserError, match="gone does not exist"):
+        index(tmp_path / "gone", tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no audio"):
+        index(tmp_path / "empty", tmp_path)
+
+
+def test_select_keeps_whole_speakers(tones, tmp_path):
+    corpus = index(tones, tmp_path)
+    kept = np.isin(corpus.speakers, ["s03", "s07"])
+    part = corpus.select(kept)
+    assert list(part.speakers) == ["s03", "s07"] and len(part) == 8
+    assert {name[:3] for name in part.names} == {"s03", "s07"}
+    np.testing.assert_array_equal(part.speaker, np.repeat([0, 1], 4))
+    np.testing.assert_array_equal(part.recording, np.repeat(np.arange(4), 2))
+    assert part.path(7) == str(tones / "s07/r1/u3.flac")
+
+
+def test_join_takes_several_roots(tones, tmp_path):
+    other = tmp_path / "other"
+    write_tone(other / "z/0.wav", 0.2, hertz=100)
+    write_tone(other / "z/1.wav", 0.2, hertz=100)
+    both = join([index(tones, tmp_path), index(other, tmp_path)])
+    assert len(both.speakers) == 13 and both.speakers[-1] == "z"
+    assert both.path(len(both) - 1) == str(other / "z/1.wav")
+    assert (np.diff(both.recording) >= 0).all() and both.recording[-1] == 25
+    with pytest.raises(UserError, match="speaker z is both in"):
+        join([both, index(other, tmp_path)])
+
+
+def test_strings_are_what_went_in():
+    words = ["", "a", "über/ü.wav", "a" * 300, ""]
+    strings = Strings.of(words)
+    assert list(strings) == words and len(strings) == 5
+    assert list(strings.select(np.array([1, 0, 1, 0, 1], bool))) == ["", "über/ü.wav", ""]
+    assert list(strings.followed_by(Strings.of(["x"]))) == [*words, "x"]
+
+
+def test_voxceleb2_fits_as_arrays(tmp_path):
+    """5,994 speakers and 1.09 million files: how many bytes its arrays take, and how soon they are
+    back from the cache."""
+    speakers, recordings, utterances = 5_994, 145_569, 1_092_009
+    recording = np.sort(np.random.default_rng(0).integers(recordings, size=utterances))
+    speaker = np.sort(np.random.default_rng(1).integers(speakers, size=recordings))[recording]
+    name = "id00012/21Uxsk56VDQ/00001.m4a".encode()
+    names = Strings(
+        np.tile(np.frombuffer(name, np.uint8), utterances),
+        np.arange(1, utterances + 1, dtype=np.int64) * len(name),
+    )
+    found = index_module._Found(
+        speakers=np.array([f"id{i:05d}" for i in range(speakers)]),
+        names=names,
+        files=names,
+        speaker=speaker.astype(np.int32),
+        recording=recording.astype(np.int32),
+        size=np.ones(utterances, np.int64),
+        time=np.ones(utterances, np.int64),
+        seconds=np.full(utterances, 8, np.float32),
+        rate=np.full(utterances, 16_000, np.int32),
+        reasons=Strings.of([]),
+    )
+    index_module._save(tmp_path / "index.npz", found)
+    started = time.perf_counter()
+    corpus = index_module._load(tmp_path / "index.npz").corpus("/speech")
+    took = time.perf_counter() - started
+    arrays = [getattr(corpus, key) for key in "speakers root speaker recording seconds rate".split()]
+    size = sum(a.nbytes for a in [*arrays, corpus.names.text, corpus.names.end])
+    assert len(corpus) == utterances and corpus.path(utterances - 1) == "/speech/" + name.decode()
+    assert size < 100e6
+    print(f"{size / 1e6:.0f} MB, from the cache in {took:.2f} s")

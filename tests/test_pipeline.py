@@ -1,0 +1,100 @@
+from contextlib import closing
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import write_tone
+
+from chns_jax.config import Sampler
+from chns_jax.corpus.index import index
+from chns_jax.errors import UserError
+from chns_jax.randomness import Purpose, generator
+from chns_jax.sampling.pipeline import Reader, training_batches, voiceprint_batches
+from chns_jax.sampling.plan import plan
+
+SAMPLER = Sampler(speakers=4, hard_ratio=0)
+SAMPLES = 4000
+
+
+@pytest.fixture
+def reader(tones, tmp_path):
+    return Reader(index(tones, tmp_path), 16_000, threads=3)
+
+
+def batches(reader, first, end, threads=3):
+    made = training_batches(
+        Reader(reader.corpus, 16_000, threads), SAMPLER, None, seed=5, samples=SAMPLES,
+        first_step=first, end_step=end,
+    )  # fmt: skip
+    with closing(made):
+        return list(made)
+
+
+def test_a_batch_is_what_the_plan_says(reader):
+    (batch,) = batches(reader, 3, 4)
+    assert batch.shape == (8, SAMPLES) and batch.dtype == np.int16
+    for slot, utterance in enumerate(plan(5, 3, SAMPLER, reader.corpus, None).utterances):
+        whole, _ = soundfile.read(reader.corpus.path(utterance), dtype="int16")
+        position = generator(5, Purpose.CROP, 3, slot).random()
+        start = int(position * (len(whole) - SAMPLES + 1))
+        np.testing.assert_array_equal(batch[slot], whole[start : start + SAMPLES])
+
+
+def test_a_batch_is_the_same_wherever_a_run_starts_and_however_many_threads_read(reader):
+    from_start = batches(reader, 0, 6)
+    assert len(from_start) == 6
+    np.testing.assert_array_equal(from_start[4:], batches(reader, 4, 6))
+    np.testing.assert_array_equal(from_start, batches(reader, 0, 6, threads=1))
+
+
+def test_voiceprint_crops_are_of_different_utterances(reader):
+    def crops(round):
+        made = voiceprint_batches(
+            reader, per_speaker=6, seed=0, round=round, samples=800, rows=10
+        )
+        with closing(made):
+            return np.concatenate(list(made))
+
+    first = crops(1)
+    assert first.shape == (12 * 6, 800)
+    np.testing.assert_array_equal(first, crops(1))
+    assert (first != crops(2)).any()
+    wholes = {row: soundfile.read(reader.corpus.path(row), dtype="int16")[0] for row in range(4)}
+    sources = []
+    for crop in first[:6]:
+        starts = {row: np.flatnonzero(w[: len(w) - 799] == crop[0]) for row, w in wholes.items()}
+        sources += [r for r, s in starts.items() if any((wholes[r][i : i + 800] == crop).all() for i in s)]
+    assert sorted(sources[:4]) == [0, 1, 2, 3]  # each once
+    assert sources[4:] == sources[:2]  # then again
+
+
+def broken_corpus(root, broken):
+    for speaker in "abcd":
+        for utterance in range(3):
+            write_tone(root / speaker / f"{utterance}.wav", 0.5, hertz=100)
+    for name in broken:
+        soundfile.write(root / name, np.full(8000, np.nan, np.float32), 16_000, subtype="FLOAT")
+    return root
+
+
+def test_a_broken_file_is_replaced_by_another_of_its_speaker(tmp_path):
+    corpus = index(broken_corpus(tmp_path / "root", ["a/0.wav", "c/2.wav"]), tmp_path)
+    reader = Reader(corpus, 16_000, threads=2)
+    made = training_batches(
+        reader, SAMPLER, None, seed=0, samples=800, first_step=0, end_step=20
+    )
+    with closing(made):
+        crops = np.concatenate(list(made))
+    assert len(crops) == 160 and np.abs(crops).max(axis=1).min() > 0
+    assert {corpus.names[row] for row in reader.skipped} == {"a/0.wav", "c/2.wav"}
+    assert all("holds NaN" in reason for reason in reader.skipped.values())
+
+
+def test_a_speaker_without_a_readable_file_is_an_error(tmp_path):
+    broken = [f"b/{i}.wav" for i in range(3)]
+    reader = Reader(index(broken_corpus(tmp_path / "root", broken), tmp_path), 16_000, threads=2)
+    made = training_batches(
+        reader, SAMPLER, None, seed=0, samples=800, first_step=0, end_step=2
+    )
+    with closing(made), pytest.raises(UserError, match="no utterance of speaker b can be read"):
+        list(made)

@@ -1,0 +1,203 @@
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chns_jax.config import Sampler
+from chns_jax.corpus.index import Corpus, Strings
+from chns_jax.errors import UserError
+from chns_jax.sampling import plan as plan_module
+from chns_jax.sampling.clusters import Table
+from chns_jax.sampling.plan import hard_count, plan, same_cluster_share
+
+
+def make_corpus(recordings_of: list[list[int]]) -> Corpus:
+    """A corpus without files; recordings_of[speaker] lists how many utterances each one holds."""
+    speaker, recording = [], []
+    for i, recordings in enumerate(recordings_of):
+        for utterances in recordings:
+            number = recording[-1] + 1 if recording else 0
+            speaker += [i] * utterances
+            recording += [number] * utterances
+    count = len(speaker)
+    names = Strings.of(f"{i}" for i in range(count))
+    return Corpus(
+        roots=("/nowhere",),
+        speakers=np.array([f"s{i:05d}" for i in range(len(recordings_of))]),
+        names=names,
+        files=names,
+        root=np.zeros(count, np.uint8),
+        speaker=np.array(speaker, np.int32),
+        recording=np.array(recording, np.int32),
+        seconds=np.ones(count, np.float32),
+        rate=np.full(count, 16_000, np.int32),
+    )
+
+
+def make_table(sizes: list[int], seed: int = 0) -> Table:
+    """Clusters of the given sizes, their speakers in no order."""
+    rng = np.random.default_rng(seed)
+    cluster = rng.permutation(np.repeat(np.arange(len(sizes)), sizes)).astype(np.int32)
+    return Table(cluster, rng.normal(size=(len(sizes), 4)).astype(np.float32))
+
+
+SAMPLER = Sampler(speakers=16, hard_ratio=0.5)
+sizes = st.lists(st.integers(0, 12), min_size=1, max_size=12).filter(lambda s: sum(s) >= 8)
+samplers = st.builds(
+    Sampler,
+    speakers=st.integers(2, 40),
+    hard_ratio=st.floats(0, 1),
+    fill=st.sampled_from(["pool", "whole"]),
+    next_cluster=st.sampled_from(["random", "nearest"]),
+    cluster_weight=st.sampled_from(["size", "uniform"]),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(sizes, samplers, st.integers(0, 2**40), st.integers(0, 2**20))
+def test_properties_of_every_plan(sizes, sampler, seed, step):
+    speakers = sum(sizes)
+    sampler = dataclasses.replace(sampler, speakers=min(sampler.speakers, speakers))
+    corpus, table = make_corpus([[2, 2]] * speakers), make_table(sizes)
+    batch = plan(seed, step, sampler, corpus, table)
+    assert batch.hard == int(np.floor(sampler.hard_ratio * sampler.speakers + 1e-9))
+    assert len(set(batch.speakers)) == len(batch.speakers) == sampler.speakers
+    assert batch.speakers.min() >= 0 and batch.speakers.max() < speakers
+    first, second = batch.utterances.reshape(2, -1)
+    np.testing.assert_array_equal(corpus.speaker[first], batch.speakers)
+    np.testing.assert_array_equal(corpus.speaker[second], batch.speakers)
+    assert (corpus.recording[first] != corpus.recording[second]).all()
+    hard_clusters = set(table.cluster[batch.speakers[: batch.hard]].tolist())
+    if batch.hard:  # no cluster was opened although those before it held enough
+        opened = sorted(table.sizes[list(hard_clusters)])
+        assert sum(opened[:-1]) < batch.hard or sampler.fill == "pool"
+    if batch.hard and sampler.fill == "whole":
+        count = Counter(table.cluster[batch.speakers[: batch.hard]].tolist())
+        partial = [c for c, n in count.items() if n < table.sizes[c]]
+        assert len(partial) <= 1  # all clusters whole, but the last
+    again = plan(seed, step, sampler, corpus, table)
+    np.testing.assert_array_equal(again.utterances, batch.utterances)
+
+
+@pytest.mark.parametrize("next_cluster", ["random", "nearest"])
+def test_hard_speakers_are_of_one_cluster_while_it_suffices(next_cluster):
+    table = make_table([20, 30, 8, 12])
+    sampler = dataclasses.replace(SAMPLER, next_cluster=next_cluster)
+    corpus = make_corpus([[1, 1]] * 70)
+    for step in range(2000):
+        hard = plan(1, step, sampler, corpus, table).speakers[:8]
+        assert len(set(table.cluster[hard])) == 1
+
+
+def test_small_clusters_spill_into_the_next():
+    table, corpus = make_table([3] * 20), make_corpus([[1, 1]] * 60)
+    for fill, most in [("whole", 3), ("pool", 3)]:
+        sampler = dataclasses.replace(SAMPLER, fill=fill)
+        for step in range(500):
+            hard = plan(0, step, sampler, corpus, table).speakers[:8]
+            assert len(hard) == 8 and len(set(table.cluster[hard])) <= most
+
+
+def test_the_nearest_cluster_joins_next():
+    centroids = np.array([[1, 0], [0.9, 0.1], [-1, 0], [0, 1]], np.float32)
+    table = Table(np.repeat(np.arange(4), 5).astype(np.int32), centroids)
+    np.testing.assert_array_equal(table.nearest[:, :2], [[0, 1], [1, 0], [2, 3], [3, 1]])
+    sampler = dataclasses.replace(SAMPLER, fill="whole", next_cluster="nearest")
+    corpus = make_corpus([[1, 1]] * 20)
+    pairs = Counter()
+    for step in range(500):
+        hard = plan(0, step, sampler, corpus, table).speakers[:8]
+        pairs[tuple(dict.fromkeys(table.cluster[hard].tolist()))] += 1
+    assert set(pairs) == {(0, 1), (1, 0), (2, 3), (3, 1)}
+
+
+@pytest.mark.parametrize("table", [None, "equal", "unequal", "tiny"])
+def test_all_speakers_are_seen_equally_often(table):
+    speakers, steps = 120, 6000
+    table = {
+        None: None,
+        "equal": make_table([10] * 12),
+        "unequal": make_table([8, 12, 16, 20, 24, 40]),
+        "tiny": make_table([2, 4] * 20),
+    }[table]
+    corpus, seen = make_corpus([[1, 1]] * speakers), np.zeros(speakers)
+    for step in range(steps):
+        seen[plan(3, step, SAMPLER, corpus, table).speakers] += 1
+    expected = steps * SAMPLER.speakers / speakers  # 800, deviation about 26
+    assert abs(seen - expected).max() < 0.15 * expected
+    if table is None:
+        assert abs(seen - expected).max() < 5 * np.sqrt(expected)
+
+
+def test_clusters_drawn_alike_favour_the_speakers_of_small_ones():
+    """The paper's code; why `size` is the default here."""
+    table, corpus = make_table([8, 112]), make_corpus([[1, 1]] * 120)
+    seen = {weight: np.zeros(120) for weight in ("size", "uniform")}
+    for weight, count in seen.items():
+        sampler = dataclasses.replace(SAMPLER, cluster_weight=weight)
+        for step in range(1000):
+            count[plan(0, step, sampler, corpus, table).speakers] += 1
+    small = table.speakers_of(0)
+    assert seen["uniform"][small].mean() > 3 * seen["size"][small].mean()
+
+
+def test_utterances_are_drawn_evenly_and_from_two_recordings_where_there_are_two():
+    corpus = make_corpus([[1, 2, 3], [4], [1, 1], [2]])
+    sampler = Sampler(speakers=4, hard_ratio=0)
+    seen, steps = Counter(), 4000
+    for step in range(steps):
+        first, second = plan(0, step, sampler, corpus, None).utterances.reshape(2, -1)
+        assert (first != second).all()
+        apart = corpus.recording[first] != corpus.recording[second]
+        single = np.isin(corpus.speaker[first], [1, 3])
+        np.testing.assert_array_equal(apart, ~single)
+        seen.update(first.tolist())
+    for speaker in range(4):
+        start, end = corpus.speaker_start[speaker : speaker + 2]
+        expected = steps / (end - start)
+        for utterance in range(start, end):
+            assert abs(seen[utterance] - expected) < 6 * np.sqrt(expected)
+
+
+def test_steps_and_seeds_differ():
+    corpus = make_corpus([[1, 1]] * 50)
+    batches = {
+        tuple(plan(seed, step, SAMPLER, corpus, None).speakers)
+        for seed in range(5)
+        for step in range(50)
+    }
+    assert len(batches) == 250
+
+
+def test_hard_ratio_one_and_zero():
+    table, corpus = make_table([16, 16, 16]), make_corpus([[1, 1]] * 48)
+    for step in range(200):
+        all_hard = plan(0, step, dataclasses.replace(SAMPLER, hard_ratio=1.0), corpus, table)
+        assert all_hard.hard == 16 and len(set(table.cluster[all_hard.speakers])) == 1
+        none_hard = plan(0, step, dataclasses.replace(SAMPLER, hard_ratio=0.0), corpus, table)
+        assert none_hard.hard == 0
+
+
+def test_the_hard_count_does_not_fall_for_floats():
+    assert hard_count(Sampler(speakers=100, hard_ratio=0.29)) == 29
+    assert hard_count(Sampler(speakers=650, hard_ratio=0.5)) == 325
+    assert hard_count(Sampler(speakers=7, hard_ratio=0.5)) == 3
+
+
+def test_a_batch_of_the_whole_corpus_is_possible_and_a_larger_one_is_an_error():
+    table, corpus = make_table([5, 11]), make_corpus([[1, 1]] * 16)
+    assert set(plan(0, 0, SAMPLER, corpus, table).speakers) == set(range(16))
+    with pytest.raises(UserError, match="at most 16"):
+        plan_module.check(dataclasses.replace(SAMPLER, speakers=17), corpus)
+
+
+def test_same_cluster_share_is_the_plain_count():
+    table = make_table([5, 3, 9])
+    speakers = np.array([0, 4, 7, 9, 12, 16])
+    pairs = [(a, b) for a in speakers for b in speakers if a != b]
+    expected = np.mean([table.cluster[a] == table.cluster[b] for a, b in pairs])
+    assert same_cluster_share(speakers, table) == pytest.approx(expected)
+    assert same_cluster_share(speakers, None) == 0

@@ -1,0 +1,30 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chns_jax.config import Sampler, Training
+from chns_jax.sampling import rounds
+
+
+@given(
+    st.sampled_from(["chns", "random"]), st.integers(0, 30), st.integers(1, 20) | st.just("never")
+)
+def test_rounds_cover_all_steps_and_end_where_the_next_begins(kind, start, every):
+    steps = 60
+    sampler = Sampler(kind=kind, start_step=start, refresh_every=every)
+    length = rounds.length(sampler, Training(), 1000)
+    expected = set()
+    if kind == "chns":
+        expected = {start} if every == "never" else set(range(start, steps, every))
+    assert {s for s in range(steps) if rounds.begins(s, sampler, length)} == expected
+    for step in range(steps):
+        end = rounds.end(step, sampler, length, steps)
+        assert step < end <= steps
+        assert not any(rounds.begins(s, sampler, length) for s in range(step + 1, end))
+        assert end == steps or rounds.begins(end, sampler, length)
+
+
+def test_a_round_may_be_counted_in_epochs():
+    sampler = Sampler(speakers=50, refresh_every=2, refresh_unit="epochs")
+    assert rounds.length(sampler, Training(), 1000) == 20
+    assert rounds.length(sampler, Training(epoch_utterances=5000), 1000) == 100
+    assert rounds.length(sampler, Training(), 10) == 2

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from chns_jax.corpus.index import index
+from chns_jax.errors import UserError
+from chns_jax.scoring import trials
+
+
+@pytest.fixture
+def corpus(tones, tmp_path):
+    return index(tones, tmp_path)
+
+
+def test_a_list_is_read_and_located(corpus, tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("1 s00/r0/u0.flac s00/r1/u2.flac\n\n0 s00/r0/u0.flac s05/r1/u3.flac\n")
+    located = trials.locate(trials.read(path), corpus, path)
+    np.testing.assert_array_equal(located.labels, [True, False])
+    np.testing.assert_array_equal(located.enrolment, [0, 0])
+    np.testing.assert_array_equal(located.test, [2, 23])
+    np.testing.assert_array_equal(located.utterances(), [0, 2, 23])
+    embeddings = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    np.testing.assert_allclose(located.scores(located.utterances(), embeddings), [0.6, 0.0])
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("1 a b\n2 a b\n", "line 2 is not"),
+        ("1 a b\n0 a\n", "line 2 is not"),
+        ("1 a b\n", "needs both"),
+        ("", "needs both"),
+    ],
+)
+def test_mistakes_in_a_list(tmp_path, text, message):
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        trials.read(tmp_path / "list.txt")
+
+
+def test_files_that_are_no_list(tmp_path):
+    with pytest.raises(UserError, match="gone.txt cannot be read: No such file"):
+        trials.read(tmp_path / "gone.txt")
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    with pytest.raises(UserError, match="binary cannot be read: it is not text"):
+        trials.read(tmp_path / "binary")
+
+
+def test_a_trial_of_a_missing_file(corpus, tmp_path):
+    (tmp_path / "list.txt").write_text("1 s00/r0/u0.flac s00/r9/u9.flac\n0 s00/r0/u0.flac x\n")
+    with pytest.raises(UserError, match="names s00/r9/u9.flac"):
+        trials.locate(trials.read(tmp_path / "list.txt"), corpus, tmp_path / "list.txt")
+
+
+def test_made_trials_are_all_pairs_across_recordings(corpus):
+    made = trials.make(corpus, max_trials=10**6, seed=0)
+    assert made.labels.sum() == 12 * 4  # two utterances in each of two recordings
+    assert (~made.labels).sum() == 48 * 47 // 2 - 12 * 6
+    same = corpus.speaker[made.enrolment] == corpus.speaker[made.test]
+    np.testing.assert_array_equal(same, made.labels)
+    assert (corpus.recording[made.enrolment] != corpus.recording[made.test]).all()
+    assert len(set(zip(made.enrolment, made.test, strict=True))) == len(made.labels)
+
+
+def test_made_trials_may_be_limited(corpus):
+    made = trials.make(corpus, max_trials=200, seed=0)
+    assert len(made.labels) == 200 and made.labels.sum() == 20
+    again = trials.make(corpus, max_trials=200, seed=0)
+    np.testing.assert_array_equal(made.test, again.test)
+
+
+def test_speakers_of_one_recording_make_no_trials(corpus):
+    one = corpus.select(np.arange(12) < 1)
+    with pytest.raises(UserError, match="make no trials"):
+        trials.make(one, max_trials=10, seed=0)
