@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
         per_speaker=chosen.utterances_per_speaker,
         seed=chosen.seed,
         round=0,
-        samples=round(config.data.crop_seconds * config.features.sample_rate),
+        samples=config.crop_samples,
         rows=encoder.rows,
     )
     voiceprints = clusters.voiceprints(embeddings, normalise_first=chosen.normalise_first)

@@ -233,6 +233,17 @@ class Config:
     training: Training = field(default_factory=Training)
     validation: Validation = field(default_factory=Validation)
 
+    @property
+    def crop_samples(self) -> int:
+        """Samples s of a training crop."""
+        return round(self.data.crop_seconds * self.features.sample_rate)
+
+    @property
+    def segment_samples(self) -> int:
+        """Samples of a segment of an utterance that is embedded whole."""
+        seconds = self.validation.segment_seconds or self.data.crop_seconds
+        return round(seconds * self.features.sample_rate)
+
 
 def load(argv: list[str] | None = None, description: str | None = None) -> Config:
     """The config that `argv` describes; `--config` files first, overrides after them, in order.

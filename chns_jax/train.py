@@ -53,7 +53,7 @@ def train(config: Config, opened: ExitStack) -> None:
     """Train as `config` says, in its run folder; go on where a run of this config stopped."""
     sampler, seed, steps = config.sampler, config.training.seed, config.training.steps
     batch_rows = 2 * sampler.speakers
-    samples = round(config.data.crop_seconds * config.features.sample_rate)
+    samples = config.crop_samples
 
     # ------------------------------------------------------------------ run folder
     out = Path(config.out).expanduser()

@@ -29,10 +29,8 @@ def validate(
     `trials` are of the reader's corpus. Raises UserError when one of their files cannot be read.
     """
     utterances = trials.utterances()
-    seconds = config.validation.segment_seconds or config.data.crop_seconds
-    samples = round(seconds * config.features.sample_rate)
     embeddings = embed_utterances(
-        encode, variables, reader, utterances, samples=samples, rows=rows
+        encode, variables, reader, utterances, samples=config.segment_samples, rows=rows
     )
     scores = trials.scores(utterances, embeddings)
     return {

@@ -142,6 +142,32 @@ def index(root: str | Path, cache: str | Path) -> Corpus:
     return known.corpus(root)
 
 
+def of_files(paths: Sequence[str | Path]) -> Corpus:
+    """A corpus of single files, in their order; each is a speaker and a recording of its own.
+
+    Raises UserError naming the first file that cannot be read.
+    """
+    headers = []
+    for path in paths:
+        try:
+            headers.append(read_header(str(path)))
+        except AudioError as error:
+            raise UserError(f"{error}: give another file") from error
+    each = np.arange(len(paths), dtype=np.int32)
+    files = Strings.of(str(path) for path in paths)
+    return Corpus(
+        roots=("",),
+        speakers=np.array([str(path) for path in paths]),
+        names=files,
+        files=files,
+        root=np.zeros(len(paths), np.uint8),
+        speaker=each,
+        recording=each,
+        seconds=np.array([header.seconds for header in headers], np.float32),
+        rate=np.array([header.rate for header in headers], np.int32),
+    )
+
+
 def join(corpora: Sequence[Corpus]) -> Corpus:
     """One corpus of several roots. Raises UserError when two hold a speaker of the same name."""
     joined = corpora[0]

@@ -1,0 +1,80 @@
+import jax
+import numpy as np
+import pytest
+from test_step import LABELS, audio, build
+
+from chns_jax import checkpoint
+from chns_jax.checkpoint import Progress
+from chns_jax.errors import UserError
+from chns_jax.sampling.clusters import Table
+from chns_jax.sharding import put
+from chns_jax.step import sha256
+
+TABLE = Table(np.array([1, 0, 1], np.int32), np.eye(2, dtype=np.float32))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of six checkpoints, the second of which had the lowest EER; digests by step."""
+    mesh, _, state, step = build()
+    digests = {}
+    with checkpoint.open_manager(tmp_path / "checkpoints", keep=2) as manager:
+        for i, eer in enumerate([0.3, 0.1, None, 0.2, 0.4, None]):
+            state, _ = step(state, put(mesh, audio(i)), put(mesh, LABELS))
+            digests[i + 1] = sha256(state.variables)
+            table = None if i == 0 else TABLE
+            checkpoint.save(manager, state, table, Progress(i, 2.5 * i), "seed: 0", eer)
+    return tmp_path, state, digests
+
+
+def test_the_latest_checkpoint_comes_back_whole(run):
+    folder, state, digests = run
+    with checkpoint.open_manager(folder / "checkpoints", keep=2) as manager:
+        back = checkpoint.restore(manager, build()[2])
+    assert jax.tree.structure(back.state) == jax.tree.structure(state)
+    for mine, theirs in zip(jax.tree.leaves(back.state), jax.tree.leaves(state), strict=True):
+        assert mine.dtype == theirs.dtype and mine.sharding == theirs.sharding
+        np.testing.assert_array_equal(mine, theirs)
+    np.testing.assert_array_equal(back.table.cluster, TABLE.cluster)
+    np.testing.assert_array_equal(back.table.centroids, TABLE.centroids)
+    assert back.progress == Progress(5, 12.5)
+
+
+def test_the_last_ones_and_the_best_are_kept(run):
+    folder, state, digests = run
+    kept = {int(path.name) for path in (folder / "checkpoints").iterdir()}
+    assert kept == {2, 5, 6}
+    for which, expected in [("last", 6), ("best", 2), ("5", 5)]:
+        step, variables = checkpoint.restore_variables(folder, which, state.variables)
+        assert step == expected and sha256(variables) == digests[expected]
+
+
+@pytest.mark.parametrize("which", ["4", "-1", "newest"])
+def test_a_checkpoint_that_is_not_there(run, which):
+    with pytest.raises(UserError, match=f"holds no checkpoint {which}: it has"):
+        checkpoint.restore_variables(run[0], which, run[1].variables)
+
+
+def test_no_checkpoints(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoints"):
+        checkpoint.restore_variables(tmp_path, "last", {})
+    with checkpoint.open_manager(tmp_path / "checkpoints", keep=2) as manager:
+        assert checkpoint.restore(manager, build()[2]) is None
+
+
+def test_a_donated_state_does_not_change_what_is_saved(tmp_path):
+    """Saving goes on in the background while the next step writes into the same memory."""
+    mesh, _, state, step = build()
+    donating = jax.jit(step.__wrapped__, donate_argnums=0)
+    with checkpoint.open_manager(tmp_path / "checkpoints", keep=9) as manager:
+        digests = {}
+        for i in range(3):
+            state, _ = donating(state, put(mesh, audio(i)), put(mesh, LABELS))
+            digests[i + 1] = sha256(state.variables)
+            checkpoint.save(manager, state, None, Progress(0, 0.0), "", None)
+    like = build()[2].variables
+    for step_number, digest in digests.items():
+        _, variables = checkpoint.restore_variables(tmp_path, str(step_number), like)
+        assert sha256(variables) == digest
+
+

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from conftest import write_tone
+
+from chns_jax import config as configs
+from chns_jax.errors import UserError
+from chns_jax.split import make_split
+
+
+@pytest.fixture
+def split(tones, tmp_path):
+    def make(*arguments):
+        where = ["--data.root", str(tones), "--data.cache", str(tmp_path / "cache")]
+        return make_split(configs.load([*where, *map(str, arguments)]))
+
+    return make
+
+
+@pytest.fixture
+def listed(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("1 s02/r0/u0.flac s02/r1/u2.flac\n0 s02/r0/u0.flac s05/r1/u3.flac\n")
+    return path
+
+
+def test_speakers_of_the_trials_are_not_trained_on(split, listed, tones, tmp_path):
+    parts = split("--data.trials", listed)
+    assert set(parts.training.speakers) == {f"s{i:02d}" for i in range(12)} - {"s02", "s05"}
+    assert {name[:3] for name in parts.training.names}.isdisjoint({"s02", "s05"})
+    assert {parts.validation.names[row] for row in parts.trials.utterances()} == {
+        "s02/r0/u0.flac", "s02/r1/u2.flac", "s05/r1/u3.flac",
+    }  # fmt: skip
+
+
+def test_trials_may_lie_elsewhere_and_still_withhold_their_speakers(split, listed, tmp_path):
+    elsewhere = tmp_path / "test"
+    for name in ("s02/r0/u0.flac", "s02/r1/u2.flac", "s05/r1/u3.flac"):
+        write_tone(elsewhere / name, 0.5, hertz=100)
+    parts = split("--data.trials", listed, "--data.trials_root", elsewhere)
+    assert len(parts.training.speakers) == 10
+    assert parts.validation.path(0).startswith(str(elsewhere))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_held_out_speakers_are_not_trained_on(split, seed):
+    parts = split("--data.held_out", 4, "--training.seed", seed)
+    assert len(parts.training.speakers) == 8 and len(parts.validation.speakers) == 4
+    assert not set(parts.training.speakers) & set(parts.validation.speakers)
+    again = split("--data.held_out", 4, "--training.seed", seed)
+    np.testing.assert_array_equal(again.validation.speakers, parts.validation.speakers)
+
+
+def test_speakers_with_one_utterance_are_left_out_with_a_warning(split, tmp_path):
+    more = tmp_path / "more"
+    for name in ("lonely/0.wav", "pair/0.wav", "pair/1.wav"):
+        write_tone(more / name, 0.5, hertz=100)
+    with pytest.warns(UserWarning, match="1 speakers with a single utterance .*: lonely first"):
+        parts = split("--data.more_roots", f"[{more}]")
+    assert "pair" in parts.training.speakers and "lonely" not in parts.training.speakers
+    assert len(parts.training.speakers) == 13 and parts.trials is None
+
+
+def test_nobody_is_left(split, tmp_path):
+    with pytest.raises(UserError, match="data.held_out 12 leaves nobody"):
+        split("--data.held_out", 12)
+    write_tone(tmp_path / "one" / "a/0.wav", 0.5, hertz=100)
+    with (
+        pytest.warns(UserWarning, match="single utterance"),
+        pytest.raises(UserError, match="no speaker of .* is left"),
+    ):
+        split("--data.root", tmp_path / "one")

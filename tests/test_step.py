@@ -1,0 +1,151 @@
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from chns_jax.config import (
+    Config,
+    Ecapa,
+    Encoder,
+    Features,
+    Loss,
+    Optimizer,
+    Sampler,
+    Training,
+)
+from chns_jax.encoders import make_encoder
+from chns_jax.errors import UserError
+from chns_jax.optimizer import make_optimizer, schedule
+from chns_jax.sharding import check_divides, make_mesh, put, replicated, split
+from chns_jax.step import embed_step, init, sha256, temperature, train_step
+
+CONFIG = Config(
+    features=Features(bands=20),
+    encoder=Encoder(embedding=8, ecapa=Ecapa(channels=(8, 8, 8, 8, 16), res2net_scale=4)),
+    sampler=Sampler(speakers=8),
+    optimizer=Optimizer(learning_rate=0.003),
+    training=Training(steps=40, seed=1),
+)
+LABELS = np.tile(np.arange(8), 2).astype(np.int32)
+
+
+def audio(seed=0, rows=16, samples=4000):
+    """Rows i and i + 8 are tones of one pitch."""
+    rng, time = np.random.default_rng(seed), np.arange(samples) / 16_000
+    pitch = np.tile(200 * 1.3 ** np.arange(rows // 2), 2)[:, None]
+    wave = np.sin(2 * np.pi * (pitch * time + rng.random((rows, 1))))
+    return (3000 * (wave + rng.normal(0, 0.3, wave.shape))).astype(np.int16)
+
+
+def build(config=CONFIG, devices=1):
+    mesh, encoder = make_mesh(devices), make_encoder(config.encoder)
+    tx = make_optimizer(config.optimizer, config.training.steps)
+    state = jax.jit(partial(init, config, encoder, tx), out_shardings=replicated(mesh))()
+    step = jax.jit(
+        partial(train_step, config=config, encoder=encoder, tx=tx),
+        in_shardings=(replicated(mesh), split(mesh), split(mesh)),
+        out_shardings=replicated(mesh),
+    )
+    return mesh, encoder, state, step
+
+
+def test_eight_devices_are_one():
+    states = {}
+    for devices in (1, 8):
+        mesh, _, state, step = build(devices=devices)
+        assert mesh.size == devices
+        state, metrics = step(state, put(mesh, audio()), put(mesh, LABELS))
+        states[devices] = jax.device_get((metrics, state.variables))
+    (one, one_variables), (eight, eight_variables) = states[1], states[8]
+    np.testing.assert_allclose(one["loss"], eight["loss"], rtol=1e-5)
+    np.testing.assert_allclose(one["z"], eight["z"], atol=1e-5)
+    for a, b in zip(
+        jax.tree.leaves(one_variables["batch_stats"]),
+        jax.tree.leaves(eight_variables["batch_stats"]),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_training_separates_the_speakers():
+    mesh, encoder, state, step = build()
+    losses = []
+    for i in range(40):
+        state, metrics = step(state, put(mesh, audio(i)), put(mesh, LABELS))
+        losses.append(float(metrics["loss"]))
+    assert int(state.step) == 40 and np.isfinite(losses).all()
+    assert np.mean(losses[-3:]) < 0.6 * losses[0]
+    np.testing.assert_allclose(np.linalg.norm(metrics["z"], axis=1), 1, atol=1e-5)
+    one = embed_step(state.variables, audio(99), config=CONFIG, encoder=encoder)
+    alone = embed_step(state.variables, audio(99)[3:4], config=CONFIG, encoder=encoder)
+    np.testing.assert_allclose(one[3:4], alone, rtol=1e-4, atol=1e-5)  # inference: rows are apart
+
+
+def test_the_state_is_a_function_of_the_seed():
+    one, same = build()[2], build()[2]
+    assert sha256(one.variables) == sha256(same.variables)
+    seeded = dataclasses.replace(CONFIG, training=Training(steps=40, seed=2))
+    assert sha256(build(seeded)[2].variables) != sha256(one.variables)
+
+
+def test_sha256_sees_every_value():
+    variables = jax.device_get(build()[2].variables)
+    before = sha256(variables)
+    stats = variables["batch_stats"]["blocks_0"]["norm"]
+    stats["mean"] = stats["mean"] + np.float32(1e-7)
+    assert sha256(variables) != before
+
+
+@pytest.mark.parametrize("log_temperature", [-200.0, -3.0, 2.0])
+def test_the_temperature_stays_above_its_bound_and_can_always_learn(log_temperature):
+    loss = Loss(min_temperature=0.02)
+    params = {"loss": {"log_temperature": jnp.float32(log_temperature)}}
+    assert temperature(params, loss) >= np.float32(0.02)
+    start = build()[2].variables["params"]
+    assert temperature(start, CONFIG.loss) == pytest.approx(0.1)
+    gradient = jax.grad(lambda p: temperature(p, loss))(params)["loss"]["log_temperature"]
+    assert gradient >= 0 and (gradient > 0 or log_temperature < -100)
+
+
+def test_a_fixed_temperature_is_no_parameter():
+    fixed = dataclasses.replace(CONFIG, loss=Loss(temperature=0.3, learn_temperature=False))
+    params = build(fixed)[2].variables["params"]
+    assert set(params) == {"encoder"} and temperature(params, fixed.loss) == np.float32(0.3)
+
+
+def test_the_learning_rate_rises_then_falls_as_a_cosine():
+    optimizer = dataclasses.replace(CONFIG.optimizer, learning_rate=0.01, warmup=0.1)
+    rate = schedule(optimizer, 100)
+    assert rate(0) == 0 and rate(5) == pytest.approx(0.005) and rate(10) == pytest.approx(0.01)
+    for step in (30, 55, 99):
+        expected = 0.005 * (1 + np.cos(np.pi * (step - 10) / 90))
+        assert rate(step) == pytest.approx(expected, rel=1e-4)
+    assert schedule(dataclasses.replace(optimizer, warmup=0.0), 100)(0) == pytest.approx(0.01)
+
+
+def test_weight_decay_is_added_to_the_gradient_as_pytorch_does():
+    """Adam of g + w * decay, by its definition."""
+    optimizer = dataclasses.replace(
+        CONFIG.optimizer, learning_rate=0.1, weight_decay=0.5, warmup=0.0
+    )
+    tx = make_optimizer(optimizer, 10)
+    weight, first, second = 2.0, 0.0, 0.0
+    params, state = jnp.float32(weight), tx.init(jnp.float32(weight))
+    for t, gradient in enumerate([0.3, -2.0, 0.1], start=1):
+        update, state = tx.update(jnp.float32(gradient), state, params)
+        params = params + update
+        g = gradient + 0.5 * weight
+        first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g * g
+        rate = float(schedule(optimizer, 10)(t - 1))
+        weight -= rate * (first / (1 - 0.9**t)) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
+        assert params == pytest.approx(weight, rel=1e-5)
+
+
+def test_devices_that_cannot_share_a_batch():
+    with pytest.raises(UserError, match="sampler.speakers 5 makes 10 rows, which 8 devices"):
+        check_divides(make_mesh(), 5)
+    with pytest.raises(UserError, match="training.devices is 99"):
+        make_mesh(99)

@@ -1,0 +1,293 @@
+"""The main job, run as a user runs it."""
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import write_tone
+
+from chns_jax import config as configs
+from chns_jax.corpus.index import index
+from chns_jax.logs import records
+
+pytestmark = pytest.mark.slow
+
+
+def finish(process, status=0):
+    """Output of a program, which must end with `status` and without a traceback."""
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == status, errors
+    assert "Traceback" not in errors, errors
+    return output, errors
+
+
+def wait_for(process, holds, what):
+    started = time.monotonic()
+    while not holds():
+        assert process.poll() is None, f"ended before {what}: {process.communicate()[1]}"
+        assert time.monotonic() - started < 120, f"waited in vain for {what}"
+        time.sleep(0.002)
+
+
+def step_of(run):
+    steps = [record["step"] for record in records(run / "metrics.jsonl") if "loss" in record]
+    return max(steps, default=0)
+
+
+@pytest.fixture(scope="module")
+def finished(program, tones, tmp_path_factory):
+    """A run from start to end: its folder and its arguments, without --out."""
+    from conftest import TINY
+
+    folder = tmp_path_factory.mktemp("finished")
+    arguments = [*TINY, "--data.root", tones, "--data.cache", folder / "cache"]
+    finish(program("train", *arguments, "--out", folder / "run", "--validation.floor", "true"))
+    return folder / "run", [*arguments, "--validation.floor", "true"]
+
+
+def test_a_run_folder_holds_what_it_should(finished, tones):
+    run, _ = finished
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["step"] == 14 and 0 <= summary["eer"] <= 1 and 0 <= summary["floor_eer"] <= 1
+    assert set(summary["min_dcf"]) == {"0.01", "0.05"}
+    assert summary["seconds"] > 0 and summary["utterances_per_second"] > 0
+    assert len(summary["parameters_sha256"]) == 64
+    lines = list(records(run / "metrics.jsonl"))
+    scalars = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in scalars] == list(range(1, 15))
+    for key in (
+        "temperature", "learning_rate", "utterances_per_second", "data_wait_seconds",
+        "same_cluster_share", "negative_cosine_mean", "negative_cosine_p95",
+    ):  # fmt: skip
+        assert all(np.isfinite(line[key]) for line in scalars), key
+    assert [line["step"] for line in lines if "eer" in line] == [7, 14]
+    assert [line["step"] for line in lines if "round" in line] == [0, 4, 8, 12]
+    kept = {int(path.name) for path in (run / "checkpoints").iterdir()}
+    assert 14 in kept and len(kept) <= 3
+    assert (run / "training.png").read_bytes()[:4] == b"\x89PNG"
+    assert list((run / "tensorboard").iterdir())
+    assert not list(run.glob(".*")), "a file that was being written is left"
+
+
+def test_tables_hold_the_training_speakers(finished):
+    run, _ = finished
+    tables = sorted((run / "tables").iterdir())
+    assert [path.name for path in tables] == [f"step_{s:07d}.npz" for s in (0, 4, 8, 12)]
+    with np.load(tables[-1]) as table:
+        assert len(table["speakers"]) == 9 and table["cluster"].max() < 3
+
+
+def test_the_config_of_a_run_runs_again_and_gives_the_same_bytes(finished, program, tmp_path):
+    run, _ = finished
+    finish(program("train", "--config", run / "config.yaml", "--out", tmp_path / "again"))
+    digests = [
+        json.loads((folder / "summary.json").read_text())["parameters_sha256"]
+        for folder in (run, tmp_path / "again")
+    ]
+    assert digests[0] == digests[1]
+
+
+def test_a_complete_run_is_left_as_it_is(finished, program):
+    run, arguments = finished
+    before = (run / "metrics.jsonl").read_bytes()
+    _, errors = finish(program("train", *arguments, "--out", run))
+    assert "is complete" in errors and (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_killed_and_started_again_ends_with_the_same_bytes(finished, program, tmp_path):
+    """SIGKILL at a random step, just before a refresh, and just after one."""
+    run, arguments = finished
+    expected = json.loads((run / "summary.json").read_text())
+    out = tmp_path / "run"
+    somewhere = int(np.random.default_rng().integers(1, 4))
+    tables = out / "tables"
+    moments = {
+        f"step {somewhere}": lambda: step_of(out) >= somewhere,
+        "the step before a refresh": lambda: step_of(out) >= 7,
+        "the step after a refresh": lambda: (tables / "step_0000012.npz").exists(),
+    }
+    for what, holds in moments.items():
+        process = program("train", *arguments, "--out", out)
+        wait_for(process, holds, what)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert not (out / "summary.json").exists()
+    finish(program("train", *arguments, "--out", out))
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["parameters_sha256"] == expected["parameters_sha256"]
+    assert summary["eer"] == expected["eer"]
+
+    def comparable(folder):
+        lines = records(folder / "metrics.jsonl")
+        timed = ("utterances_per_second", "data_wait_seconds")
+        return [{k: v for k, v in line.items() if k not in timed} for line in lines]
+
+    assert comparable(out) == comparable(run)
+
+
+def test_a_signal_to_stop_saves_first(finished, program, tmp_path):
+    run, arguments = finished
+    out = tmp_path / "run"
+    process = program("train", *arguments, "--out", out)
+    wait_for(process, lambda: step_of(out) >= 2, "step 2")
+    process.send_signal(signal.SIGTERM)
+    _, errors = finish(process, 128 + signal.SIGTERM)
+    assert "which is saved" in errors
+    _, errors = finish(program("train", *arguments, "--out", out))
+    assert "going on from step" in errors
+    digests = [
+        json.loads((folder / "summary.json").read_text())["parameters_sha256"]
+        for folder in (run, out)
+    ]
+    assert digests[0] == digests[1]
+
+
+def test_another_config_for_a_run_is_refused(finished, program):
+    run, arguments = finished
+    changed = ["--sampler.hard_ratio", "0.25", "--training.seed", "3"]
+    _, errors = finish(program("train", *arguments, "--out", run, *changed), 2)
+    assert "differs in sampler.hard_ratio, training.seed" in errors
+
+
+def test_evaluate_prints_what_training_found(finished, program, tones, tmp_path):
+    run, _ = finished
+    names = [f"s{s:02d}/r{u // 2}/u{u}.flac" for s in range(4) for u in range(4)]
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    lines = [f"{int(a[:3] == b[:3])} {a} {b}\n" for a, b in pairs]
+    (tmp_path / "trials.txt").write_text("".join(lines))
+    arguments = ["--model", run, "--trials", tmp_path / "trials.txt", "--cache", tmp_path]
+    output, _ = finish(program("evaluate", *arguments, "--root", tones))
+    result = json.loads(output)
+    assert set(result) == {"eer", "min_dcf", "targets", "nontargets"}
+    assert result["targets"] == 24 and result["nontargets"] == 96
+    assert 0 <= result["eer"] <= 1 and set(result["min_dcf"]) == {"0.01", "0.05"}
+    (tmp_path / "trials.txt").write_text(f"1 {names[0]} {names[2]}\n0 {names[0]} gone/0.wav\n")
+    _, errors = finish(program("evaluate", *arguments, "--root", tones), 2)
+    assert "gone/0.wav" in errors
+    _, errors = finish(program("evaluate", *arguments, "--root", tones, "--model", tmp_path), 2)
+    assert "is not a run folder" in errors
+
+
+def test_clusters_of_a_run_train_another_that_never_refreshes(finished, program, tones, tmp_path):
+    run, arguments = finished
+    table = tmp_path / "table.npz"
+    finish(
+        program("cluster", "--model", run, "--root", tones, "--out", table, "--clusters", 4,
+                "--utterances_per_speaker", 2, "--cache", tmp_path)
+    )  # fmt: skip
+    with np.load(table) as arrays:
+        assert len(arrays["speakers"]) == 12 and set(arrays["cluster"]) == {0, 1, 2, 3}
+    frozen = ["--sampler.table", table, "--sampler.refresh_every", "never"]
+    shorter = ["--training.steps", 4, "--out", tmp_path / "run"]
+    finish(program("train", *arguments, *frozen, *shorter))
+    rounds = [r for r in records(tmp_path / "run" / "metrics.jsonl") if "round" in r]
+    assert [record["step"] for record in rounds] == [0]
+    (used,) = (tmp_path / "run" / "tables").iterdir()
+    with np.load(table) as made, np.load(used) as taken:
+        where = np.searchsorted(made["speakers"], taken["speakers"])
+        np.testing.assert_array_equal(made["cluster"][where], taken["cluster"])
+
+
+def test_broken_files_are_skipped_and_listed(program, tones, tmp_path):
+    """One in 300 is not more than 1 %."""
+    root = tmp_path / "root"
+    for speaker in range(10):
+        for utterance in range(30):
+            write_tone(root / f"s{speaker}/{utterance}.wav", 0.3, hertz=100 + 20 * speaker)
+    bad = np.full(8000, np.nan, np.float32)
+    for name in ("s0/3.wav", "s5/7.wav"):
+        soundfile.write(root / name, bad, 16_000, subtype="FLOAT")
+    from conftest import TINY
+
+    arguments = [*TINY, "--data.root", root, "--data.cache", tmp_path / "cache"]
+    arguments += ["--data.held_out", 0, "--sampler.utterances_per_speaker", 30]
+    finish(program("train", *arguments, "--out", tmp_path / "run", "--training.steps", 3))
+    skipped = (tmp_path / "run" / "skipped.txt").read_text().splitlines()
+    assert len(skipped) == 2 and "s0/3.wav holds NaN" in skipped[0] and "s5/7.wav" in skipped[1]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["eer"] is None
+
+    for utterance in range(8, 16):
+        (root / f"s2/{utterance}.wav").write_bytes(b"no audio")
+    _, errors = finish(program("train", *arguments, "--out", tmp_path / "other"), 2)
+    assert "8 of 300 files cannot be used, more than 1%" in errors
+    assert len((tmp_path / "other" / "skipped.txt").read_text().splitlines()) == 8
+
+
+def test_a_disk_that_fills_up(program, tiny, tmp_path):
+    """A limit on the size of files stands in for a full disk."""
+    import resource
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+
+    process = program("train", *tiny, preexec_fn=limit)
+    _, errors = finish(process, 2)
+    assert "no space is left" in errors
+    finish(program("train", *tiny))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["step"] == 14
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--data.root", "{tmp}/gone"], "gone does not exist"),
+        (["--data.root", "{tmp}"], "holds no audio"),
+        (["--sampler.speakers", "64"], "set sampler.speakers to at most 9"),
+        (["--data.trials", "{tmp}/gone.txt"], "gone.txt cannot be read"),
+        (["--sampler.table", "{tmp}/gone.npz"], "gone.npz does not exist"),
+        (["--no.such_key", "1"], "no.such_key"),
+    ],
+)
+def test_mistakes_get_one_sentence(program, tiny, tmp_path, arguments, message):
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    _, errors = finish(program("train", *tiny, *arguments), 2)
+    assert message in errors
+    assert errors.strip().splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_signals_and_formats_of_speech_train(program, tmp_path):
+    """8 kHz, stereo, 0.2 s and silent files in one corpus."""
+    rng = np.random.default_rng(0)
+    for speaker in range(5):
+        folder = tmp_path / "root" / f"s{speaker}"
+        write_tone(folder / "0.wav", 0.2, hertz=100 + 30 * speaker)
+        write_tone(folder / "1.wav", 0.9, hertz=100 + 30 * speaker, rate=8000)
+        soundfile.write(folder / "2.ogg", rng.normal(0, 0.1, (16_000, 2)), 16_000)
+        soundfile.write(folder / "3.flac", np.zeros(8000), 16_000)
+    from conftest import TINY
+
+    arguments = [*TINY, "--data.root", tmp_path / "root", "--data.cache", tmp_path / "cache"]
+    arguments += ["--data.held_out", 0, "--training.steps", 3, "--out", tmp_path / "run"]
+    finish(program("train", *arguments))
+    assert not (tmp_path / "run" / "skipped.txt").exists()
+
+
+def test_real_speech_is_learnt(program, real_data, tmp_path):
+    """A few steps on real speakers bring down the loss, and the trials are scored."""
+    trials = real_data / "vox2mini_valid_trials.txt"
+    arguments = ["--config", "configs/small.yaml", "--data.root", real_data / "vox2mini"]
+    arguments += ["--data.trials", trials, "--data.cache", tmp_path, "--out", tmp_path / "run"]
+    arguments += ["--encoder.ecapa.channels", "[32,32,32,32,96]", "--data.crop_seconds", 1]
+    arguments += ["--training.steps", 40, "--sampler.start_step", 20, "--validation.floor", "false"]
+    finish(program("train", *arguments))
+    lines = [r for r in records(tmp_path / "run" / "metrics.jsonl") if "loss" in r]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["eer"] < 0.4
+    named = {line.split()[1].split("/")[0] for line in trials.open()}
+    corpus = index(real_data / "vox2mini", tmp_path)
+    with np.load(tmp_path / "run" / "tables" / "step_0000020.npz") as table:
+        assert set(table["speakers"]) == set(corpus.speakers) - named
+
+
+def test_the_config_in_the_run_folder_is_complete(finished):
+    run, _ = finished
+    config = configs.load(["--config", str(run / "config.yaml")])
+    assert configs.to_yaml(config) == (run / "config.yaml").read_text()
+    assert os.path.samefile(config.out, run)
