@@ -1,3 +1,3 @@
-"""Clustering-based hard negative sampling (CHNS) for supervised contrastive speaker verification."""
+"""Clustering-based hard negative sampling (CHNS) for speaker verification."""
 
 __version__ = "0.1.0"

@@ -16,7 +16,6 @@ from chns_jax.errors import UserError
 from chns_jax.sampling.clusters import Table
 from chns_jax.step import TrainState
 
-
 # orbax reports its own settings as warnings at every start.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
@@ -124,7 +123,9 @@ def _choose(manager: ocp.CheckpointManager, which: str, steps: list[int]) -> int
         return int(which) if which.isdecimal() else None
     eers = {}
     for step in steps:
-        about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+        about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))[
+            "about"
+        ]
         if about["eer"] is not None:
             eers[step] = about["eer"]
     return min(eers, key=eers.get, default=None)

@@ -29,7 +29,9 @@ def run(main: Callable[[list[str]], None]) -> None:
     except Exception as error:  # tensorstore, under orbax, has exceptions of its own
         if "No space left" not in str(error):
             raise
-        sys.exit(_say("no space is left for a checkpoint: free some and run the same command again"))
+        sys.exit(
+            _say("no space is left for a checkpoint: free some and run the same command again")
+        )
 
 
 def _say(sentence: str) -> int:

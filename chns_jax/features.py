@@ -49,7 +49,7 @@ def _power_spectrum(waveform_bxs, features: Features):
     """Power spectrum (b, t, window // 2 + 1) of Hamming-windowed frames."""
     window, hop = features.window, features.hop
     frames = frame_count(waveform_bxs.shape[-1], features)
-    # A frame is `window` samples from `hop`-sized blocks: slices of a reshaped signal cost no gather.
+    # A frame is `window` samples from `hop`-sized blocks: slices instead of a gather.
     blocks_per_frame = -(-window // hop)
     padded_length = (frames - 1 + blocks_per_frame) * hop
     left = window // 2
@@ -57,9 +57,9 @@ def _power_spectrum(waveform_bxs, features: Features):
     kept = waveform_bxs[:, : padded_length - left]
     padded = jnp.pad(kept, ((0, 0), (left, padded_length - left - kept.shape[-1])))
     blocks = padded.reshape(padded.shape[0], -1, hop)
-    framed = jnp.concatenate(
-        [blocks[:, i : i + frames] for i in range(blocks_per_frame)], axis=-1
-    )[..., :window]
+    framed = jnp.concatenate([blocks[:, i : i + frames] for i in range(blocks_per_frame)], axis=-1)[
+        ..., :window
+    ]
     hamming = np.hamming(window + 1)[:-1].astype(np.float32)
     spectrum = jnp.fft.rfft(framed * hamming, axis=-1)
     return jnp.square(spectrum.real) + jnp.square(spectrum.imag)

@@ -16,7 +16,7 @@ SECONDS_BETWEEN_BARS = {True: 0.5, False: 15.0}  # a terminal redraws; a log fil
 
 
 class RunLog:
-    """Writes the scalars of a run from `step` on; what an earlier start wrote past it is dropped."""
+    """Writes the scalars of a run from `step` on; what was written past it is dropped."""
 
     def __init__(self, folder: Path, step: int):
         from tensorboardX import SummaryWriter

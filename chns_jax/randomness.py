@@ -1,4 +1,4 @@
-"""Everything random is a pure function of (seed, purpose, position): no generator is carried along."""
+"""Everything random is a pure function of (seed, purpose, position); nothing is carried."""
 
 from __future__ import annotations
 

@@ -259,7 +259,7 @@ def log_step(log: RunLog, bar, pace: Pace, config: Config, step: int, metrics, l
 
 
 def is_complete(out: Path, config: Config) -> bool:
-    """Whether `out` holds this run from start to end. Raises UserError for a run of other config."""
+    """Whether `out` holds this run, finished. Raises UserError for a run of another config."""
     written = out / "config.yaml"
     if not written.exists():
         return False

@@ -36,7 +36,9 @@ def real_data() -> Path:
     return Path(folder)
 
 
-def write_tone(path: Path, seconds: float, *, hertz: float, rate: int = RATE, seed: int = 0) -> None:
+def write_tone(
+    path: Path, seconds: float, *, hertz: float, rate: int = RATE, seed: int = 0
+) -> None:
     """A decaying harmonic tone in a little noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     time = np.arange(round(seconds * rate)) / rate

@@ -76,5 +76,3 @@ def test_a_donated_state_does_not_change_what_is_saved(tmp_path):
     for step_number, digest in digests.items():
         _, variables = checkpoint.restore_variables(tmp_path, str(step_number), like)
         assert sha256(variables) == digest
-
-

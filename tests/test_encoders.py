@@ -89,7 +89,9 @@ def test_ecapa_gradients_are_speechbrains(speechbrain):
 
     def sum_of_squares(params):
         tree = {"params": params, "batch_stats": variables["batch_stats"]}
-        return jnp.square(encoder.apply(tree, arrays["train_x"], True, mutable=["batch_stats"])[0]).sum()
+        return jnp.square(
+            encoder.apply(tree, arrays["train_x"], True, mutable=["batch_stats"])[0]
+        ).sum()
 
     gradient = jax.grad(sum_of_squares)(variables["params"])
     theirs = from_speechbrain(

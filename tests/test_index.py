@@ -81,7 +81,10 @@ def test_kaldi(tones, tmp_path, opened):
         ({"wav.scp": "u1\n", "utt2spk": "u1 s\n"}, "wav.scp line 1 has no second column"),
         ({"wav.scp": "u1 sox x.wav |\n", "utt2spk": "u1 s\n"}, "reads u1 from a command"),
         ({"wav.scp": "r x.wav\n", "segments": "", "utt2spk": ""}, "segments is not supported"),
-        ({"wav.scp": "u1 x\n", "utt2spk": "u1 s\n", "utt2dur": "u1 long\n"}, "no number of seconds"),
+        (
+            {"wav.scp": "u1 x\n", "utt2spk": "u1 s\n", "utt2dur": "u1 long\n"},
+            "no number of seconds",
+        ),
     ],
 )
 def test_kaldi_mistakes(tmp_path, files, message):
@@ -180,7 +183,7 @@ def test_voxceleb2_fits_as_arrays(tmp_path):
     speakers, recordings, utterances = 5_994, 145_569, 1_092_009
     recording = np.sort(np.random.default_rng(0).integers(recordings, size=utterances))
     speaker = np.sort(np.random.default_rng(1).integers(speakers, size=recordings))[recording]
-    name = "id00012/21Uxsk56VDQ/00001.m4a".encode()
+    name = b"id00012/21Uxsk56VDQ/00001.m4a"
     names = Strings(
         np.tile(np.frombuffer(name, np.uint8), utterances),
         np.arange(1, utterances + 1, dtype=np.int64) * len(name),
@@ -201,7 +204,9 @@ def test_voxceleb2_fits_as_arrays(tmp_path):
     started = time.perf_counter()
     corpus = index_module._load(tmp_path / "index.npz").corpus("/speech")
     took = time.perf_counter() - started
-    arrays = [getattr(corpus, key) for key in "speakers root speaker recording seconds rate".split()]
+    arrays = [
+        getattr(corpus, key) for key in "speakers root speaker recording seconds rate".split()
+    ]
     size = sum(a.nbytes for a in [*arrays, corpus.names.text, corpus.names.end])
     assert len(corpus) == utterances and corpus.path(utterances - 1) == "/speech/" + name.decode()
     assert size < 100e6

@@ -47,7 +47,9 @@ def test_supcon_gradients_are_finite_differences():
     for i, j in [(0, 0), (3, 2), (11, 5)]:
         step = np.zeros_like(z)
         step[i, j] = h
-        rise = supcon_loop(z + step, labels, temperature) - supcon_loop(z - step, labels, temperature)
+        rise = supcon_loop(z + step, labels, temperature) - supcon_loop(
+            z - step, labels, temperature
+        )
         assert gradient[i, j] == pytest.approx(rise / (2 * h), rel=1e-3, abs=1e-4)
     rise = supcon_loop(z, labels, temperature + h) - supcon_loop(z, labels, temperature - h)
     assert by_temperature == pytest.approx(rise / (2 * h), rel=1e-3)

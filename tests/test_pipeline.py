@@ -49,9 +49,7 @@ def test_a_batch_is_the_same_wherever_a_run_starts_and_however_many_threads_read
 
 def test_voiceprint_crops_are_of_different_utterances(reader):
     def crops(round):
-        made = voiceprint_batches(
-            reader, per_speaker=6, seed=0, round=round, samples=800, rows=10
-        )
+        made = voiceprint_batches(reader, per_speaker=6, seed=0, round=round, samples=800, rows=10)
         with closing(made):
             return np.concatenate(list(made))
 
@@ -63,7 +61,9 @@ def test_voiceprint_crops_are_of_different_utterances(reader):
     sources = []
     for crop in first[:6]:
         starts = {row: np.flatnonzero(w[: len(w) - 799] == crop[0]) for row, w in wholes.items()}
-        sources += [r for r, s in starts.items() if any((wholes[r][i : i + 800] == crop).all() for i in s)]
+        sources += [
+            r for r, s in starts.items() if any((wholes[r][i : i + 800] == crop).all() for i in s)
+        ]
     assert sorted(sources[:4]) == [0, 1, 2, 3]  # each once
     assert sources[4:] == sources[:2]  # then again
 
@@ -80,9 +80,7 @@ def broken_corpus(root, broken):
 def test_a_broken_file_is_replaced_by_another_of_its_speaker(tmp_path):
     corpus = index(broken_corpus(tmp_path / "root", ["a/0.wav", "c/2.wav"]), tmp_path)
     reader = Reader(corpus, 16_000, threads=2)
-    made = training_batches(
-        reader, SAMPLER, None, seed=0, samples=800, first_step=0, end_step=20
-    )
+    made = training_batches(reader, SAMPLER, None, seed=0, samples=800, first_step=0, end_step=20)
     with closing(made):
         crops = np.concatenate(list(made))
     assert len(crops) == 160 and np.abs(crops).max(axis=1).min() > 0
@@ -93,8 +91,6 @@ def test_a_broken_file_is_replaced_by_another_of_its_speaker(tmp_path):
 def test_a_speaker_without_a_readable_file_is_an_error(tmp_path):
     broken = [f"b/{i}.wav" for i in range(3)]
     reader = Reader(index(broken_corpus(tmp_path / "root", broken), tmp_path), 16_000, threads=2)
-    made = training_batches(
-        reader, SAMPLER, None, seed=0, samples=800, first_step=0, end_step=2
-    )
+    made = training_batches(reader, SAMPLER, None, seed=0, samples=800, first_step=0, end_step=2)
     with closing(made), pytest.raises(UserError, match="no utterance of speaker b can be read"):
         list(made)

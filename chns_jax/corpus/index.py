@@ -81,7 +81,7 @@ class Corpus:
 
     @cached_property
     def speaker_start(self) -> np.ndarray:
-        """(n + 1,): the utterances of speaker i are rows speaker_start[i] to speaker_start[i + 1]."""
+        """(n + 1,): speaker i's utterances are rows speaker_start[i] : speaker_start[i + 1]."""
         return np.searchsorted(self.speaker, np.arange(len(self.speakers) + 1))
 
     @cached_property
@@ -185,7 +185,9 @@ def join(corpora: Sequence[Corpus]) -> Corpus:
             files=joined.files.followed_by(other.files),
             root=np.concatenate([joined.root, other.root + np.uint8(len(joined.roots))]),
             speaker=np.concatenate([joined.speaker, other.speaker + len(joined.speakers)]),
-            recording=np.concatenate([joined.recording, other.recording + joined.recording[-1] + 1]),
+            recording=np.concatenate(
+                [joined.recording, other.recording + joined.recording[-1] + 1]
+            ),
             seconds=np.concatenate([joined.seconds, other.seconds]),
             rate=np.concatenate([joined.rate, other.rate]),
             broken=joined.broken + other.broken,
@@ -373,7 +375,9 @@ def _kaldi_table(root: str, table: str) -> dict[str, str]:
             if not key:
                 continue
             if not value.strip():
-                raise UserError(f"{root}/{table} line {number} has no second column: {line.strip()}")
+                raise UserError(
+                    f"{root}/{table} line {number} has no second column: {line.strip()}"
+                )
             rows[key] = value.strip()
     return rows
 

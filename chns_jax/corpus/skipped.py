@@ -16,7 +16,9 @@ class Skipped:
 
     def __init__(self, path: Path, files: int):
         self.path, self.files = path, files
-        self.reasons = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
+        self.reasons = (
+            set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
+        )
 
     def add(self, reasons: Iterable[str]) -> None:
         """List what is new. Raises UserError when more than 1 % of all files are broken."""

@@ -47,7 +47,7 @@ class SERes2NetBlock(nn.Module):
 
 
 class EcapaTdnn(nn.Module):
-    """Log-mel -> speaker embedding. The defaults are the paper's mobile model, 2,049,952 parameters.
+    """Log-mel -> speaker embedding. Defaults: the paper's mobile model, 2,049,952 parameters.
 
     `channels`, `kernel_sizes` and `dilations` have one entry for the first TDNN, one for each
     SE-Res2Net block and one for the aggregation of the blocks' outputs.

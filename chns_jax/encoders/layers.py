@@ -32,7 +32,8 @@ class Conv1d(nn.Module):
         kernel = self.param("kernel", torch_uniform, (taps, inputs, self.channels))
         bound = (taps * inputs) ** -0.5
         bias = self.param(
-            "bias", lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound),
+            "bias",
+            lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound),
             (self.channels,),
         )
         if taps == 1:

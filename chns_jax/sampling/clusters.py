@@ -1,4 +1,4 @@
-"""Voiceprints -> the table that says which cluster each speaker is in. On the host, scikit-learn."""
+"""Voiceprints -> the table of each speaker's cluster, on the host, with scikit-learn."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def cluster(voiceprints_nxd: np.ndarray, clusters: int, *, seed: int, round: int
     speakers = len(voiceprints_nxd)
     if clusters > speakers:
         warnings.warn(
-            f"{clusters} clusters were asked of {speakers} speakers: {speakers} are made", stacklevel=2
+            f"{clusters} clusters were asked of {speakers} speakers: {speakers} are made",
+            stacklevel=2,
         )
         clusters = speakers
     state = int(generator(seed, Purpose.CLUSTERS, round).integers(2**31))

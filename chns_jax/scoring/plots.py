@@ -56,6 +56,7 @@ def training_picture(
         xlabel="cosine of anchor and negative",
         ylabel="density",
     )
+    right.set_ylim(top=1.3 * right.get_ylim()[1])  # room for the legend
     right.legend(loc="upper right", fontsize="small")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

@@ -72,7 +72,9 @@ def locate(named: NamedTrials, corpus: Corpus, path: Path | str) -> Trials:
     for name in [*named.enrolment, *named.test]:
         if name not in rows:
             why = reasons.get(name, f"which is not in {corpus.roots[0]}")
-            raise UserError(f"{path} names {name}, {why}: correct the list or give the right folder")
+            raise UserError(
+                f"{path} names {name}, {why}: correct the list or give the right folder"
+            )
     return Trials(
         named.labels,
         np.array([rows[name] for name in named.enrolment]),
