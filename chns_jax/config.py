@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -259,7 +261,7 @@ def load(argv: list[str] | None = None, description: str | None = None) -> Confi
     try:
         chosen = parser.instantiate(parser.parse_args(argv))
     except ArgumentError as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(_one_sentence(error, argv)) from error
     config = Config(**{field.name: chosen[field.name] for field in dataclasses.fields(Config)})
     _check(config)
     return config
@@ -283,6 +285,14 @@ def _parser(description: str | None) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML file; may be given several times.")
     parser.add_class_arguments(Config)
     return parser
+
+
+def _one_sentence(error: ArgumentError, argv: list[str] | None) -> str:
+    """What jsonargparse says, on one line, and where the mistake can be."""
+    arguments = sys.argv[1:] if argv is None else argv
+    files = [value for key, value in itertools.pairwise(arguments) if key == "--config"]
+    where = f" (in {', '.join(files)} or on the command line)" if files else ""
+    return " ".join(str(error).removeprefix("Parser key ").split()) + where
 
 
 def _check(config: Config) -> None:

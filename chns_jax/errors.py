@@ -19,6 +19,8 @@ def run(main: Callable[[list[str]], None]) -> None:
         main(sys.argv[1:])
     except UserError as error:
         sys.exit(_say(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(130)
     except OSError as error:
         if error.errno in NO_SPACE:
             where = f" at {error.filename}" if error.filename else ""

@@ -15,6 +15,8 @@ from chns_jax.randomness import Purpose, generator
 from chns_jax.scoring import trials as trial_lists
 from chns_jax.scoring.trials import Trials
 
+VOICES_VERSION = 1  # part of the cache's name: raise it whenever the voices sound different
+
 
 class Split(NamedTuple):
     training: Corpus
@@ -69,7 +71,7 @@ def _root(config: Config) -> str | Path:
 
     voices = config.data.voices
     about = f"{voices.seed}-{voices.speakers}x{voices.utterances}x{voices.seconds:g}"
-    folder = Path(config.data.cache).expanduser() / f"voices-{about}"
+    folder = Path(config.data.cache).expanduser() / f"voices-{VOICES_VERSION}-{about}"
     return write_corpus(
         folder,
         seed=voices.seed,

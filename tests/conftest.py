@@ -83,18 +83,17 @@ def program(tmp_path_factory):
     """program("train", *arguments): start `python -m chns_jax.train` as a user would."""
     compiled = str(tmp_path_factory.mktemp("compiled"))
 
-    def start(name: str, *arguments, **options) -> subprocess.Popen:
+    def start(name: str, *arguments, largest_file_kb: int | None = None) -> subprocess.Popen:
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": compiled,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            **options.pop("environment", {}),
         }
         command = [sys.executable, "-m", f"chns_jax.{name}", *map(str, arguments)]
-        return subprocess.Popen(
-            command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            **options,
-        )  # fmt: skip
+        if largest_file_kb is not None:
+            command = ["bash", "-c", f'ulimit -f {largest_file_kb}; exec "$@"', "bash", *command]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=environment, text=True, stdout=pipe, stderr=pipe)
 
     return start

@@ -13,11 +13,11 @@ from chns_jax.step import sha256
 TABLE = Table(np.array([1, 0, 1], np.int32), np.eye(2, dtype=np.float32))
 
 
-@pytest.fixture
-def run(tmp_path):
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
     """A run of six checkpoints, the second of which had the lowest EER; digests by step."""
     mesh, _, state, step = build()
-    digests = {}
+    digests, tmp_path = {}, tmp_path_factory.mktemp("run")
     with checkpoint.open_manager(tmp_path / "checkpoints", keep=2) as manager:
         for i, eer in enumerate([0.3, 0.1, None, 0.2, 0.4, None]):
             state, _ = step(state, put(mesh, audio(i)), put(mesh, LABELS))

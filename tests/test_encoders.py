@@ -7,7 +7,7 @@ import pytest
 
 from chns_jax.config import Ecapa, Encoder
 from chns_jax.encoders import make_encoder
-from chns_jax.encoders.layers import BatchNorm, Conv1d
+from chns_jax.encoders.layers import AttentiveStatistics, BatchNorm, Conv1d
 
 SMALL = Encoder(embedding=8, ecapa=Ecapa(channels=(8, 8, 8, 8, 16), res2net_scale=4))
 RENAMED = {"res2net_block": "res2net", "se_block": "se"}
@@ -121,6 +121,52 @@ def test_convolution_is_the_plain_sum():
     for t in range(9):
         expected[:, t] = sum(padded[:, t + 2 * k] @ kernel[k] for k in range(3)) + bias
     np.testing.assert_allclose(layer.apply(variables, x), expected, atol=1e-5)
+
+
+def test_attentive_pooling_is_the_plain_sum_over_time():
+    """Weights of a channel sum to one over the frames; they weigh mean and deviation."""
+    x = np.random.default_rng(0).normal(size=(2, 7, 4)).astype(np.float32)
+    layer = AttentiveStatistics(3)
+    variables = layer.init(jax.random.key(1), x, False)
+    params = jax.device_get(variables["params"])
+    expected = np.zeros((2, 8))
+    for row in range(2):
+        context = np.concatenate([x[row].mean(0), np.sqrt(x[row].var(0))])
+        score = np.zeros((7, 4))
+        for t in range(7):
+            hidden = np.concatenate([x[row, t], context]) @ params["tdnn"]["conv"]["kernel"][0]
+            hidden = np.maximum(0, hidden + params["tdnn"]["conv"]["bias"]) / np.sqrt(1 + 1e-5)
+            score[t] = np.tanh(hidden) @ params["conv"]["kernel"][0] + params["conv"]["bias"]
+        for c in range(4):
+            weight = np.exp(score[:, c]) / np.exp(score[:, c]).sum()
+            mean = (weight * x[row, :, c]).sum()
+            expected[row, c] = mean
+            expected[row, 4 + c] = np.sqrt((weight * (x[row, :, c] - mean) ** 2).sum())
+    np.testing.assert_allclose(layer.apply(variables, x, False), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_encoder_gradients_are_finite_differences():
+    encoder, h = make_encoder(SMALL), 1e-3
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, 40, 80)), jnp.float32)
+    weight = jnp.asarray(rng.normal(size=(4, 8)), jnp.float32)
+    variables = encoder.init(jax.random.key(0), x, False)
+
+    @jax.jit
+    def value(params):
+        tree = {"params": params, "batch_stats": variables["batch_stats"]}
+        return (weight * encoder.apply(tree, x, True, mutable=["batch_stats"])[0]).sum()
+
+    params = variables["params"]
+    gradient = jax.grad(value)(params)
+    # Along its own direction the gradient is steepest, and rounding matters least.
+    length = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradient)))
+    moved = [
+        jax.tree.map(lambda p, g, side=side: p + side * h * g / length, params, gradient)
+        for side in (1, -1)
+    ]
+    slope = (value(moved[0]) - value(moved[1])) / (2 * h)
+    assert slope == pytest.approx(float(length), rel=0.02)
 
 
 def test_a_convolution_says_when_frames_are_too_few():
