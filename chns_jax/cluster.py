@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 from jsonargparse import ArgumentParser
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> None:
 
     from chns_jax import model
     from chns_jax.corpus.index import index
-    from chns_jax.embed import embed_speakers
+    from chns_jax.embed import make_table
     from chns_jax.sampling import clusters
     from chns_jax.sampling.pipeline import Reader
 
@@ -50,18 +51,21 @@ def main(argv: list[str]) -> None:
     config = encoder.config
     corpus = index(chosen.root, chosen.cache)
     reader = Reader(corpus, config.features.sample_rate, config.data.threads)
-    embeddings = embed_speakers(
+    sampler = dataclasses.replace(
+        config.sampler,
+        clusters=chosen.clusters,
+        utterances_per_speaker=chosen.utterances_per_speaker,
+        normalise_first=chosen.normalise_first,
+    )
+    table = make_table(
         encoder.encode,
         encoder.variables,
         reader,
-        per_speaker=chosen.utterances_per_speaker,
+        sampler,
+        samples=config.crop_samples,
         seed=chosen.seed,
         round=0,
-        samples=config.crop_samples,
-        rows=encoder.rows,
     )
-    voiceprints = clusters.voiceprints(embeddings, normalise_first=chosen.normalise_first)
-    table = clusters.cluster(voiceprints, chosen.clusters, seed=chosen.seed)
     clusters.save(chosen.out, table, corpus.speakers)
     print(
         f"{len(corpus.speakers)} speakers in {len(table.centroids)} clusters of "

@@ -1,9 +1,10 @@
-"""Embeddings of whole utterances and of speakers, with a frozen encoder."""
+"""Embeddings of whole utterances, and clusters of speakers, with a frozen encoder."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,43 +14,43 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from chns_jax.config import Config
+from chns_jax.config import Config, Sampler
 from chns_jax.corpus.audio import AudioError
 from chns_jax.errors import UserError
+from chns_jax.sampling import clusters
+from chns_jax.sampling.clusters import Table
 from chns_jax.sampling.pipeline import Reader, voiceprint_batches
 from chns_jax.sharding import put, replicated, split
 from chns_jax.step import embed_step
 
 MAX_ROWS = 256
 
-Encode = Callable[[dict[str, Any], np.ndarray], np.ndarray]
 
+@dataclass(frozen=True)
+class Encode:
+    """encode(variables, audio): int16 crops (r, s) -> embeddings (r, d) on the host.
 
-def rows_per_batch(config: Config, mesh: Mesh) -> int:
-    """Rows that are embedded at once: as many as a training batch has, but no more than 256."""
-    rows = min(MAX_ROWS, 2 * config.sampler.speakers)
-    return math.ceil(rows / mesh.size) * mesh.size
+    r is at most `rows`; fewer are filled up with silence, so that each s has one compiled shape.
+    """
+
+    rows: int
+    mesh: Mesh
+    embed: Callable[..., jax.Array]  # jitted embed_step
+
+    def __call__(self, variables: dict[str, Any], audio: np.ndarray) -> np.ndarray:
+        full = np.pad(audio, ((0, self.rows - len(audio)), (0, 0)))
+        return np.asarray(self.embed(variables, put(self.mesh, full)))[: len(audio)]
 
 
 def make_encode(config: Config, encoder: nn.Module, mesh: Mesh) -> Encode:
-    """encode(variables, audio): int16 crops (r, s) -> embeddings (r, d) on the host.
-
-    r is at most `rows_per_batch`; fewer rows are filled up with silence, so that there is one
-    compiled shape for each s.
-    """
-    rows = rows_per_batch(config, mesh)
+    """Inference over a mesh: as many rows at once as a training batch has, but no more than 256."""
+    rows = math.ceil(min(MAX_ROWS, 2 * config.sampler.speakers) / mesh.size) * mesh.size
     embed = jax.jit(
         partial(embed_step, config=config, encoder=encoder),
         in_shardings=(replicated(mesh), split(mesh)),
         out_shardings=replicated(mesh),
     )
-
-    def encode(variables: dict[str, Any], audio: np.ndarray) -> np.ndarray:
-        missing = rows - len(audio)
-        full = np.pad(audio, ((0, missing), (0, 0))) if missing else audio
-        return np.asarray(embed(variables, put(mesh, full)))[: len(audio)]
-
-    return encode
+    return Encode(rows, mesh, embed)
 
 
 def embed_utterances(
@@ -59,7 +60,6 @@ def embed_utterances(
     utterances: np.ndarray,
     *,
     samples: int,
-    rows: int,
 ) -> np.ndarray:
     """L2-normalised embeddings (v, d) of whole utterances, rows (v,) of the reader's corpus.
 
@@ -75,32 +75,38 @@ def embed_utterances(
         except AudioError as error:
             raise UserError(f"{error}: remove it from the trials or replace it") from error
 
-    batches = reader.batches(read, len(owner), rows)
+    batches = reader.batches(read, len(owner), encode.rows)
     embeddings = unit(_encode_all(encode, variables, batches, len(owner), "embedding segments"))
     total = np.zeros((len(utterances), embeddings.shape[1]))
     np.add.at(total, owner, embeddings)
     return unit(total).astype(np.float32)
 
 
-def embed_speakers(
+def make_table(
     encode: Encode,
     variables: dict[str, Any],
     reader: Reader,
+    sampler: Sampler,
     *,
-    per_speaker: int,
+    samples: int,
     seed: int,
     round: int,
-    samples: int,
-    rows: int,
-) -> np.ndarray:
-    """Embeddings (n, k, d), not normalised, of k random crops of each speaker of the corpus."""
-    speakers = len(reader.corpus.speakers)
+) -> Table:
+    """Clusters of the reader's speakers, by their voices as the encoder hears them now.
+
+    Embeds `sampler.utterances_per_speaker` random crops of each speaker, a function of seed and
+    round. Source: CHNS, section 2.
+    """
+    speakers, per_speaker = len(reader.corpus.speakers), sampler.utterances_per_speaker
     batches = voiceprint_batches(
-        reader, per_speaker=per_speaker, seed=seed, round=round, samples=samples, rows=rows
+        reader, per_speaker=per_speaker, seed=seed, round=round, samples=samples, rows=encode.rows
     )
     count = speakers * per_speaker
     embeddings = _encode_all(encode, variables, batches, count, "embedding speakers")
-    return embeddings.reshape(speakers, per_speaker, -1)
+    voiceprints = clusters.voiceprints(
+        embeddings.reshape(speakers, per_speaker, -1), normalise_first=sampler.normalise_first
+    )
+    return clusters.cluster(voiceprints, sampler.clusters, seed=seed, round=round)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     trials = trial_lists.locate(named, corpus, chosen.trials)
     reader = Reader(corpus, config.features.sample_rate, config.data.threads)
     result = validate(
-        encoder.encode, encoder.variables, reader, trials, config=config, rows=encoder.rows
+        encoder.encode, encoder.variables, reader, trials, samples=config.segment_samples
     )
     print(json.dumps(result))
 

@@ -42,10 +42,10 @@ class RunLog:
 
 
 class Pace:
-    """Utterances per second since the last restart: pauses to validate are not counted."""
+    """Speed since the last restart, and waiting since the last look; pauses are not counted."""
 
     def __init__(self, rows: int):
-        self.rows = rows
+        self.rows, self.waiting = rows, 0.0
         self.restart()
 
     def restart(self) -> None:
@@ -54,8 +54,14 @@ class Pace:
     def step(self) -> None:
         self.steps += 1
 
-    def rate(self) -> float:
-        return self.steps * self.rows / (time.perf_counter() - self.since)
+    def waited(self, seconds: float) -> None:
+        self.waiting += seconds
+
+    def scalars(self) -> dict[str, float]:
+        """Utterances per second, and the seconds spent waiting for data since the last call."""
+        waiting, self.waiting = self.waiting, 0.0
+        rate = self.steps * self.rows / (time.perf_counter() - self.since)
+        return {"utterances_per_second": rate, "data_wait_seconds": waiting}
 
 
 def records(path: Path) -> Iterator[dict]:

@@ -11,7 +11,7 @@ import jax
 from chns_jax import config as configs
 from chns_jax.checkpoint import restore_variables
 from chns_jax.config import Config
-from chns_jax.embed import Encode, make_encode, rows_per_batch
+from chns_jax.embed import Encode, make_encode
 from chns_jax.encoders import make_encoder
 from chns_jax.errors import UserError
 from chns_jax.optimizer import make_optimizer
@@ -24,7 +24,6 @@ class Model(NamedTuple):
     step: int  # updates that made it
     variables: dict[str, Any]
     encode: Encode
-    rows: int  # crops that `encode` takes at once
 
 
 def load(run: Path | str, checkpoint: str = "last") -> Model:
@@ -43,5 +42,4 @@ def load(run: Path | str, checkpoint: str = "last") -> Model:
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)), like
     )
     step, variables = restore_variables(run, checkpoint, like)
-    encode = make_encode(config, encoder, mesh)
-    return Model(config, step, variables, encode, rows_per_batch(config, mesh))
+    return Model(config, step, variables, make_encode(config, encoder, mesh))

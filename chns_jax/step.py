@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Int16
 from chns_jax.config import Config, Loss
 from chns_jax.features import log_mel
 from chns_jax.losses import normalise, supcon
+from chns_jax.optimizer import schedule
 from chns_jax.randomness import Purpose, generator
 
 FRAMES_TO_INITIALISE = 32
@@ -61,8 +62,9 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update. Rows i and i + b are two utterances of one speaker.
 
-    Returns the next state and {"loss", "temperature", "z"}, z (2b, d) being the L2-normalised
-    embeddings. Under jit with rows split over a mesh, loss and batch statistics are global.
+    Returns the next state and {"loss", "temperature", "learning_rate", "z"}, z (2b, d) being the
+    L2-normalised embeddings. Under jit with rows split over a mesh, loss and batch statistics are
+    global.
     """
 
     def loss_of(params):
@@ -79,6 +81,7 @@ def train_step(
 
     params = state.variables["params"]
     gradient, (batch_stats, metrics) = jax.grad(loss_of, has_aux=True)(params)
+    metrics["learning_rate"] = schedule(config.optimizer, config.training.steps)(state.step)
     updates, optimizer = tx.update(gradient, state.optimizer, params)
     variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
     return TrainState(state.step + 1, variables, optimizer), metrics

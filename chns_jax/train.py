@@ -25,20 +25,23 @@ from chns_jax import checkpoint
 from chns_jax import config as configs
 from chns_jax.checkpoint import Progress
 from chns_jax.config import Config
+from chns_jax.corpus.index import Corpus
 from chns_jax.corpus.skipped import Skipped
-from chns_jax.embed import embed_speakers, make_encode, rows_per_batch, unit
+from chns_jax.embed import Encode, make_encode, make_table, unit
 from chns_jax.encoders import make_encoder
 from chns_jax.errors import UserError, run
 from chns_jax.files import replacing
 from chns_jax.logs import Pace, RunLog, progress_bar, records, say
-from chns_jax.optimizer import make_optimizer, schedule
+from chns_jax.optimizer import make_optimizer
 from chns_jax.sampling import clusters, hardness, plan, rounds
+from chns_jax.sampling.clusters import Table
 from chns_jax.sampling.pipeline import Reader, training_batches
+from chns_jax.sampling.plan import Batch
 from chns_jax.scoring.floor import floor_eer
 from chns_jax.scoring.plots import training_picture
 from chns_jax.sharding import check_divides, make_mesh, put, replicated, split
 from chns_jax.split import make_split
-from chns_jax.step import init, sha256, train_step
+from chns_jax.step import TrainState, init, sha256, train_step
 from chns_jax.validate import validate
 
 PICTURE_ROWS = 256
@@ -52,8 +55,6 @@ def main(argv: list[str]) -> None:
 def train(config: Config, opened: ExitStack) -> None:
     """Train as `config` says, in its run folder; go on where a run of this config stopped."""
     sampler, seed, steps = config.sampler, config.training.seed, config.training.steps
-    batch_rows = 2 * sampler.speakers
-    samples = config.crop_samples
 
     # ------------------------------------------------------------------ run folder
     out = Path(config.out).expanduser()
@@ -82,7 +83,6 @@ def train(config: Config, opened: ExitStack) -> None:
     check_divides(mesh, sampler.speakers)
     encoder = make_encoder(config.encoder)
     tx = make_optimizer(config.optimizer, steps)
-    learning_rate = schedule(config.optimizer, steps)
     state = jax.jit(partial(init, config, encoder, tx), out_shardings=replicated(mesh))()
     update = jax.jit(
         partial(train_step, config=config, encoder=encoder, tx=tx),
@@ -90,7 +90,12 @@ def train(config: Config, opened: ExitStack) -> None:
         out_shardings=(replicated(mesh), replicated(mesh)),
         donate_argnums=0,
     )
-    encode, encode_rows = make_encode(config, encoder, mesh), rows_per_batch(config, mesh)
+    encode = make_encode(config, encoder, mesh)
+
+    def judge(state: TrainState) -> dict:
+        """EER and minDCF on the validation trials."""
+        samples = config.segment_samples
+        return validate(encode, state.variables, trial_reader, trials, samples=samples)
 
     # ------------------------------------------------------------------ restore
     manager = opened.enter_context(
@@ -106,7 +111,7 @@ def train(config: Config, opened: ExitStack) -> None:
     eer_at = {r["step"]: r["eer"] for r in records(out / "metrics.jsonl") if "eer" in r}
     stopped = opened.enter_context(stop_signals())
     bar = opened.enter_context(progress_bar(step, steps))
-    pace = Pace(batch_rows)
+    pace = Pace(2 * sampler.speakers)
     started = time.perf_counter() - progress.seconds
     late: deque = deque()  # metrics not read yet: the device must never wait for the host
     result = None
@@ -117,16 +122,9 @@ def train(config: Config, opened: ExitStack) -> None:
             if step == sampler.start_step and start_table is not None:
                 table = start_table
             else:
-                table = clusters.cluster(
-                    clusters.voiceprints(
-                        embed_speakers(
-                            encode, state.variables, reader, seed=seed, round=progress.round,
-                            per_speaker=sampler.utterances_per_speaker, samples=samples,
-                            rows=encode_rows,
-                        ),
-                        normalise_first=sampler.normalise_first,
-                    ),
-                    sampler.clusters, seed=seed, round=progress.round,
+                table = make_table(
+                    encode, state.variables, reader, sampler,
+                    samples=config.crop_samples, seed=seed, round=progress.round,
                 )  # fmt: skip
             progress = progress._replace(round=progress.round + 1)
             clusters.save(out / "tables" / f"step_{step:07d}.npz", table, corpus.speakers)
@@ -134,40 +132,42 @@ def train(config: Config, opened: ExitStack) -> None:
                       largest_cluster=int(table.sizes.max()))  # fmt: skip
             pace.restart()
 
-        round_end = rounds.end(step, sampler, round_length, steps)
         batches = training_batches(
-            reader, sampler, table, seed=seed, samples=samples, first_step=step, end_step=round_end
-        )
+            reader, sampler, table, samples=config.crop_samples, seed=seed, first_step=step,
+            end_step=rounds.end(step, sampler, round_length, steps),
+        )  # fmt: skip
         with closing(batches):
             for audio, waited in timed(batches):
-                speakers = plan.plan(seed, step, sampler, corpus, table).speakers
-                labels = np.tile(speakers, 2).astype(np.int32)
+                batch = plan.plan(seed, step, sampler, corpus, table)
+                labels = np.tile(batch.speakers, 2).astype(np.int32)
                 state, metrics = update(state, put(mesh, audio), put(mesh, labels))
-                facts = {
-                    "learning_rate": float(learning_rate(step)),
-                    "data_wait_seconds": waited,
-                    "same_cluster_share": plan.same_cluster_share(speakers, table),
-                }
+                share = plan.same_cluster_share(batch.speakers, table)
                 step += 1
-                late.append((step, metrics, labels, facts))
+                late.append((step, metrics, batch, share))
+                pace.waited(waited)
                 skipped.add(reader.skipped.values())
 
                 validates = trials is not None and is_due(step, config.validation.every, steps)
-                saves = (
-                    validates
-                    or bool(stopped)
-                    or is_due(step, config.training.checkpoint_every, steps)
-                )
+                checkpoints = is_due(step, config.training.checkpoint_every, steps)
+                saves = validates or checkpoints or bool(stopped)
                 while len(late) > (0 if saves else 1):
-                    log_step(log, bar, pace, config, *late.popleft())
+                    at, metrics, batch, share = late.popleft()
+                    stop_at_nan(out, corpus, at, metrics, batch)
+                    pace.step()
+                    bar.set_postfix_str(f"loss {metrics['loss']:.3f}", refresh=False)
+                    bar.update()
+                    if is_due(at, config.training.log_every, steps):
+                        z, speakers = np.asarray(metrics.pop("z")), np.tile(batch.speakers, 2)
+                        log.write(
+                            at, **{name: float(value) for name, value in metrics.items()},
+                            **pace.scalars(), same_cluster_share=share,
+                            **hardness.summary(z, speakers),
+                        )  # fmt: skip
                 if not saves:
                     continue
                 eer = None
                 if validates:
-                    result = validate(
-                        encode, state.variables, trial_reader, trials, config=config,
-                        rows=encode_rows,
-                    )  # fmt: skip
+                    result = judge(state)
                     eer = eer_at[step] = result["eer"]
                     costs = {f"min_dcf_{p}": cost for p, cost in result["min_dcf"].items()}
                     log.write(step, eer=eer, **costs)
@@ -183,9 +183,7 @@ def train(config: Config, opened: ExitStack) -> None:
     # ------------------------------------------------------------------ summary
     manager.wait_until_finished()
     if trials is not None and result is None:  # killed between the last checkpoint and here
-        result = validate(
-            encode, state.variables, trial_reader, trials, config=config, rows=encode_rows
-        )
+        result = judge(state)
     bar.close()
     best = min(eer_at, key=eer_at.get, default=None)
     summary = {
@@ -195,31 +193,18 @@ def train(config: Config, opened: ExitStack) -> None:
         "best_step": best,
         "best_eer": eer_at.get(best),
         "seconds": progress.seconds,
-        "utterances_per_second": steps * batch_rows / progress.seconds,
+        "utterances_per_second": 2 * sampler.speakers * steps / progress.seconds,
         "parameters_sha256": sha256(state.variables),
     }
     if config.validation.floor and trials is not None:
         summary["floor_eer"] = floor_eer(trial_reader, trials)
 
-    # What CHNS batches hold, beside random ones of the same size, to the encoder as it is now.
-    negatives = {}
-    pictured = max(1, PICTURE_ROWS // batch_rows)
-    for name, composed in {"CHNS batches": table, "random batches": None}.items():
-        if name == "CHNS batches" and table is None:
-            continue
-        batches = training_batches(
-            reader, sampler, composed, seed=seed, samples=samples, first_step=steps,
-            end_step=steps + pictured,
-        )  # fmt: skip
-        cosines = []
-        with closing(batches):
-            for at, audio in enumerate(batches, start=steps):
-                speakers = plan.plan(seed, at, sampler, corpus, composed).speakers
-                parts = range(0, batch_rows, encode_rows)
-                z = [encode(state.variables, audio[i : i + encode_rows]) for i in parts]
-                z = unit(np.concatenate(z))
-                cosines.append(hardness.negative_cosines(z, np.tile(speakers, 2)))
-        negatives[name] = np.concatenate(cosines)
+    composed = {"CHNS batches": table, "random batches": None}
+    negatives = {
+        name: negatives_of(encode, state, reader, config, made_of)
+        for name, made_of in composed.items()
+        if made_of is not None or name == "random batches"
+    }
     training_picture(
         out / "training.png", eer_at=eer_at, floor_eer=summary.get("floor_eer"), negatives=negatives
     )
@@ -233,29 +218,38 @@ def is_due(step: int, every: int, steps: int) -> bool:
     return step == steps or (every > 0 and step % every == 0)
 
 
-def log_step(log: RunLog, bar, pace: Pace, config: Config, step: int, metrics, labels, facts):
-    """Write the scalars of a step where they are due. Raises UserError when the loss is no number.
+def stop_at_nan(out: Path, corpus: Corpus, step: int, metrics: dict, batch: Batch) -> None:
+    """Raises UserError when the loss of a step is no number, after writing down its batch.
 
-    Reading `metrics` waits until the device has made them.
+    Reads the loss, and so waits until the device has made it.
     """
     loss = float(metrics["loss"])
     if not math.isfinite(loss):
+        with replacing(out / "bad_batch.txt") as file:
+            file.writelines(f"{corpus.path(row)}\n" for row in batch.utterances)
         raise UserError(
-            f"the loss is {loss} at step {step} (speakers {sorted(set(labels.tolist()))}): "
+            f"the loss is {loss} at step {step}, whose utterances {out / 'bad_batch.txt'} lists: "
             "lower optimizer.learning_rate or raise loss.min_temperature"
         )
-    pace.step()
-    bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-    bar.update()
-    if is_due(step, config.training.log_every, config.training.steps):
-        log.write(
-            step,
-            loss=loss,
-            temperature=float(metrics["temperature"]),
-            utterances_per_second=pace.rate(),
-            **facts,
-            **hardness.summary(np.asarray(metrics["z"]), labels),
-        )
+
+
+def negatives_of(
+    encode: Encode, state: TrainState, reader: Reader, config: Config, table: Table | None
+) -> np.ndarray:
+    """Cosines of the negatives in a few batches past the last step, in inference mode."""
+    steps, rows = config.training.steps, 2 * config.sampler.speakers
+    batches = training_batches(
+        reader, config.sampler, table, samples=config.crop_samples, seed=config.training.seed,
+        first_step=steps, end_step=steps + max(1, PICTURE_ROWS // rows),
+    )  # fmt: skip
+    cosines = []
+    with closing(batches):
+        for step, audio in enumerate(batches, start=steps):
+            batch = plan.plan(config.training.seed, step, config.sampler, reader.corpus, table)
+            parts = [audio[i : i + encode.rows] for i in range(0, rows, encode.rows)]
+            z = unit(np.concatenate([encode(state.variables, part) for part in parts]))
+            cosines.append(hardness.negative_cosines(z, np.tile(batch.speakers, 2)))
+    return np.concatenate(cosines)
 
 
 def is_complete(out: Path, config: Config) -> bool:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from chns_jax.config import Config
 from chns_jax.embed import Encode, embed_utterances
 from chns_jax.sampling.pipeline import Reader
 from chns_jax.scoring import metrics
@@ -21,17 +20,15 @@ def validate(
     reader: Reader,
     trials: Trials,
     *,
-    config: Config,
-    rows: int,
+    samples: int,
 ) -> dict[str, Any]:
     """{"eer", "min_dcf": {"0.01", "0.05"}, "targets", "nontargets"} of cosine scores.
 
-    `trials` are of the reader's corpus. Raises UserError when one of their files cannot be read.
+    `trials` are of the reader's corpus; `samples` is the length of a segment. Raises UserError when
+    one of their files cannot be read.
     """
     utterances = trials.utterances()
-    embeddings = embed_utterances(
-        encode, variables, reader, utterances, samples=config.segment_samples, rows=rows
-    )
+    embeddings = embed_utterances(encode, variables, reader, utterances, samples=samples)
     scores = trials.scores(utterances, embeddings)
     return {
         "eer": metrics.eer(trials.labels, scores),

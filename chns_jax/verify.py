@@ -31,7 +31,6 @@ def similarity(run_folder: str | Path, one: str | Path, other: str | Path) -> fl
         Reader(corpus, config.features.sample_rate, config.data.threads),
         np.arange(2),
         samples=config.segment_samples,
-        rows=encoder.rows,
     )
     return float(embeddings[0] @ embeddings[1])
 
