@@ -132,8 +132,9 @@ class Encoder:
 class Loss:
     """What training minimises."""
 
-    kind: Literal["supcon"] = "supcon"
-    """Loss function."""
+    kind: Literal["supcon", "hscl", "nt_xent"] = "supcon"
+    """supcon: supervised contrastive; hscl: the same with hard negatives weighed by the loss;
+    nt_xent: an utterance's only positive is its twin."""
     temperature: PositiveFloat = 0.1
     """Temperature of the softmax at the start."""
     learn_temperature: bool = True
@@ -141,7 +142,9 @@ class Loss:
     min_temperature: PositiveFloat = 0.01
     """The learned temperature stays above this."""
     margin: NonNegativeFloat = 0.0
-    """Subtracted from the cosine of the two views of an anchor."""
+    """supcon and nt_xent: subtracted from the cosine of the two views of an anchor."""
+    beta: NonNegativeFloat = 0.1
+    """hscl: how much harder negatives outweigh others; 0: not at all."""
 
 
 @dataclass(frozen=True)

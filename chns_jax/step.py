@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Int16
 
 from chns_jax.config import Config, Loss
 from chns_jax.features import log_mel
-from chns_jax.losses import normalise, supcon
+from chns_jax.losses import contrastive, normalise
 from chns_jax.optimizer import schedule
 from chns_jax.randomness import Purpose, generator
 
@@ -76,7 +76,7 @@ def train_step(
             mutable=["batch_stats"],
         )
         z = normalise(embedding)
-        loss = supcon(z, labels, tau, margin=config.loss.margin)
+        loss = contrastive(z, labels, tau, config.loss)
         return loss, (updated["batch_stats"], {"loss": loss, "temperature": tau, "z": z})
 
     params = state.variables["params"]

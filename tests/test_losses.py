@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chns_jax.losses import normalise, supcon
+from chns_jax.config import Loss
+from chns_jax.losses import contrastive, hscl, normalise, nt_xent, supcon
 
 
 def supcon_loop(z, labels, temperature, margin=0.0):
@@ -20,6 +21,19 @@ def supcon_loop(z, labels, temperature, margin=0.0):
         denominator = sum(np.exp(value) for value in logit.values())
         positives = [a for a in logit if labels[a] == labels[i]]
         total += np.mean([-np.log(np.exp(logit[p]) / denominator) for p in positives])
+    return total / rows
+
+
+def hscl_loop(z, labels, temperature, beta):
+    """Jiang et al. 2022 as the authors of CHNS compute it, one exponential at a time."""
+    rows, total = len(z), 0.0
+    for i in range(rows):
+        similarity = np.exp(2 * z @ z[i] / temperature)
+        negatives = [a for a in range(rows) if labels[a] != labels[i]]
+        weight = similarity[negatives] ** beta
+        weight *= (rows - 2) / weight.sum()
+        positive = similarity[(i + rows // 2) % rows]
+        total -= np.log(positive / (positive + weight @ similarity[negatives]))
     return total / rows
 
 
@@ -55,33 +69,56 @@ def test_supcon_gradients_are_finite_differences():
     assert by_temperature == pytest.approx(rise / (2 * h), rel=1e-3)
 
 
-def test_supcon_is_the_authors(golden):
+@pytest.mark.parametrize("beta", [0.0, 0.1, 2.0])
+@pytest.mark.parametrize("speakers", [6, 4])
+def test_hscl_is_the_plain_loop(speakers, beta):
+    z, labels = embeddings(), np.tile(np.arange(6) % speakers, 2)
+    mine = hscl(jnp.asarray(z), jnp.asarray(labels), 0.3, beta=beta)
+    assert mine == pytest.approx(hscl_loop(z, labels, 0.3, beta), rel=2e-5)
+
+
+def test_nt_xent_knows_no_speakers():
+    z, labels = embeddings(), np.tile(np.arange(6), 2)
+    assert nt_xent(jnp.asarray(z), 0.3, margin=0.1) == pytest.approx(
+        supcon_loop(z, labels, 0.3, 0.1), rel=2e-5
+    )
+
+
+GOLDEN_CASES = range(14)  # the other two are of AAM-Softmax
+
+
+@pytest.mark.parametrize("i", GOLDEN_CASES)
+def test_losses_are_the_authors(golden, i):
     arrays = golden("losses")
-    cases = [(i, case) for i, case in enumerate(json.loads(str(arrays["cases"])))]
-    cases = [(i, case) for i, case in cases if case["loss"] == "supcon"]
-    assert len(cases) == 6
-    for i, case in cases:
-        a, b, labels = (arrays[f"{i}.{key}"] for key in "a b labels".split())
+    case = json.loads(str(arrays["cases"]))[i]
+    kind = case["loss"].replace("ntxent", "nt_xent")
+    config = Loss(kind=kind, margin=case.get("margin", 0.0), beta=case.get("beta", 0.0))
+    a, b, labels = (arrays[f"{i}.{key}"] for key in "a b labels".split())
 
-        def loss(views, temperature, labels=labels, margin=case["margin"]):
-            z = normalise(jnp.concatenate(views))
-            return supcon(z, jnp.tile(labels, 2), temperature, margin=margin)
+    def loss(views, temperature):
+        z = normalise(jnp.concatenate(views))
+        return contrastive(z, jnp.tile(labels, 2), temperature, config)
 
-        value, (views, temperature) = jax.value_and_grad(loss, argnums=(0, 1))(
-            (a, b), case["temperature"]
-        )
-        np.testing.assert_allclose(value, arrays[f"{i}.loss"], rtol=1e-5)
-        np.testing.assert_allclose(temperature, arrays[f"{i}.grad_temperature"], rtol=1e-4)
-        for mine, theirs in zip(views, (arrays[f"{i}.grad_a"], arrays[f"{i}.grad_b"]), strict=True):
-            np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5 * abs(theirs).max())
+    value, (views, temperature) = jax.value_and_grad(loss, argnums=(0, 1))(
+        (a, b), case["temperature"]
+    )
+    np.testing.assert_allclose(value, arrays[f"{i}.loss"], rtol=1e-5)
+    np.testing.assert_allclose(temperature, arrays[f"{i}.grad_temperature"], rtol=1e-4)
+    for mine, theirs in zip(views, (arrays[f"{i}.grad_a"], arrays[f"{i}.grad_b"]), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5 * abs(theirs).max())
 
 
-@pytest.mark.parametrize("temperature", [0.005, 10.0])
-def test_supcon_is_finite_at_extremes(temperature):
-    z, labels = jnp.ones((8, 4)) / 2, jnp.tile(jnp.arange(4), 2)
-    value, gradient = jax.value_and_grad(supcon)(z, labels, temperature)
-    assert value == pytest.approx(np.log(7), rel=1e-4)  # all others are alike
-    assert jnp.isfinite(gradient).all()
+@pytest.mark.parametrize("kind", ["supcon", "hscl", "nt_xent"])
+@pytest.mark.parametrize("temperature", [0.005, 0.02, 1.0, 10.0])
+@pytest.mark.parametrize("alike", [True, False])
+def test_losses_are_finite_for_every_temperature(kind, temperature, alike):
+    z, labels = embeddings(), jnp.tile(jnp.arange(6), 2)
+    z = jnp.ones_like(z) / 6**0.5 if alike else jnp.asarray(z)
+    config = Loss(kind=kind, beta=2.0)
+    value, gradients = jax.value_and_grad(contrastive, argnums=(0, 2))(
+        z, labels, jnp.float32(temperature), config
+    )
+    assert jnp.isfinite(value) and all(jnp.isfinite(g).all() for g in gradients)
 
 
 def test_supcon_computes_in_float32_whatever_comes_in():

@@ -36,7 +36,9 @@ def read_header(path: str) -> Header:
     try:
         info = soundfile.info(path)
     except (soundfile.SoundFileError, OSError) as error:
-        raise AudioError(f"{path} is not audio that libsndfile reads: {_reason(error)}") from error
+        raise AudioError(
+            f"{path} is not audio that libsndfile reads: {_reason(error, path)}"
+        ) from error
     if info.frames <= 0:
         raise AudioError(f"{path} holds no samples")
     return Header(info.frames / info.samplerate, info.samplerate)
@@ -68,7 +70,7 @@ def _libsndfile_crop(path: str, position: float, samples: int, sample_rate: int)
             block = file.read(wanted, dtype="float32" if is_float else "int16", always_2d=True)
             rate = file.samplerate
     except (soundfile.SoundFileError, OSError) as error:
-        raise AudioError(f"{path} cannot be decoded: {_reason(error)}") from error
+        raise AudioError(f"{path} cannot be decoded: {_reason(error, path)}") from error
     if len(block) < wanted:
         raise AudioError(f"{path} is truncated: {len(block)} samples where {wanted} should be")
     if is_float:
@@ -121,6 +123,8 @@ def _run_ffmpeg(path: str, program: str, *arguments: str) -> bytes:
     return done.stdout
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, path: str) -> str:
     """What libsndfile said, without the path that it repeats."""
+    if not os.path.exists(path):
+        return "the file does not exist"
     return str(error).rsplit(": ", 1)[-1].rstrip(".")
