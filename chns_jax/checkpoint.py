@@ -25,6 +25,7 @@ class Progress(NamedTuple):
 
     round: int  # refreshes made
     seconds: float  # of training so far
+    speakers: str  # digest of the names of the training speakers, whom the table numbers
 
 
 class Restored(NamedTuple):
@@ -95,7 +96,8 @@ def restore(manager: ocp.CheckpointManager, like: TrainState) -> Restored | None
         table = Table(*(np.asarray(items["table"][key]) for key in ("cluster", "centroids")))
     count = jax.device_put(np.int32(step), like.step.sharding)
     state = TrainState(count, items["variables"], items["optimizer"])
-    return Restored(state, table, Progress(items["about"]["round"], items["about"]["seconds"]))
+    progress = Progress(*(items["about"][key] for key in Progress._fields))
+    return Restored(state, table, progress)
 
 
 def restore_variables(run: Path, which: str, like: dict[str, Any]) -> tuple[int, dict[str, Any]]:

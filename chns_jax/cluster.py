@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import sys
 
-from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from chns_jax.command_line import make_parser, parse
 from chns_jax.errors import run
 
 
 def main(argv: list[str]) -> None:
-    parser = ArgumentParser(
-        description="Cluster the speakers of a folder by voice, and write the table (.npz) that "
+    parser = make_parser(
+        "Cluster the speakers of a folder by voice, and write the table (.npz) that "
         "sampler.table of chns_jax.train reads."
     )
     parser.add_argument("--model", type=str, required=True, help="Run folder of chns_jax.train.")
@@ -39,14 +39,16 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--cache", type=str, default="~/.cache/chns_jax", help="Folder for corpus indices."
     )
-    chosen = parser.parse_args(argv)
+    chosen = parse(parser, argv)
 
     from chns_jax import model
     from chns_jax.corpus.index import index
     from chns_jax.embed import make_table
+    from chns_jax.files import check_file
     from chns_jax.sampling import clusters
     from chns_jax.sampling.pipeline import Reader
 
+    check_file(chosen.out)
     encoder = model.load(chosen.model, chosen.checkpoint)
     config = encoder.config
     corpus = index(chosen.root, chosen.cache)

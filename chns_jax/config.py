@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import set_parsing_settings
 from jsonargparse.typing import (
     ClosedUnitInterval,
     NonNegativeFloat,
@@ -24,9 +24,11 @@ from jsonargparse.typing import (
     PositiveInt,
 )
 
+from chns_jax.command_line import make_parser, parse
 from chns_jax.errors import UserError
 
 BUILTIN_VOICES = "builtin:voices"
+LONGEST_CROP = 600
 # Where a run lives and how fast it goes may change when it is resumed; what it computes may not.
 FREE_TO_CHANGE = ("out", "data.threads", "data.cache", "training.keep")
 
@@ -255,16 +257,22 @@ class Config:
         return round(seconds * self.features.sample_rate)
 
 
-def load(argv: list[str] | None = None, description: str | None = None) -> Config:
+def load(argv: list[str] | None = None, description: str = "") -> Config:
     """The config that `argv` describes; `--config` files first, overrides after them, in order.
 
     Raises UserError for an unknown key, a value of a wrong type or one out of range.
     """
-    parser = _parser(description)
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = make_parser(description)
+    parser.add_argument("--config", action="config", help="YAML file; may be given several times.")
+    parser.add_class_arguments(Config)
+    arguments = sys.argv[1:] if argv is None else argv
     try:
-        chosen = parser.instantiate(parser.parse_args(argv))
-    except ArgumentError as error:
-        raise UserError(_one_sentence(error, argv)) from error
+        chosen = parser.instantiate(parse(parser, arguments))
+    except (UserError, TypeError) as error:
+        files = [value for key, value in itertools.pairwise(arguments) if key == "--config"]
+        where = f" (in {', '.join(files)} or on the command line)" if files else ""
+        raise UserError(f"{error}{where}") from error
     config = Config(**{field.name: chosen[field.name] for field in dataclasses.fields(Config)})
     _check(config)
     return config
@@ -280,22 +288,6 @@ def differences(one: Config, other: Config) -> list[str]:
     """Keys that change what a run computes, and whose values differ."""
     mine, theirs = (dict(_flat(dataclasses.asdict(config))) for config in (one, other))
     return [key for key in mine if key not in FREE_TO_CHANGE and mine[key] != theirs[key]]
-
-
-def _parser(description: str | None) -> ArgumentParser:
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML file; may be given several times.")
-    parser.add_class_arguments(Config)
-    return parser
-
-
-def _one_sentence(error: ArgumentError, argv: list[str] | None) -> str:
-    """What jsonargparse says, on one line, and where the mistake can be."""
-    arguments = sys.argv[1:] if argv is None else argv
-    files = [value for key, value in itertools.pairwise(arguments) if key == "--config"]
-    where = f" (in {', '.join(files)} or on the command line)" if files else ""
-    return " ".join(str(error).removeprefix("Parser key ").split()) + where
 
 
 def _check(config: Config) -> None:
@@ -318,12 +310,29 @@ def _check(config: Config) -> None:
          "features.f_min and features.f_max must lie in order between 0 and half the sample rate"),
         (config.loss.min_temperature < config.loss.temperature,
          "loss.temperature must lie above loss.min_temperature"),
-        (config.data.crop_seconds * 1000 >= 10 * features.hop_ms,
-         "data.crop_seconds must hold at least 10 frames"),
+        (features.hop >= 1 and features.window >= 2,
+         "features.window_ms and features.hop_ms must be at least a sample or two long"),
     ]  # fmt: skip
     for holds, sentence in checks:
         if not holds:
             raise UserError(sentence)
+    reach = max(
+        (taps - 1) * dilation
+        for taps, dilation in zip(ecapa.kernel_sizes, ecapa.dilations, strict=True)
+    )
+    fewest = max(10, (reach + 1) // 2 + 1)  # reflection needs that many
+    lengths = {
+        "data.crop_seconds": config.data.crop_seconds,
+        "validation.segment_seconds": config.validation.segment_seconds,
+    }
+    for key, seconds in lengths.items():
+        if seconds is not None and not (
+            fewest <= seconds * features.sample_rate / features.hop and seconds <= LONGEST_CROP
+        ):
+            raise UserError(
+                f"{key} {seconds:g} must hold {fewest} frames at least, and {LONGEST_CROP} seconds "
+                "at most"
+            )
 
 
 def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -73,7 +73,7 @@ def embed_utterances(
         try:
             return reader.crop(int(utterances[owner[i]]), position[i], samples)
         except AudioError as error:
-            raise UserError(f"{error}: remove it from the trials or replace it") from error
+            raise UserError(f"{error}: replace the file or leave it out") from error
 
     batches = reader.batches(read, len(owner), encode.rows)
     embeddings = unit(_encode_all(encode, variables, batches, len(owner), "embedding segments"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import warnings
 from collections.abc import Callable
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -15,6 +16,7 @@ class UserError(Exception):
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Call `main` with the command line; a `UserError` is printed and exits with status 2."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         main(sys.argv[1:])
     except UserError as error:
@@ -22,12 +24,12 @@ def run(main: Callable[[list[str]], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
+        if error.filename is None and error.errno not in NO_SPACE:
+            raise
+        where = f" at {error.filename}" if error.filename else ""
         if error.errno in NO_SPACE:
-            where = f" at {error.filename}" if error.filename else ""
             sys.exit(_say(f"no space is left{where}: free some and run the same command again"))
-        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-            sys.exit(_say(f"{error.filename} cannot be written or read: {error.strerror}"))
-        raise
+        sys.exit(_say(f"{error.filename} cannot be used: {error.strerror}"))
     except Exception as error:  # tensorstore, under orbax, has exceptions of its own
         if "No space left" not in str(error):
             raise

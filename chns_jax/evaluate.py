@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 
-from jsonargparse import ArgumentParser
-
+from chns_jax.command_line import make_parser, parse
 from chns_jax.errors import run
 
 
 def main(argv: list[str]) -> None:
-    parser = ArgumentParser(
-        description="Print EER and minDCF of a trained run on a trial list, as one JSON object."
+    parser = make_parser(
+        "Print EER and minDCF of a trained run on a trial list, as one JSON object."
     )
     parser.add_argument("--model", type=str, required=True, help="Run folder of chns_jax.train.")
     parser.add_argument(
@@ -26,7 +25,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--cache", type=str, default="~/.cache/chns_jax", help="Folder for corpus indices."
     )
-    chosen = parser.parse_args(argv)
+    chosen = parse(parser, argv)
 
     from chns_jax import model
     from chns_jax.corpus.index import index

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from chns_jax.config import BUILTIN_VOICES, Config
-from chns_jax.corpus.index import Corpus, index, join
+from chns_jax.corpus.index import Broken, Corpus, index, join
 from chns_jax.errors import UserError
 from chns_jax.randomness import Purpose, generator
 from chns_jax.scoring import trials as trial_lists
@@ -22,7 +22,7 @@ class Split(NamedTuple):
     training: Corpus
     validation: Corpus | None  # what the trials' rows are of
     trials: Trials | None
-    broken: tuple[tuple[str, str], ...]  # files that could not be read: name, reason
+    broken: tuple[Broken, ...]  # files that could not be read
 
 
 def make_split(config: Config) -> Split:

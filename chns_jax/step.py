@@ -14,12 +14,10 @@ from flax import struct, traverse_util
 from jaxtyping import Array, Float, Int, Int16
 
 from chns_jax.config import Config, Loss
-from chns_jax.features import log_mel
+from chns_jax.features import frame_count, log_mel
 from chns_jax.losses import contrastive, normalise
 from chns_jax.optimizer import schedule
 from chns_jax.randomness import Purpose, generator
-
-FRAMES_TO_INITIALISE = 32
 
 
 @struct.dataclass
@@ -34,7 +32,8 @@ class TrainState:
 def init(config: Config, encoder: nn.Module, tx: optax.GradientTransformation) -> TrainState:
     """The state before the first step: a function of the config and its seed."""
     seed = int(generator(config.training.seed, Purpose.ENCODER).integers(2**31))
-    frames = jnp.zeros((1, FRAMES_TO_INITIALISE, config.features.bands))
+    shape = (1, frame_count(config.crop_samples, config.features), config.features.bands)
+    frames = jnp.zeros(shape)
     initial = encoder.init(jax.random.key(seed), frames, train=False)
     params = {"encoder": initial["params"]}
     if config.loss.learn_temperature:

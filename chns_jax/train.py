@@ -7,8 +7,10 @@ and started again ends with the same bytes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -25,12 +27,13 @@ from chns_jax import checkpoint
 from chns_jax import config as configs
 from chns_jax.checkpoint import Progress
 from chns_jax.config import Config
+from chns_jax.corpus.audio import check
 from chns_jax.corpus.index import Corpus
 from chns_jax.corpus.skipped import Skipped
 from chns_jax.embed import Encode, make_encode, make_table, unit
 from chns_jax.encoders import make_encoder
 from chns_jax.errors import UserError, run
-from chns_jax.files import replacing
+from chns_jax.files import remove_leftovers, replacing
 from chns_jax.logs import Pace, RunLog, progress_bar, records, say
 from chns_jax.optimizer import make_optimizer
 from chns_jax.sampling import clusters, hardness, plan, rounds
@@ -67,10 +70,15 @@ def train(config: Config, opened: ExitStack) -> None:
     plan.check(sampler, corpus)
     start_table = clusters.load(sampler.table, corpus.speakers) if sampler.table else None
     claim(out, config)
-    skipped = Skipped(out / "skipped.txt", len(corpus) + len(broken))
-    skipped.add(reason for _, reason in broken)
-    reader = Reader(corpus, config.features.sample_rate, config.data.threads)
-    trial_reader = Reader(validation, reader.sample_rate, reader.threads) if trials else None
+    sample_rate = config.features.sample_rate
+    reader = Reader(corpus, sample_rate, config.data.threads)
+    skipped = Skipped(
+        out / "skipped.txt", len(corpus) + len(broken), partial(check, sample_rate=sample_rate)
+    )
+    skipped.record({file.path: file.why for file in broken})
+    skipped.limit()
+    opened.callback(lambda: skipped.record(reader.skipped))
+    trial_reader = Reader(validation, sample_rate, reader.threads) if trials else None
     round_length = rounds.length(sampler, config.training, len(corpus))
     say(
         f"training on {len(corpus.speakers)} speakers, {len(corpus)} utterances, "
@@ -101,10 +109,16 @@ def train(config: Config, opened: ExitStack) -> None:
     manager = opened.enter_context(
         checkpoint.open_manager(out / "checkpoints", config.training.keep)
     )
-    table, progress = None, Progress(round=0, seconds=0.0)
+    speakers = hashlib.sha256(os.fsencode("\0".join(corpus.speakers))).hexdigest()
+    table, progress = None, Progress(round=0, seconds=0.0, speakers=speakers)
     restored = checkpoint.restore(manager, state)
     if restored is not None:
         state, table, progress = restored
+        if progress.speakers != speakers:
+            raise UserError(
+                f"{out} was begun with other training speakers than the {len(corpus.speakers)} "
+                f"that {corpus.roots[0]} has now: put them back, or give another --out"
+            )
         say(f"going on from step {int(state.step)}")
     step = int(state.step)
     log = opened.enter_context(closing(RunLog(out, step)))
@@ -145,7 +159,8 @@ def train(config: Config, opened: ExitStack) -> None:
                 step += 1
                 late.append((step, metrics, batch, share))
                 pace.waited(waited)
-                skipped.add(reader.skipped.values())
+                skipped.record(reader.skipped)
+                skipped.limit()
 
                 validates = trials is not None and is_due(step, config.validation.every, steps)
                 checkpoints = is_due(step, config.training.checkpoint_every, steps)
@@ -272,6 +287,7 @@ def claim(out: Path, config: Config) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"the run folder {out} is a file: give another --out") from None
+    remove_leftovers(out)
     if not (out / "config.yaml").exists():
         with replacing(out / "config.yaml") as file:
             file.write(configs.to_yaml(config))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
+from chns_jax.command_line import make_parser, parse
 from chns_jax.errors import run
 
 
@@ -36,13 +35,11 @@ def similarity(run_folder: str | Path, one: str | Path, other: str | Path) -> fl
 
 
 def main(argv: list[str]) -> None:
-    parser = ArgumentParser(
-        description="Print the cosine of the speaker embeddings of two recordings."
-    )
+    parser = make_parser("Print the cosine of the speaker embeddings of two recordings.")
     parser.add_argument("one", type=str, help="An audio file.")
     parser.add_argument("other", type=str, help="Another one.")
     parser.add_argument("--model", type=str, required=True, help="Run folder of chns_jax.train.")
-    chosen = parser.parse_args(argv)
+    chosen = parse(parser, argv)
     print(json.dumps({"cosine": similarity(chosen.model, chosen.one, chosen.other)}))
 
 

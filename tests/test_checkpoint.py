@@ -23,7 +23,7 @@ def run(tmp_path_factory):
             state, _ = step(state, put(mesh, audio(i)), put(mesh, LABELS))
             digests[i + 1] = sha256(state.variables)
             table = None if i == 0 else TABLE
-            checkpoint.save(manager, state, table, Progress(i, 2.5 * i), "seed: 0", eer)
+            checkpoint.save(manager, state, table, Progress(i, 2.5 * i, "names"), "seed: 0", eer)
     return tmp_path, state, digests
 
 
@@ -37,7 +37,7 @@ def test_the_latest_checkpoint_comes_back_whole(run):
         np.testing.assert_array_equal(mine, theirs)
     np.testing.assert_array_equal(back.table.cluster, TABLE.cluster)
     np.testing.assert_array_equal(back.table.centroids, TABLE.centroids)
-    assert back.progress == Progress(5, 12.5)
+    assert back.progress == Progress(5, 12.5, "names")
 
 
 def test_the_last_ones_and_the_best_are_kept(run):
@@ -71,7 +71,7 @@ def test_a_donated_state_does_not_change_what_is_saved(tmp_path):
         for i in range(3):
             state, _ = donating(state, put(mesh, audio(i)), put(mesh, LABELS))
             digests[i + 1] = sha256(state.variables)
-            checkpoint.save(manager, state, None, Progress(0, 0.0), "", None)
+            checkpoint.save(manager, state, None, Progress(0, 0.0, ""), "", None)
     like = build()[2].variables
     for step_number, digest in digests.items():
         _, variables = checkpoint.restore_variables(tmp_path, str(step_number), like)

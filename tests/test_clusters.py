@@ -71,6 +71,20 @@ def test_files_that_are_no_table(tmp_path):
     (tmp_path / "t.npz").write_bytes(b"PK nothing")
     with pytest.raises(UserError, match="t.npz is not a table"):
         clusters.load(tmp_path / "t.npz", np.array(["a"]))
+    good = {"speakers": np.array(["a", "b"]), "cluster": np.array([0, 1]), "centroids": np.eye(2)}
+    for wrong in (
+        {"cluster": np.array([0])},
+        {"cluster": np.array([0, 2])},
+        {"cluster": np.array([0, -1])},
+        {"speakers": np.array([], str), "cluster": np.array([], int)},
+        {"centroids": np.zeros(2)},
+    ):
+        np.savez(tmp_path / "u.npz", **{**good, **wrong})
+        with pytest.raises(UserError, match="u.npz is not a table"):
+            clusters.load(tmp_path / "u.npz", np.array(["a"]))
     np.savez(tmp_path / "u.npz", other=np.zeros(3))
-    with pytest.raises(UserError, match="u.npz is not a table"):
-        clusters.load(tmp_path / "u.npz", np.array(["a"]))
+    np.save(tmp_path / "v.npy", np.zeros(3))
+    (tmp_path / "w.npz").write_bytes(b"")
+    for name in ("u.npz", "v.npy", "w.npz"):
+        with pytest.raises(UserError, match="is not a table"):
+            clusters.load(tmp_path / name, np.array(["a"]))

@@ -57,6 +57,10 @@ def test_differences_name_the_keys_that_matter():
         (["--features.f_max", "9000"], "features.f_max"),
         (["--loss.temperature", "0.001"], "loss.temperature must lie above"),
         (["--data.crop_seconds", "0.02"], "data.crop_seconds"),
+        (["--data.crop_seconds", "inf"], "data.crop_seconds"),
+        (["--validation.segment_seconds", "0.03"], "validation.segment_seconds"),
+        (["--encoder.ecapa.dilations", "[1,400,3,4,1]"], "data.crop_seconds 3 must hold 401"),
+        (["--features.hop_ms", "0.001"], "features.hop_ms"),
         (["--config", "gone.yaml"], "gone.yaml"),
     ],
 )
@@ -71,6 +75,7 @@ def test_mistakes_in_a_file_are_named(tmp_path):
         ("training: {stepz: 3}", "stepz"),
         ("training: [", "arsing"),
         ("3", "c.yaml"),
+        ("sampler: 5", "c.yaml"),
     ]:
         (tmp_path / "c.yaml").write_text(text)
         with pytest.raises(UserError, match=message):
@@ -80,3 +85,9 @@ def test_mistakes_in_a_file_are_named(tmp_path):
 def test_clustering_once_is_a_start_step_without_refreshes():
     arguments = ["--sampler.refresh_every", "never", "--sampler.start_step", "100"]
     assert configs.load(arguments).sampler == Sampler(refresh_every="never", start_step=100)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "c.yaml").write_bytes(bytes([0, 1, 255]))
+    with pytest.raises(UserError, match="c.yaml"):
+        configs.load(["--config", str(tmp_path / "c.yaml")])

@@ -94,6 +94,42 @@ def test_kaldi_mistakes(tmp_path, files, message):
         index(tmp_path, tmp_path / "cache")
 
 
+@pytest.mark.parametrize("seconds", ["0", "-1", "inf", "nan"])
+def test_a_duration_that_cannot_be_is_named_and_not_remembered(tones, tmp_path, seconds):
+    (tmp_path / "wav.scp").write_text(f"u1 {tones}/s00/r0/u0.flac\nu2 {tones}/s00/r0/u1.flac\n")
+    (tmp_path / "utt2spk").write_text("u1 s\nu2 s\n")
+    (tmp_path / "utt2dur").write_text(f"u2 {seconds}\n")
+    with pytest.raises(UserError, match=f"no number of seconds for u2: {seconds}"):
+        index(tmp_path, tmp_path / "cache")
+    for stated, expected in [("u2 0.5\n", 0.5), ("u2 0.25\n", 0.25), ("", 0.7)]:
+        (tmp_path / "utt2dur").write_text(stated)
+        np.testing.assert_allclose(
+            index(tmp_path, tmp_path / "cache").seconds, [0.6, expected], atol=1e-4
+        )
+
+
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path):
+    root = tmp_path / "root"
+    write_tone(root / "a/0.wav", 0.2, hertz=100)
+    write_tone(tmp_path / "elsewhere/1.wav", 0.2, hertz=100)
+    (root / "a/loop").symlink_to(root / "a")
+    (root / "a/up").symlink_to(root)
+    (root / "a/more").symlink_to(tmp_path / "elsewhere")
+    (root / "a/gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    corpus = index(root, tmp_path)
+    assert list(corpus.names) == ["a/0.wav", "a/more/1.wav"]
+    assert [broken.name for broken in corpus.broken] == ["a/gone.wav"]
+    assert "does not exist" in corpus.broken[0].why
+
+
+def test_names_may_hold_any_bytes(tmp_path):
+    root = tmp_path / "root"
+    write_tone(root / "a b/u.wav", 0.2, hertz=100)
+    os.rename(root / "a b/u.wav", os.fsencode(root) + b"/a b/\xff.wav")
+    corpus = index(root, tmp_path)
+    assert len(corpus) == 1 and os.path.exists(corpus.path(0))
+
+
 def test_the_cache_is_used_and_only_what_changed_is_read_again(tmp_path, opened):
     root = tmp_path / "root"
     for name in ("a/0.wav", "a/1.wav", "b/2.wav"):
@@ -134,13 +170,19 @@ def test_broken_files_are_listed_and_left_out(tmp_path):
     for _ in range(2):  # read, then from the cache
         corpus = index(root, tmp_path)
         assert list(corpus.names) == ["a/0.wav"] and list(corpus.speakers) == ["a"]
-        assert [name for name, _ in corpus.broken] == ["a/1.wav", "b/2.wav"]
-        assert all(name in reason for name, reason in corpus.broken)
+        assert [broken.name for broken in corpus.broken] == ["a/1.wav", "b/2.wav"]
+        assert [broken.path for broken in corpus.broken] == [
+            str(root / "a/1.wav"), str(root / "b/2.wav"),
+        ]  # fmt: skip
+        assert all("is no audio" in broken.why for broken in corpus.broken)
 
 
 def test_folders_that_are_no_corpus(tmp_path):
     with pytest.raises(UserError, match="gone does not exist"):
         index(tmp_path / "gone", tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file is not a folder"):
+        index(tmp_path / "file", tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds no audio"):
         index(tmp_path / "empty", tmp_path)
@@ -196,6 +238,7 @@ def test_voxceleb2_fits_as_arrays(tmp_path):
         recording=recording.astype(np.int32),
         size=np.ones(utterances, np.int64),
         time=np.ones(utterances, np.int64),
+        stated=np.full(utterances, np.nan, np.float32),
         seconds=np.full(utterances, 8, np.float32),
         rate=np.full(utterances, 16_000, np.int32),
         reasons=Strings.of([]),

@@ -84,7 +84,8 @@ def test_a_broken_file_is_replaced_by_another_of_its_speaker(tmp_path):
     with closing(made):
         crops = np.concatenate(list(made))
     assert len(crops) == 160 and np.abs(crops).max(axis=1).min() > 0
-    assert {corpus.names[row] for row in reader.skipped} == {"a/0.wav", "c/2.wav"}
+    root = tmp_path / "root"
+    assert set(reader.skipped) == {str(root / "a/0.wav"), str(root / "c/2.wav")}
     assert all("holds NaN" in reason for reason in reader.skipped.values())
 
 

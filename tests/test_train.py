@@ -207,14 +207,74 @@ def test_broken_files_are_skipped_and_listed(program, tones, tmp_path):
     arguments += ["--data.held_out", 0, "--sampler.utterances_per_speaker", 30]
     finish(program("train", *arguments, "--out", tmp_path / "run", "--training.steps", 3))
     skipped = (tmp_path / "run" / "skipped.txt").read_text().splitlines()
-    assert len(skipped) == 2 and "s0/3.wav holds NaN" in skipped[0] and "s5/7.wav" in skipped[1]
+    assert len(skipped) == 2 and "s0/3.wav\tholds NaN" in skipped[0] and "s5/7.wav" in skipped[1]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["eer"] is None
 
+    spoilt = {}
     for utterance in range(8, 16):
+        spoilt[utterance] = (root / f"s2/{utterance}.wav").read_bytes()
         (root / f"s2/{utterance}.wav").write_bytes(b"no audio")
     _, errors = finish(program("train", *arguments, "--out", tmp_path / "other"), 2)
     assert "8 of 300 files cannot be used, more than 1%" in errors
     assert len((tmp_path / "other" / "skipped.txt").read_text().splitlines()) == 8
+    for utterance, content in spoilt.items():
+        (root / f"s2/{utterance}.wav").write_bytes(content)
+    finish(program("train", *arguments, "--out", tmp_path / "other"))
+
+
+def test_a_run_does_not_go_on_with_other_speakers(program, tmp_path):
+    from conftest import TINY
+
+    root = tmp_path / "root"
+    for speaker in range(6):
+        for utterance in range(2):
+            write_tone(root / f"s{speaker}/{utterance}.wav", 0.5, hertz=100 + 20 * speaker)
+    arguments = [*TINY, "--data.root", root, "--data.cache", tmp_path / "cache"]
+    arguments += ["--data.held_out", 0, "--out", tmp_path / "run"]
+    process = program("train", *arguments)
+    wait_for(process, lambda: step_of(tmp_path / "run") >= 2, "step 2")
+    process.send_signal(signal.SIGTERM)
+    finish(process, 128 + signal.SIGTERM)
+    write_tone(root / "s6/0.wav", 0.5, hertz=300)
+    write_tone(root / "s6/1.wav", 0.5, hertz=300)
+    _, errors = finish(program("train", *arguments), 2)
+    assert "other training speakers than the 7" in errors
+
+
+def test_a_speaker_who_cannot_be_read_stops_the_run_and_is_listed(program, tmp_path):
+    from conftest import TINY
+
+    root, bad = tmp_path / "root", np.full(8000, np.nan, np.float32)
+    for speaker in range(6):
+        for utterance in range(2):
+            write_tone(root / f"s{speaker}/{utterance}.wav", 0.5, hertz=100 + 20 * speaker)
+    for utterance in range(2):
+        soundfile.write(root / f"s3/{utterance}.wav", bad, 16_000, subtype="FLOAT")
+    arguments = [*TINY, "--data.root", root, "--data.cache", tmp_path / "cache"]
+    arguments += ["--data.held_out", 0, "--out", tmp_path / "run"]
+    _, errors = finish(program("train", *arguments), 2)
+    assert "no utterance of speaker s3 can be read" in errors
+    assert len((tmp_path / "run" / "skipped.txt").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "command, arguments, message",
+    [
+        ("evaluate", [], "required"),
+        ("evaluate", ["--model", "x", "--trials", "gone", "--root", "y"], "gone cannot be read"),
+        ("verify", ["gone.wav", "b.wav", "--model", "x"], "gone.wav"),
+        ("cluster", ["--clusters", "0"], "clusters"),
+        ("cluster", ["--model", "x", "--root", "y", "--out", "{tmp}"], "is a folder"),
+        ("cluster", ["--model", "x", "--root", "y", "--out", "{tmp}/f/t.npz"], "is not a folder"),
+    ],
+)
+def test_mistakes_at_other_commands_get_one_sentence(
+    program, tmp_path, command, arguments, message
+):
+    (tmp_path / "f").write_text("")
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    _, errors = finish(program(command, *arguments), 2)
+    assert errors.startswith("error: ") and len(errors.splitlines()) == 1 and message in errors
 
 
 def test_a_disk_that_fills_up(program, tiny, tmp_path):

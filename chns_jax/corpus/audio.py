@@ -21,7 +21,11 @@ FLOAT_SUBTYPES = frozenset({"FLOAT", "DOUBLE", "VORBIS", "OPUS", "MPEG_LAYER_III
 
 
 class AudioError(Exception):
-    """A file that cannot be used, and why, in one sentence."""
+    """A file that cannot be used, and why: together one sentence."""
+
+    def __init__(self, path: str, why: str):
+        super().__init__(f"{path} {why}")
+        self.path, self.why = path, why
 
 
 class Header(NamedTuple):
@@ -34,13 +38,13 @@ def read_header(path: str) -> Header:
     if os.path.splitext(path)[1].lower() == ".m4a":
         return _ffprobe_header(path)
     try:
-        info = soundfile.info(path)
+        info = soundfile.info(os.fsencode(path))  # names may hold any bytes
     except (soundfile.SoundFileError, OSError) as error:
         raise AudioError(
-            f"{path} is not audio that libsndfile reads: {_reason(error, path)}"
+            path, f"is no audio that libsndfile reads: {_reason(error, path)}"
         ) from error
     if info.frames <= 0:
-        raise AudioError(f"{path} holds no samples")
+        raise AudioError(path, "holds no samples")
     return Header(info.frames / info.samplerate, info.samplerate)
 
 
@@ -54,13 +58,19 @@ def read_crop(path: str, position: float, samples: int, sample_rate: int) -> np.
     is_m4a = os.path.splitext(path)[1].lower() == ".m4a"
     crop = (_ffmpeg_crop if is_m4a else _libsndfile_crop)(path, position, samples, sample_rate)
     if len(crop) == 0:
-        raise AudioError(f"{path} holds no samples")
+        raise AudioError(path, "holds no samples")
     return crop[:samples] if len(crop) >= samples else np.resize(crop, samples)
+
+
+def check(path: str, sample_rate: int) -> None:
+    """Decode a whole file. Raises AudioError as `read_crop` does."""
+    samples = math.ceil(read_header(path).seconds * sample_rate)
+    read_crop(path, 0.0, samples, sample_rate)
 
 
 def _libsndfile_crop(path: str, position: float, samples: int, sample_rate: int) -> np.ndarray:
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             wanted = math.ceil(samples * file.samplerate / sample_rate)
             spare = max(0, file.frames - wanted)
             wanted = min(wanted, file.frames)
@@ -70,12 +80,12 @@ def _libsndfile_crop(path: str, position: float, samples: int, sample_rate: int)
             block = file.read(wanted, dtype="float32" if is_float else "int16", always_2d=True)
             rate = file.samplerate
     except (soundfile.SoundFileError, OSError) as error:
-        raise AudioError(f"{path} cannot be decoded: {_reason(error, path)}") from error
+        raise AudioError(path, f"cannot be decoded: {_reason(error, path)}") from error
     if len(block) < wanted:
-        raise AudioError(f"{path} is truncated: {len(block)} samples where {wanted} should be")
+        raise AudioError(path, f"is truncated: {len(block)} samples where {wanted} should be")
     if is_float:
         if not np.isfinite(block).all():
-            raise AudioError(f"{path} holds NaN or infinity")
+            raise AudioError(path, "holds NaN or infinity")
         block = block * 32768.0
     if block.shape[1] == 1 and block.dtype == np.int16 and rate == sample_rate:
         return block[:, 0]
@@ -94,9 +104,9 @@ def _ffprobe_header(path: str) -> Header:
         found = json.loads(answer)
         header = Header(float(found["format"]["duration"]), int(found["streams"][0]["sample_rate"]))
     except (ValueError, KeyError, IndexError) as error:
-        raise AudioError(f"{path} holds no audio that ffmpeg reads") from error
+        raise AudioError(path, "holds no audio that ffmpeg reads") from error
     if header.seconds <= 0:
-        raise AudioError(f"{path} holds no samples")
+        raise AudioError(path, "holds no samples")
     return header
 
 
@@ -119,7 +129,7 @@ def _run_ffmpeg(path: str, program: str, *arguments: str) -> bytes:
     done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().splitlines()
-        raise AudioError(f"{path} cannot be decoded: {reason[-1] if reason else program}")
+        raise AudioError(path, f"cannot be decoded: {reason[-1] if reason else program}")
     return done.stdout
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import zipfile
 from array import array
@@ -20,7 +21,7 @@ from chns_jax.corpus.audio import EXTENSIONS, AudioError, read_header
 from chns_jax.errors import UserError
 from chns_jax.files import replacing
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 HEADER_THREADS = 16
 HEADER_CHUNK = 4096
 
@@ -57,6 +58,14 @@ class Strings(Sequence[str]):
         return Strings(both, np.concatenate([self.end, other.end + shift]))
 
 
+class Broken(NamedTuple):
+    """A file that cannot be used."""
+
+    name: str
+    path: str
+    why: str
+
+
 @dataclass(frozen=True)
 class Corpus:
     """Utterances, sorted by speaker and recording. One row of every array is one utterance."""
@@ -70,7 +79,7 @@ class Corpus:
     recording: np.ndarray  # (u,) int32, ascending
     seconds: np.ndarray  # (u,) float32
     rate: np.ndarray  # (u,) int32, hertz; 0 where utt2dur gave the duration
-    broken: tuple[tuple[str, str], ...] = ()  # files left out: name, reason
+    broken: tuple[Broken, ...] = ()  # files left out
 
     def __len__(self) -> int:
         return len(self.speaker)
@@ -126,9 +135,12 @@ def index(root: str | Path, cache: str | Path) -> Corpus:
     """
     root = os.path.abspath(os.path.expanduser(root))
     if not os.path.isdir(root):
-        raise UserError(f"the folder {root} does not exist: give the folder of your speech")
+        wrong = "is not a folder" if os.path.exists(root) else "does not exist"
+        raise UserError(f"the folder {root} {wrong}: give the folder of your speech")
     is_kaldi = os.path.isfile(os.path.join(root, "wav.scp"))
     found = _Found.of((_kaldi if is_kaldi else _walk)(root))
+    if not len(found.names) and is_kaldi:
+        raise UserError(f"{root}/wav.scp lists no utterances")
     if not len(found.names):
         raise UserError(
             f"the folder {root} holds no audio ({', '.join(sorted(EXTENSIONS))}) "
@@ -152,7 +164,7 @@ def of_files(paths: Sequence[str | Path]) -> Corpus:
         try:
             headers.append(read_header(str(path)))
         except AudioError as error:
-            raise UserError(f"{error}: give another file") from error
+            raise UserError(str(error)) from error
     each = np.arange(len(paths), dtype=np.int32)
     files = Strings.of(str(path) for path in paths)
     return Corpus(
@@ -222,7 +234,8 @@ class _Found:
     recording: np.ndarray
     size: np.ndarray
     time: np.ndarray
-    seconds: np.ndarray  # NaN where not known, -1 where the file is broken
+    stated: np.ndarray  # seconds that utt2dur gives, NaN where it does not
+    seconds: np.ndarray  # -1 where the file is broken, NaN before its header is read
     rate: np.ndarray
     reasons: Strings  # why each broken file is broken, in order of rows
 
@@ -261,6 +274,7 @@ class _Found:
             recording=np.array(recording, np.int32),
             size=np.array(size, np.int64),
             time=np.array(time, np.int64),
+            stated=np.array(seconds, np.float32),
             seconds=np.array(seconds, np.float32),
             rate=np.zeros(len(speaker), np.int32),
             reasons=Strings.of([]),
@@ -274,7 +288,9 @@ class _Found:
             (self.speakers, other.speakers), (self.speaker, other.speaker),
             (self.recording, other.recording),
         ]  # fmt: skip
-        return all(np.array_equal(mine, theirs) for mine, theirs in pairs)
+        return np.array_equal(self.stated, other.stated, equal_nan=True) and all(
+            np.array_equal(mine, theirs) for mine, theirs in pairs
+        )
 
     def corpus(self, root: str) -> Corpus:
         """Without the broken files, and without speakers who have no others."""
@@ -293,7 +309,10 @@ class _Found:
             recording=_consecutive(self.recording[good]),
             seconds=self.seconds[good],
             rate=self.rate[good],
-            broken=tuple((self.names[row], reason) for row, reason in broken),
+            broken=tuple(
+                Broken(self.names[row], os.path.join(root, self.files[row]), why)
+                for row, why in broken
+            ),
         )
 
 
@@ -312,6 +331,8 @@ def _walk_speaker(root: str, speaker: str, folder: str, recording: str | None) -
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
+            if entry.is_symlink() and _leads_up(entry.path):
+                continue
             yield from _walk_speaker(root, speaker, name, name)
         elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
             try:
@@ -319,6 +340,12 @@ def _walk_speaker(root: str, speaker: str, folder: str, recording: str | None) -
                 yield _File(speaker, recording, name, name, stat.st_size, stat.st_mtime_ns)
             except FileNotFoundError:  # a link to nowhere: reading it will say so
                 yield _File(speaker, recording, name, name, 0, 0)
+
+
+def _leads_up(link: str) -> bool:
+    """Whether a link leads to a folder that it lies in, so that following it would never end."""
+    here, there = (os.path.join(os.path.realpath(p), "") for p in (os.path.dirname(link), link))
+    return here.startswith(there)
 
 
 def _kaldi(root: str) -> Iterator[_File]:
@@ -331,14 +358,14 @@ def _kaldi(root: str) -> Iterator[_File]:
     if os.path.exists(os.path.join(root, "segments")):
         raise UserError(f"{root}/segments is not supported: cut the recordings into files first")
     paths = _kaldi_table(root, "wav.scp")
-    if os.path.exists(os.path.join(root, "utt2spk")):
+    if os.path.isfile(os.path.join(root, "utt2spk")):
         speakers = _kaldi_table(root, "utt2spk")
-    elif os.path.exists(os.path.join(root, "spk2utt")):
+    elif os.path.isfile(os.path.join(root, "spk2utt")):
         listed = _kaldi_table(root, "spk2utt")
         speakers = {name: speaker for speaker, names in listed.items() for name in names.split()}
     else:
         raise UserError(f"{root} has neither utt2spk nor spk2utt: add one, to name the speakers")
-    has_durations = os.path.exists(os.path.join(root, "utt2dur"))
+    has_durations = os.path.isfile(os.path.join(root, "utt2dur"))
     durations = _kaldi_table(root, "utt2dur") if has_durations else {}
     files = []
     for name, path in paths.items():
@@ -357,19 +384,27 @@ def _kaldi(root: str) -> Iterator[_File]:
             size, time = stat.st_size, stat.st_mtime_ns
         except OSError:
             size, time = 0, 0
-        try:
-            seconds = float(durations[name]) if name in durations else None
-        except ValueError:
-            raise UserError(f"{root}/utt2dur has no number of seconds for {name}") from None
+        seconds = _stated_seconds(root, name, durations[name]) if name in durations else None
         if size == 0:
             seconds = None  # no duration makes a missing or empty file usable
         files.append(_File(speaker, recording or None, name, path, size, time, seconds))
     yield from sorted(files, key=lambda file: (file.speaker, file.recording or "", file.name))
 
 
+def _stated_seconds(root: str, name: str, text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise UserError(f"{root}/utt2dur has no number of seconds for {name}: {text}")
+    return seconds
+
+
 def _kaldi_table(root: str, table: str) -> dict[str, str]:
     rows = {}
-    with open(os.path.join(root, table), encoding="utf-8") as lines:
+    path = os.path.join(root, table)
+    with open(path, encoding="utf-8", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
             key, _, value = line.strip().partition(" ")
             if not key:
@@ -391,11 +426,11 @@ def _read_headers(root: str, found: _Found, known: _Found | None) -> _Found:
             old = row_of.get(name)
             unchanged = (
                 old is not None
-                and known.seconds[old] > 0
+                and known.rate[old] > 0  # its header was read
                 and (known.size[old], known.time[old]) == (found.size[row], found.time[row])
                 and known.files[old] == found.files[row]
             )
-            if unchanged:
+            if unchanged and np.isnan(seconds[row]):
                 seconds[row], rate[row] = known.seconds[old], known.rate[old]
     reasons = []
 
@@ -403,7 +438,7 @@ def _read_headers(root: str, found: _Found, known: _Found | None) -> _Found:
         try:
             return read_header(os.path.join(root, found.files[row]))
         except AudioError as error:
-            return str(error)
+            return error.why
 
     unknown = np.flatnonzero(np.isnan(seconds))
     bar = tqdm(total=len(unknown), desc="reading headers", unit="file", disable=None, leave=False)
@@ -445,9 +480,9 @@ def _load(path: Path) -> _Found | None:
                 if f"{field}.text" in arrays
             }
             strings.setdefault("files", strings["names"])
-            plain = ("speakers", "speaker", "recording", "size", "time", "seconds", "rate")
+            plain = "speakers speaker recording size time stated seconds rate".split()
             return _Found(**strings, **{field: arrays[field] for field in plain})
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 

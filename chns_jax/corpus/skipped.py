@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from chns_jax.corpus.audio import AudioError
 from chns_jax.errors import UserError
 from chns_jax.files import replacing
 
@@ -12,24 +13,37 @@ MAX_SHARE = 0.01
 
 
 class Skipped:
-    """The list of a run, kept in `path`, one sentence a file; an earlier start's list goes on."""
+    """The list of a run, kept in `path`: lines of a file, a tab, and what is wrong with it."""
 
-    def __init__(self, path: Path, files: int):
+    def __init__(self, path: Path, files: int, check: Callable[[str], None]):
+        """`files` is how many there are; those that an earlier start listed are checked again."""
         self.path, self.files = path, files
-        self.reasons = (
-            set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
-        )
+        self.why: dict[str, str] = {}
+        for file in self._listed():
+            try:
+                check(file)
+            except AudioError as error:
+                if Path(file).exists():
+                    self.why[file] = error.why
 
-    def add(self, reasons: Iterable[str]) -> None:
-        """List what is new. Raises UserError when more than 1 % of all files are broken."""
-        new = set(reasons) - self.reasons
-        if new:
-            self.reasons |= new
+    def record(self, broken: Mapping[str, str]) -> None:
+        """List files, given what is wrong with each."""
+        if not broken.keys() <= self.why.keys():
+            self.why.update(broken)
             with replacing(self.path) as file:
-                file.writelines(f"{reason}\n" for reason in sorted(self.reasons))
-        if len(self.reasons) > MAX_SHARE * self.files:
+                file.writelines(f"{name}\t{why}\n" for name, why in sorted(self.why.items()))
+
+    def limit(self) -> None:
+        """Raises UserError when more than 1 % of all files are broken."""
+        if len(self.why) > MAX_SHARE * self.files:
+            name, why = min(self.why.items())
             raise UserError(
-                f"{len(self.reasons)} of {self.files} files cannot be used, more than "
-                f"{MAX_SHARE:.0%}: repair or remove those that {self.path} lists, "
-                f"such as: {min(self.reasons)}"
+                f"{len(self.why)} of {self.files} files cannot be used, more than {MAX_SHARE:.0%}: "
+                f"repair or remove those that {self.path} lists, such as {name}, which {why}"
             )
+
+    def _listed(self) -> list[str]:
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        return [line.partition("\t")[0] for line in lines]

@@ -107,14 +107,14 @@ def load(path: Path | str, speakers: Sequence[str]) -> Table:
     Raises UserError when the file is no table, or does not have one of the speakers.
     """
     try:
-        with (
-            open(Path(path).expanduser(), "rb") as file,
-            np.load(file, allow_pickle=False) as arrays,
-        ):
+        with open(Path(path).expanduser(), "rb") as file, np.load(file) as arrays:
             named, labels, centroids = (arrays[key] for key in ("speakers", "cluster", "centroids"))
+        fits = labels.shape == named.shape and len(named) and centroids.ndim == 2
+        if not fits or labels.min() < 0 or labels.max() >= len(centroids):
+            raise ValueError
     except FileNotFoundError:
         raise UserError(f"the table {path} does not exist: make it with chns_jax.cluster") from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a table of clusters (.npz of chns_jax.cluster)") from error
     order = np.argsort(named)
     place = np.searchsorted(named, speakers, sorter=order).clip(max=len(named) - 1)

@@ -28,7 +28,7 @@ class Reader:
     corpus: Corpus
     sample_rate: int
     threads: int
-    skipped: dict[int, str] = field(default_factory=dict)  # utterance -> why
+    skipped: dict[str, str] = field(default_factory=dict)  # path -> why
 
     def crop(self, utterance: int, position: float, samples: int) -> np.ndarray:
         """A crop (s,) int16 of an utterance, at `position` in [0, 1]. Raises AudioError."""
@@ -40,17 +40,17 @@ class Reader:
         try:
             return self.crop(utterance, position, samples)
         except AudioError as error:
-            self.skipped[utterance] = str(error)
+            self.skipped[error.path] = error.why
         speaker = self.corpus.speaker[utterance]
         others = rng.permutation(np.arange(*self.corpus.speaker_start[speaker : speaker + 2]))
         for other in others[others != utterance].tolist():
             try:
                 return self.crop(other, position, samples)
             except AudioError as error:
-                self.skipped[other] = str(error)
+                self.skipped[error.path] = error.why
         raise UserError(
             f"no utterance of speaker {self.corpus.speakers[speaker]} can be read, "
-            f"not even {self.corpus.path(utterance)}: remove the speaker from the corpus"
+            f"not even {self.corpus.path(utterance)}: repair them or leave the speaker out"
         )
 
     def batches(self, read: Callable[[int], np.ndarray], count: int, rows: int) -> Iterator:

@@ -68,12 +68,12 @@ def read(path: Path | str) -> NamedTrials:
 def locate(named: NamedTrials, corpus: Corpus, path: Path | str) -> Trials:
     """The trials as rows of `corpus`. Raises UserError naming the first file it does not have."""
     rows = corpus.rows([*named.enrolment, *named.test])
-    reasons = dict(corpus.broken)
+    reasons = {broken.name: broken.why for broken in corpus.broken}
     for name in [*named.enrolment, *named.test]:
         if name not in rows:
-            why = reasons.get(name, f"which is not in {corpus.roots[0]}")
+            why = reasons.get(name, f"is not in {corpus.roots[0]}")
             raise UserError(
-                f"{path} names {name}, {why}: correct the list or give the right folder"
+                f"{path} names {name}, which {why}: correct the list or give the right folder"
             )
     return Trials(
         named.labels,
