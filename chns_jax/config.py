@@ -120,14 +120,29 @@ class Ecapa:
 
 
 @dataclass(frozen=True)
+class ThinResNet:
+    """ThinResNet-34 with squeeze-and-excitation: one entry for each stage."""
+
+    layers: tuple[PositiveInt, ...] = (3, 4, 6, 3)
+    """Residual blocks."""
+    filters: tuple[PositiveInt, ...] = (16, 32, 64, 128)
+    """Output channels."""
+    pooling: Literal["sap", "asp"] = "asp"
+    """sap: self-attentive; asp: attentive statistics."""
+    attend_over: Literal["time", "frequency"] = "time"
+    """What attention weighs; frequency: as the paper's code has it."""
+
+
+@dataclass(frozen=True)
 class Encoder:
     """What turns log-mel into a speaker embedding."""
 
-    kind: Literal["ecapa_tdnn"] = "ecapa_tdnn"
+    kind: Literal["ecapa_tdnn", "thin_resnet"] = "ecapa_tdnn"
     """Architecture."""
     embedding: PositiveInt = 192
     """Dimensions of a speaker embedding."""
     ecapa: Ecapa = field(default_factory=Ecapa)
+    thin_resnet: ThinResNet = field(default_factory=ThinResNet)
 
 
 @dataclass(frozen=True)
@@ -295,7 +310,12 @@ def _check(config: Config) -> None:
     ecapa, sampler, features = config.encoder.ecapa, config.sampler, config.features
     layers = {len(ecapa.channels), len(ecapa.kernel_sizes), len(ecapa.dilations)}
     inner = ecapa.channels[1:-1]
+    resnet = config.encoder.thin_resnet
     checks = [
+        (
+            len(resnet.layers) == len(resnet.filters),
+            "encoder.thin_resnet.layers and filters need one entry a stage",
+        ),
         (len(layers) == 1 and layers.pop() >= 3,
          "encoder.ecapa.channels, kernel_sizes and dilations need one entry a layer, 3 or more"),
         (all(channels % ecapa.res2net_scale == 0 for channels in inner),

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -5,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chns_jax.config import Ecapa, Encoder
+from chns_jax.config import Ecapa, Encoder, ThinResNet
 from chns_jax.encoders import make_encoder
 from chns_jax.encoders.layers import AttentiveStatistics, BatchNorm, Conv1d
 
@@ -57,6 +58,20 @@ def speechbrain(golden):
     return arrays, encoder, from_speechbrain(state)
 
 
+def undo_step(after, after_once_more):
+    """Statistics before a step: after = 0.9 before + 0.1 batch, and so once more."""
+    return (1.9 * after - after_once_more) / 0.9
+
+
+def assert_gradients(mine: dict, theirs: dict) -> None:
+    """Where `theirs` has a gradient, `mine` is the same."""
+    for path, value in jax.tree_util.tree_leaves_with_path(theirs):
+        gradient = mine
+        for key in path:
+            gradient = gradient[key.key]
+        assert relative(gradient, value) < 1e-3, path
+
+
 def relative(mine, theirs):
     return np.abs(mine - theirs).max() / np.abs(theirs).max()
 
@@ -75,10 +90,7 @@ def test_ecapa_is_speechbrains_in_training_and_after(speechbrain):
     output, updated = encoder.apply(variables, arrays["train_x"], True, mutable=["batch_stats"])
     assert relative(output, arrays["train_y"]) < 1e-4
 
-    def undo(after, after_once_more):  # after = 0.9 before + 0.1 batch, and so once more
-        return (1.9 * after - after_once_more) / 0.9
-
-    stats = jax.tree.map(undo, variables["batch_stats"], updated["batch_stats"])
+    stats = jax.tree.map(undo_step, variables["batch_stats"], updated["batch_stats"])
     before = {"params": variables["params"], "batch_stats": stats}
     for i in range(3):
         assert relative(encoder.apply(before, arrays[f"x{i}"], False), arrays[f"y{i}"]) < 1e-4
@@ -93,15 +105,69 @@ def test_ecapa_gradients_are_speechbrains(speechbrain):
             encoder.apply(tree, arrays["train_x"], True, mutable=["batch_stats"])[0]
         ).sum()
 
-    gradient = jax.grad(sum_of_squares)(variables["params"])
+    gradient = jax.jit(jax.grad(sum_of_squares))(variables["params"])
     theirs = from_speechbrain(
         {k.removeprefix("grad_sumsq."): v for k, v in arrays.items() if k.startswith("grad_sumsq.")}
     )["params"]
-    for path, value in jax.tree_util.tree_leaves_with_path(theirs):
-        mine = gradient
-        for key in path:
-            mine = mine[key.key]
-        assert relative(mine, value) < 1e-3, path
+    assert_gradients(gradient, theirs)
+
+
+def from_clovaai(state: dict[str, np.ndarray]) -> dict:
+    """The authors' names and layouts of ThinResNet -> Flax variables."""
+    renamed = {"se.fc.0": "se1", "se.fc.2": "se2"}
+    renamed |= {"downsample.0": "downsample_conv", "downsample.1": "downsample_bn"}
+    variables: dict = {"params": {}, "batch_stats": {}}
+    for key, value in state.items():
+        module, _, leaf = key.rpartition(".")
+        if leaf == "num_batches_tracked":
+            continue
+        if module.startswith("layer"):
+            stage, block, inner = module.split(".", 2)
+            module = f"{stage}_{block}/{renamed.get(inner, inner)}"
+        is_norm = "bn" in module
+        name = {"weight": "scale" if is_norm else "kernel"}.get(leaf, leaf.removeprefix("running_"))
+        tree = variables["batch_stats" if leaf.startswith("running_") else "params"]
+        for part in filter(None, module.split("/")):
+            tree = tree.setdefault(part, {})
+        if name == "kernel":
+            value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+        tree[name] = jnp.asarray(value)
+    return variables
+
+
+@pytest.mark.parametrize("name", ["thin_resnet_asp_official", "thin_resnet_sap_clova"])
+def test_thin_resnet_is_the_authors(golden, name):
+    arrays = golden(name)
+    theirs = json.loads(str(arrays["config"]))
+    over = {"B1TF": "frequency", "B1FT": "time"}[theirs["input"]]
+    options = ThinResNet(
+        layers=theirs["layers"],
+        filters=theirs["num_filters"],
+        pooling=theirs["encoder_type"].lower(),
+        attend_over=over,
+    )
+    config = Encoder(kind="thin_resnet", embedding=theirs["nOut"], thin_resnet=options)
+    encoder = make_encoder(config)
+
+    def part(prefix):
+        mine = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+        return from_clovaai(mine)
+
+    variables = part("state.")
+    output, updated = encoder.apply(variables, arrays["train_x"], True, mutable=["batch_stats"])
+    assert relative(output, arrays["train_y"]) < 1e-4
+    stats = jax.tree.map(undo_step, variables["batch_stats"], updated["batch_stats"])
+    before = {"params": variables["params"], "batch_stats": stats}
+    assert relative(encoder.apply(before, arrays["x1"], False), arrays["y1"]) < 1e-4
+
+    def sum_of_squares(params):
+        tree = {"params": params, "batch_stats": variables["batch_stats"]}
+        y, _ = encoder.apply(tree, arrays["train_x"], True, mutable=["batch_stats"])
+        return jnp.square(y).sum()
+
+    assert_gradients(
+        jax.jit(jax.grad(sum_of_squares))(variables["params"]), part("grad_sumsq.")["params"]
+    )
 
 
 def test_the_mobile_model_has_the_papers_size():
@@ -185,6 +251,18 @@ def test_batch_norm_statistics_are_pytorchs():
     unbiased = flat.var(0, ddof=1)
     np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * unbiased, rtol=1e-5)
     np.testing.assert_allclose(np.asarray(y).reshape(-1, 2).std(0), 1, atol=1e-3)
+
+
+def test_thin_resnet_attends_over_time_by_default():
+    encoder = make_encoder(Encoder(kind="thin_resnet", embedding=8))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 48, 80)), jnp.float32)
+    shapes = {}
+    for over in ("time", "frequency"):
+        option = dataclasses.replace(encoder, attend_over=over)
+        variables = option.init(jax.random.key(0), x, False)
+        _, seen = option.apply(variables, x, False, capture_intermediates=True)
+        shapes[over] = seen["intermediates"]["sap_linear"]["__call__"][0].shape[1]
+    assert shapes == {"time": 12, "frequency": 20}  # a quarter of 48 frames, of 80 bands
 
 
 def test_in_evaluation_rows_do_not_see_each_other_and_every_frame_counts():

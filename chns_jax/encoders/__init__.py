@@ -10,14 +10,13 @@ from chns_jax.config import Encoder
 def make_encoder(encoder: Encoder) -> nn.Module:
     """The Flax module that the config describes."""
     from chns_jax.encoders.ecapa_tdnn import EcapaTdnn
+    from chns_jax.encoders.thin_resnet import ThinResNet
 
-    ecapa = encoder.ecapa
-    return EcapaTdnn(
-        channels=tuple(ecapa.channels),
-        kernel_sizes=tuple(ecapa.kernel_sizes),
-        dilations=tuple(ecapa.dilations),
-        res2net_scale=ecapa.res2net_scale,
-        se_channels=ecapa.se_channels,
-        attention_channels=ecapa.attention_channels,
-        embedding=encoder.embedding,
-    )
+    kinds = {
+        "ecapa_tdnn": (EcapaTdnn, encoder.ecapa),
+        "thin_resnet": (ThinResNet, encoder.thin_resnet),
+    }
+    module, options = kinds[encoder.kind]
+    # Modules must be hashable, and a config may hold lists.
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(options).items()}
+    return module(**fields, embedding=encoder.embedding)

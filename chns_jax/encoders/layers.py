@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,8 @@ from jaxtyping import Array, Float
 
 
 def torch_uniform(key, shape, dtype=jnp.float32):
-    """PyTorch's default weight of a convolution: uniform in +-1/sqrt(fan_in)."""
-    bound = (shape[0] * shape[1]) ** -0.5
+    """PyTorch's default weight of a layer (..., c_in, c_out): uniform in +-1/sqrt(fan_in)."""
+    bound = max(1, math.prod(shape[:-1])) ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 

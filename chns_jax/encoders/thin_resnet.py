@@ -1,0 +1,87 @@
+"""ThinResNet-34 with squeeze-and-excitation (Chung et al. 2020), wired as in voxceleb_trainer.
+
+Images are (b, height, width, c). The network halves the height twice more often than the width; the
+height is then averaged away and attention runs over the width. The original lays mel bands along
+the height and so attends over time; the authors of CHNS lay time along it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from chns_jax.encoders.layers import BatchNorm, torch_uniform
+
+SE_REDUCTION = 8
+LEAST_VARIANCE = 1e-5
+he_normal_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class SEBasicBlock(nn.Module):
+    """Two 3 x 3 convolutions and a squeeze-and-excitation gate, around them a residual."""
+
+    filters: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 d"]:
+        residual = x
+        if self.stride != 1 or x.shape[-1] != self.filters:
+            residual = _conv(self.filters, 1, self.stride, name="downsample_conv")(x)
+            residual = BatchNorm(name="downsample_bn")(residual, train)
+        x = nn.relu(_conv(self.filters, 3, self.stride, name="conv1")(x))
+        x = BatchNorm(name="bn1")(x, train)
+        x = BatchNorm(name="bn2")(_conv(self.filters, 3, 1, name="conv2")(x), train)
+        squeezed = nn.relu(_linear(self.filters // SE_REDUCTION, name="se1")(x.mean((1, 2))))
+        gate = nn.sigmoid(_linear(self.filters, name="se2")(squeezed))
+        return nn.relu(x * gate[:, None, None] + residual)
+
+
+class ThinResNet(nn.Module):
+    """Log-mel -> speaker embedding.
+
+    `pooling` is self-attentive ("sap", Cai et al. 2018) or attentive statistics ("asp", Okabe et
+    al. 2018); `attend_over` is "time", or "frequency" as the authors of CHNS have it.
+    """
+
+    layers: tuple[int, ...] = (3, 4, 6, 3)
+    filters: tuple[int, ...] = (16, 32, 64, 128)
+    pooling: Literal["sap", "asp"] = "sap"
+    attend_over: Literal["time", "frequency"] = "time"
+    embedding: int = 192
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t f"], train: bool) -> Float[Array, "b d"]:
+        x = (x.swapaxes(1, 2) if self.attend_over == "time" else x)[..., None]
+        x = _conv(self.filters[0], 7, (2, 1), name="conv1")(x)
+        x = nn.relu(BatchNorm(name="bn1")(x, train))
+        for stage, (blocks, filters) in enumerate(zip(self.layers, self.filters, strict=True), 1):
+            for i in range(blocks):
+                stride = 2 if i == 0 and stage in (2, 3) else 1
+                x = SEBasicBlock(filters, stride, name=f"layer{stage}_{i}")(x, train)
+        x_bxwxc = x.mean(axis=1)
+        hidden = jnp.tanh(_linear(x_bxwxc.shape[-1], name="sap_linear")(x_bxwxc))
+        attention = self.param("attention", nn.initializers.xavier_normal(), (hidden.shape[-1], 1))
+        weight_bxwx1 = jax.nn.softmax(hidden @ attention, axis=1)
+        pooled = (x_bxwxc * weight_bxwx1).sum(axis=1)
+        if self.pooling == "asp":
+            variance = (jnp.square(x_bxwxc) * weight_bxwx1).sum(axis=1) - jnp.square(pooled)
+            deviation = jnp.sqrt(jnp.maximum(variance, LEAST_VARIANCE))
+            pooled = jnp.concatenate([pooled, deviation], axis=-1)
+        return _linear(self.embedding, name="fc")(pooled)
+
+
+def _conv(filters: int, size: int, stride: int | tuple[int, int], name: str) -> nn.Conv:
+    """A convolution without bias, padded by half its size."""
+    return nn.Conv(
+        filters, (size, size), stride, padding=size // 2, use_bias=False,
+        kernel_init=he_normal_out, name=name,
+    )  # fmt: skip
+
+
+def _linear(features: int, name: str) -> nn.Dense:
+    return nn.Dense(features, kernel_init=torch_uniform, name=name)
