@@ -316,6 +316,10 @@ def _check(config: Config) -> None:
             len(resnet.layers) == len(resnet.filters),
             "encoder.thin_resnet.layers and filters need one entry a stage",
         ),
+        (
+            min(resnet.filters) >= 8,
+            "encoder.thin_resnet.filters must be 8 or more: their gates have an eighth of them",
+        ),
         (len(layers) == 1 and layers.pop() >= 3,
          "encoder.ecapa.channels, kernel_sizes and dilations need one entry a layer, 3 or more"),
         (all(channels % ecapa.res2net_scale == 0 for channels in inner),

@@ -60,6 +60,7 @@ def test_differences_name_the_keys_that_matter():
         (["--data.crop_seconds", "inf"], "data.crop_seconds"),
         (["--validation.segment_seconds", "0.03"], "validation.segment_seconds"),
         (["--encoder.ecapa.dilations", "[1,400,3,4,1]"], "data.crop_seconds 3 must hold 401"),
+        (["--encoder.thin_resnet.filters", "[4,8,8,8]"], "encoder.thin_resnet.filters"),
         (["--features.hop_ms", "0.001"], "features.hop_ms"),
         (["--config", "gone.yaml"], "gone.yaml"),
     ],

@@ -69,6 +69,14 @@ def test_made_trials_may_be_limited(corpus):
     np.testing.assert_array_equal(made.test, again.test)
 
 
+def test_of_a_large_corpus_some_utterances_are_drawn(corpus, monkeypatch):
+    monkeypatch.setattr(trials, "MOST_UTTERANCES", 20)
+    made = trials.make(corpus, max_trials=10**6, seed=0)
+    assert len(made.utterances()) <= 20 and len(made.labels) <= 190 and made.labels.any()
+    same = corpus.speaker[made.enrolment] == corpus.speaker[made.test]
+    np.testing.assert_array_equal(same, made.labels)
+
+
 def test_speakers_of_one_recording_make_no_trials(corpus):
     one = corpus.select(np.arange(12) < 1)
     with pytest.raises(UserError, match="make no trials"):

@@ -11,6 +11,8 @@ from chns_jax.corpus.index import Corpus
 from chns_jax.errors import UserError
 from chns_jax.randomness import Purpose, generator
 
+MOST_UTTERANCES = 4_000  # eight million pairs
+
 
 @dataclass(frozen=True)
 class NamedTrials:
@@ -85,12 +87,16 @@ def locate(named: NamedTrials, corpus: Corpus, path: Path | str) -> Trials:
 def make(corpus: Corpus, *, max_trials: int, seed: int) -> Trials:
     """All pairs of a corpus's utterances, or `max_trials` of them at most.
 
-    Targets are pairs of one speaker from different recordings; of all targets and of all
-    non-targets as many are drawn, at random, as keeps their proportion, but at least a tenth of
-    the trials are targets where there are that many. Raises UserError when there are no targets or
-    no non-targets.
+    Targets are pairs of one speaker from different recordings. When there are more pairs, some are
+    drawn: in proportion, but a tenth of them targets if there are as many. Of a corpus of more than
+    4,000 utterances, so many are drawn first. Raises UserError when there are no targets or no
+    non-targets.
     """
-    first, second = np.triu_indices(len(corpus), k=1)
+    rng = generator(seed, Purpose.TRIALS)
+    utterances = np.arange(len(corpus))
+    if len(corpus) > MOST_UTTERANCES:
+        utterances = np.sort(rng.choice(len(corpus), MOST_UTTERANCES, replace=False))
+    first, second = (utterances[i] for i in np.triu_indices(len(utterances), k=1))
     same = corpus.speaker[first] == corpus.speaker[second]
     across = corpus.recording[first] != corpus.recording[second]
     target, nontarget = np.flatnonzero(same & across), np.flatnonzero(~same)
@@ -102,7 +108,6 @@ def make(corpus: Corpus, *, max_trials: int, seed: int) -> Trials:
     if len(target) + len(nontarget) > max_trials:
         share = max(0.1, len(target) / (len(target) + len(nontarget)))
         wanted = min(len(target), max(1, round(share * max_trials)))
-        rng = generator(seed, Purpose.TRIALS)
         target = np.sort(rng.choice(target, wanted, replace=False))
         rest = min(len(nontarget), max(1, max_trials - wanted))
         nontarget = np.sort(rng.choice(nontarget, rest, replace=False))
