@@ -75,6 +75,9 @@ class Data:
 class Features:
     """Log-mel features."""
 
+    kind: Literal["speechbrain", "kaldi", "kaldi_hamming"] = "speechbrain"
+    """Definition; kaldi_hamming: Hamming window and samples in the range of int16, as wespeaker's.
+    Kaldi's own f_min is 20."""
     sample_rate: PositiveInt = 16_000
     """Hz; audio of other rates is resampled."""
     bands: PositiveInt = 80
@@ -351,7 +354,8 @@ def _check(config: Config) -> None:
     }
     for key, seconds in lengths.items():
         if seconds is not None and not (
-            fewest <= seconds * features.sample_rate / features.hop and seconds <= LONGEST_CROP
+            fewest <= (seconds * features.sample_rate - features.window) / features.hop
+            and seconds <= LONGEST_CROP
         ):
             raise UserError(
                 f"{key} {seconds:g} must hold {fewest} frames at least, and {LONGEST_CROP} seconds "

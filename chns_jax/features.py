@@ -1,8 +1,13 @@
 """Waveform -> log-mel, in JAX, on the device.
 
-The definition is SpeechBrain's `Fbank`: a periodic Hamming window, frames centred on multiples of
-the hop with zeros outside the signal, power spectrum, triangular HTK-mel filters that are
-symmetric in hertz, decibels, and a floor 80 dB under the utterance's loudest cell.
+Two definitions, which differ in nearly every detail; a model needs the one it was trained with.
+
+- `speechbrain`: SpeechBrain's `Fbank`. Frames centred on multiples of the hop with zeros outside
+  the signal, a periodic Hamming window, filters triangular in hertz, decibels, and a floor 80 dB
+  under the utterance's loudest cell.
+- `kaldi`: Kaldi's `compute-fbank-feats` without dither. Whole frames only, each without its mean
+  and pre-emphasised, a Povey window, filters triangular in mel, natural logarithms.
+  `kaldi_hamming` has a Hamming window, and samples in the range of int16, as wespeaker uses it.
 """
 
 from __future__ import annotations
@@ -19,63 +24,100 @@ from chns_jax.config import Features
 INT16_SCALE = 32768.0
 DYNAMIC_RANGE_DB = 80.0
 SMALLEST_POWER = 1e-10
+KALDI_SMALLEST_ENERGY = float(np.finfo(np.float32).eps)
+KALDI_PREEMPHASIS = 0.97
+POVEY_POWER = 0.85
 
 
 def log_mel(waveform: Float[Array, "b s"] | Int16[Array, "b s"], features: Features):
-    """Log-mel energies in dB, (b, t, f) float32, with t = 1 + s // hop.
+    """Log-mel energies (b, t, f) float32, with t = `frame_count(s, features)`.
 
     `waveform` is int16, or float in [-1, 1]. With `features.mean_normalise`, each band's mean over
-    time is subtracted, which removes a stationary channel. Source: SpeechBrain 1.x `Fbank`.
+    time is subtracted, which removes a stationary channel. SpeechBrain's are in dB, Kaldi's in
+    nepers of power. Source: SpeechBrain 1.x `Fbank`; kaldi-native-fbank.
     """
     if waveform.dtype == jnp.int16:
         waveform = waveform.astype(jnp.float32) / INT16_SCALE
-    power_bxtxw = _power_spectrum(waveform, features)
-    filters_wxf = jnp.asarray(mel_filters(features))
-    mel_bxtxf = jnp.matmul(power_bxtxw, filters_wxf, precision=jax.lax.Precision.HIGHEST)
-    decibel = 10.0 * jnp.log10(jnp.maximum(mel_bxtxf, SMALLEST_POWER))
-    loudest = decibel.max(axis=(-2, -1), keepdims=True)
-    decibel = jnp.maximum(decibel, loudest - DYNAMIC_RANGE_DB)
+    log = (_speechbrain if features.kind == "speechbrain" else _kaldi)(waveform, features)
     if features.mean_normalise:
-        decibel = decibel - decibel.mean(axis=-2, keepdims=True)
-    return decibel
+        log = log - log.mean(axis=-2, keepdims=True)
+    return log
 
 
 def frame_count(samples: int, features: Features) -> int:
     """Number of frames t that `log_mel` makes of `samples` samples."""
-    return 1 + samples // features.hop
+    if features.kind == "speechbrain":
+        return 1 + samples // features.hop
+    return max(0, 1 + (samples - features.window) // features.hop)
 
 
-def _power_spectrum(waveform_bxs, features: Features):
-    """Power spectrum (b, t, window // 2 + 1) of Hamming-windowed frames."""
-    window, hop = features.window, features.hop
+def _speechbrain(waveform_bxs, features: Features):
+    window, left = features.window, features.window // 2
     frames = frame_count(waveform_bxs.shape[-1], features)
+    padded = jnp.pad(waveform_bxs, ((0, 0), (left, 0)))
+    framed = _frames(padded, frames, features) * np.hamming(window + 1)[:-1].astype(np.float32)
+    decibel = 10.0 * jnp.log10(jnp.maximum(_mel_energies(framed, window, features), SMALLEST_POWER))
+    loudest = decibel.max(axis=(-2, -1), keepdims=True)
+    return jnp.maximum(decibel, loudest - DYNAMIC_RANGE_DB)
+
+
+def _kaldi(waveform_bxs, features: Features):
+    window = features.window
+    if features.kind == "kaldi":
+        shape = np.hanning(window) ** POVEY_POWER
+    else:
+        shape, waveform_bxs = np.hamming(window), waveform_bxs * INT16_SCALE
+    frames = frame_count(waveform_bxs.shape[-1], features)
+    framed = _frames(waveform_bxs, frames, features)
+    framed = framed - framed.mean(axis=-1, keepdims=True)
+    before = jnp.concatenate([framed[..., :1], framed[..., :-1]], axis=-1)
+    framed = (framed - KALDI_PREEMPHASIS * before) * shape.astype(np.float32)
+    fft = 2 ** (window - 1).bit_length()
+    return jnp.log(jnp.maximum(_mel_energies(framed, fft, features), KALDI_SMALLEST_ENERGY))
+
+
+def _frames(signal_bxs, frames: int, features: Features):
+    """(b, t, window): frame i begins at sample i * hop; zeros follow the signal."""
+    window, hop = features.window, features.hop
     # A frame is `window` samples from `hop`-sized blocks: slices instead of a gather.
     blocks_per_frame = -(-window // hop)
-    padded_length = (frames - 1 + blocks_per_frame) * hop
-    left = window // 2
-    # The signal's end, past the last whole frame, belongs to no frame: it is cut off.
-    kept = waveform_bxs[:, : padded_length - left]
-    padded = jnp.pad(kept, ((0, 0), (left, padded_length - left - kept.shape[-1])))
+    length = (frames - 1 + blocks_per_frame) * hop
+    kept = signal_bxs[:, :length]
+    padded = jnp.pad(kept, ((0, 0), (0, length - kept.shape[-1])))
     blocks = padded.reshape(padded.shape[0], -1, hop)
-    framed = jnp.concatenate([blocks[:, i : i + frames] for i in range(blocks_per_frame)], axis=-1)[
-        ..., :window
-    ]
-    hamming = np.hamming(window + 1)[:-1].astype(np.float32)
-    spectrum = jnp.fft.rfft(framed * hamming, axis=-1)
-    return jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    slices = [blocks[:, i : i + frames] for i in range(blocks_per_frame)]
+    return jnp.concatenate(slices, axis=-1)[..., :window]
+
+
+def _mel_energies(framed_bxtxw, fft: int, features: Features):
+    """(b, t, f): the power spectra of frames, summed with the mel filters."""
+    spectrum = jnp.fft.rfft(framed_bxtxw, fft, axis=-1)
+    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    filters = jnp.asarray(mel_filters(features, fft))
+    return jnp.matmul(power, filters, precision=jax.lax.Precision.HIGHEST)
 
 
 @lru_cache
-def mel_filters(features: Features) -> np.ndarray:
-    """Triangular filters (window // 2 + 1, f) float32.
+def mel_filters(features: Features, fft: int) -> np.ndarray:
+    """Triangular filters (fft // 2 + 1, f) float32, their centres equally spaced in mel
+    (2595 log10(1 + hz / 700)).
 
-    Centres are equally spaced on the HTK mel scale (2595 log10(1 + hz / 700)); each triangle is as
-    wide on its right as on its left, by the distance to the centre below it, as SpeechBrain has it.
+    SpeechBrain's are triangles in hertz, each as wide on its right as on its left, by the distance
+    to the centre below it. Kaldi's are triangles in mel, between the neighbours' centres.
     """
-    lowest, highest = (2595 * np.log10(1 + hz / 700) for hz in (features.f_min, features.f_max))
-    mel = np.linspace(lowest, highest, features.bands + 2)
-    hertz = 700 * (10 ** (mel / 2595) - 1)
-    centre, width = hertz[1:-1], np.diff(hertz)[:-1]
-    bins = np.linspace(0, features.sample_rate / 2, features.window // 2 + 1)
-    slope = (bins[:, None] - centre) / width
-    return np.maximum(0, np.minimum(slope + 1, 1 - slope)).astype(np.float32)
+    bins = np.linspace(0, features.sample_rate / 2, fft // 2 + 1)
+    edges_mel = np.linspace(_mel(features.f_min), _mel(features.f_max), features.bands + 2)
+    if features.kind == "speechbrain":
+        edges = 700 * (10 ** (edges_mel / 2595) - 1)
+        centre, width = edges[1:-1], np.diff(edges)[:-1]
+        slope = (bins[:, None] - centre) / width
+        rise, fall = slope + 1, 1 - slope
+    else:
+        below, centre, above = edges_mel[:-2], edges_mel[1:-1], edges_mel[2:]
+        rise = (_mel(bins)[:, None] - below) / (centre - below)
+        fall = (above - _mel(bins)[:, None]) / (above - centre)
+    return np.maximum(0, np.minimum(rise, fall)).astype(np.float32)
+
+
+def _mel(hertz):
+    return 2595 * np.log10(1 + hertz / 700)

@@ -15,6 +15,16 @@ def test_log_mel_is_speechbrains(golden):
     np.testing.assert_allclose(mine, arrays["speechbrain1"], atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "kind, key", [("kaldi", "kaldi1"), ("kaldi_hamming", "kaldi_hamming_int161")]
+)
+def test_log_mel_is_kaldis(golden, kind, key):
+    arrays = golden("fbank")
+    features = Features(kind=kind, f_min=20, mean_normalise=False)
+    mine = log_mel(jnp.asarray(arrays["wav1"])[None], features)[0]
+    np.testing.assert_allclose(mine, arrays[key], atol=1e-3)
+
+
 def test_log_mel_is_the_plain_dft():
     """One frame at a time, by the definition: window, DFT, triangles, decibels."""
     signal = np.random.default_rng(0).normal(0, 0.1, 1000)
@@ -24,7 +34,7 @@ def test_log_mel_is_the_plain_dft():
     dft = np.exp(-2j * np.pi * np.outer(np.arange(201), n) / 400)
     frames = [padded[160 * t : 160 * t + 400] * hamming for t in range(7)]
     power = np.stack([np.abs(dft @ frame) ** 2 for frame in frames])
-    expected = 10 * np.log10(np.maximum(power @ mel_filters(RAW), 1e-10))
+    expected = 10 * np.log10(np.maximum(power @ mel_filters(RAW, 400), 1e-10))
     np.testing.assert_allclose(log_mel(jnp.asarray(signal)[None], RAW)[0], expected, atol=1e-3)
 
 
@@ -34,10 +44,12 @@ def test_int16_is_the_float_it_stands_for():
     np.testing.assert_array_equal(from_int, log_mel(jnp.asarray(wave / 32768, jnp.float32), RAW))
 
 
-@pytest.mark.parametrize("samples", [160, 399, 400, 1600, 1601, 48_000])
-def test_frame_count(samples):
-    shape = jax.eval_shape(lambda x: log_mel(x, RAW), jnp.zeros((1, samples))).shape
-    assert shape == (1, frame_count(samples, RAW), 80)
+@pytest.mark.parametrize("kind", ["speechbrain", "kaldi"])
+@pytest.mark.parametrize("samples", [400, 560, 1600, 1601, 48_000])
+def test_frame_count(samples, kind):
+    features = Features(kind=kind)
+    shape = jax.eval_shape(lambda x: log_mel(x, features), jnp.zeros((1, samples))).shape
+    assert shape == (1, frame_count(samples, features), 80)
 
 
 def test_mean_normalised_features_ignore_the_level_and_rows_do_not_mix():
