@@ -18,7 +18,7 @@ from chns_jax.config import Config, Sampler
 from chns_jax.corpus.audio import AudioError
 from chns_jax.errors import UserError
 from chns_jax.sampling import clusters
-from chns_jax.sampling.clusters import Table
+from chns_jax.sampling.clusters import Table, unit
 from chns_jax.sampling.pipeline import Reader, voiceprint_batches
 from chns_jax.sharding import put, replicated, split
 from chns_jax.step import embed_step
@@ -107,11 +107,6 @@ def make_table(
         embeddings.reshape(speakers, per_speaker, -1), normalise_first=sampler.normalise_first
     )
     return clusters.cluster(voiceprints, sampler.clusters, seed=seed, round=round)
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors (..., d) divided by their L2 norm."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def _segments(seconds: np.ndarray, length: float) -> tuple[np.ndarray, np.ndarray]:

@@ -22,9 +22,8 @@ class RunLog:
         from tensorboardX import SummaryWriter
 
         path = folder / "metrics.jsonl"
-        earlier = [record for record in records(path) if record["step"] <= step]
-        # The round that begins at `step` begins again, and will be written again.
-        earlier = [r for r in earlier if r["step"] < step or "round" not in r]
+        # A round that begins at `step` begins again, and will be written again.
+        earlier = [r for r in records(path) if r["step"] < step + ("round" not in r)]
         with replacing(path) as file:
             file.writelines(json.dumps(record) + "\n" for record in earlier)
         self._jsonl = open(path, "a", encoding="utf-8")

@@ -30,14 +30,14 @@ from chns_jax.config import Config
 from chns_jax.corpus.audio import check
 from chns_jax.corpus.index import Corpus
 from chns_jax.corpus.skipped import Skipped
-from chns_jax.embed import Encode, make_encode, make_table, unit
+from chns_jax.embed import Encode, make_encode, make_table
 from chns_jax.encoders import make_encoder
 from chns_jax.errors import UserError, run
 from chns_jax.files import remove_leftovers, replacing
 from chns_jax.logs import Pace, RunLog, progress_bar, records, say
 from chns_jax.optimizer import make_optimizer
 from chns_jax.sampling import clusters, hardness, plan, rounds
-from chns_jax.sampling.clusters import Table
+from chns_jax.sampling.clusters import Table, unit
 from chns_jax.sampling.pipeline import Reader, training_batches
 from chns_jax.sampling.plan import Batch
 from chns_jax.scoring.floor import floor_eer
@@ -214,11 +214,11 @@ def train(config: Config, opened: ExitStack) -> None:
     if config.validation.floor and trials is not None:
         summary["floor_eer"] = floor_eer(trial_reader, trials)
 
-    composed = {"CHNS batches": table, "random batches": None}
+    composed = {"CHNS batches": table} if table is not None else {}
+    composed["random batches"] = None
     negatives = {
         name: negatives_of(encode, state, reader, config, made_of)
         for name, made_of in composed.items()
-        if made_of is not None or name == "random batches"
     }
     training_picture(
         out / "training.png", eer_at=eer_at, floor_eer=summary.get("floor_eer"), negatives=negatives

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import soundfile
-from conftest import write_tone
+from conftest import TINY, write_tone
 
 from chns_jax import config as configs
 from chns_jax.corpus.index import index
@@ -41,8 +41,6 @@ def step_of(run):
 @pytest.fixture(scope="module")
 def finished(program, tones, tmp_path_factory):
     """A run from start to end: its folder and its arguments, without --out."""
-    from conftest import TINY
-
     folder = tmp_path_factory.mktemp("finished")
     arguments = [*TINY, "--data.root", tones, "--data.cache", folder / "cache"]
     finish(program("train", *arguments, "--out", folder / "run", "--validation.floor", "true"))
@@ -201,8 +199,6 @@ def test_broken_files_are_skipped_and_listed(program, tones, tmp_path):
     bad = np.full(8000, np.nan, np.float32)
     for name in ("s0/3.wav", "s5/7.wav"):
         soundfile.write(root / name, bad, 16_000, subtype="FLOAT")
-    from conftest import TINY
-
     arguments = [*TINY, "--data.root", root, "--data.cache", tmp_path / "cache"]
     arguments += ["--data.held_out", 0, "--sampler.utterances_per_speaker", 30]
     finish(program("train", *arguments, "--out", tmp_path / "run", "--training.steps", 3))
@@ -223,8 +219,6 @@ def test_broken_files_are_skipped_and_listed(program, tones, tmp_path):
 
 
 def test_a_run_does_not_go_on_with_other_speakers(program, tmp_path):
-    from conftest import TINY
-
     root = tmp_path / "root"
     for speaker in range(6):
         for utterance in range(2):
@@ -242,8 +236,6 @@ def test_a_run_does_not_go_on_with_other_speakers(program, tmp_path):
 
 
 def test_a_speaker_who_cannot_be_read_stops_the_run_and_is_listed(program, tmp_path):
-    from conftest import TINY
-
     root, bad = tmp_path / "root", np.full(8000, np.nan, np.float32)
     for speaker in range(6):
         for utterance in range(2):
@@ -313,8 +305,6 @@ def test_other_signals_and_formats_of_speech_train(program, tmp_path):
         write_tone(folder / "1.wav", 0.9, hertz=100 + 30 * speaker, rate=8000)
         soundfile.write(folder / "2.ogg", rng.normal(0, 0.1, (16_000, 2)), 16_000)
         soundfile.write(folder / "3.flac", np.zeros(8000), 16_000)
-    from conftest import TINY
-
     arguments = [*TINY, "--data.root", tmp_path / "root", "--data.cache", tmp_path / "cache"]
     arguments += ["--data.held_out", 0, "--training.steps", 3, "--out", tmp_path / "run"]
     finish(program("train", *arguments))

@@ -43,9 +43,8 @@ class Table:
     @cached_property
     def nearest(self) -> np.ndarray:
         """(k, k): each row lists all clusters by falling cosine to that one, itself first."""
-        norm = np.linalg.norm(self.centroids, axis=1, keepdims=True)
-        unit = self.centroids / np.maximum(norm, 1e-12)
-        cosine = unit @ unit.T
+        directions = unit(self.centroids)
+        cosine = directions @ directions.T
         np.fill_diagonal(cosine, np.inf)
         return np.argsort(-cosine, axis=1, kind="stable")
 
@@ -61,8 +60,8 @@ def voiceprints(embeddings: np.ndarray, *, normalise_first: bool = False) -> np.
     weigh more unless `normalise_first`. Source: CHNS, section 2.2.
     """
     if normalise_first:
-        embeddings = _unit(embeddings)
-    return _unit(embeddings.astype(np.float64).mean(axis=1)).astype(np.float32)
+        embeddings = unit(embeddings)
+    return unit(embeddings.astype(np.float64).mean(axis=1)).astype(np.float32)
 
 
 def cluster(voiceprints_nxd: np.ndarray, clusters: int, *, seed: int, round: int = 0) -> Table:
@@ -128,6 +127,6 @@ def load(path: Path | str, speakers: Sequence[str]) -> Table:
     return Table(labels[row].astype(np.int32), centroids.astype(np.float32))
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    norm = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.maximum(norm, 1e-12)
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (..., d) divided by their L2 norm."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
