@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import yaml
@@ -152,9 +154,9 @@ class Encoder:
 class Loss:
     """What training minimises."""
 
-    kind: Literal["supcon", "hscl", "nt_xent"] = "supcon"
+    kind: Literal["supcon", "hscl", "nt_xent", "aam_softmax"] = "supcon"
     """supcon: supervised contrastive; hscl: the same with hard negatives weighed by the loss;
-    nt_xent: an utterance's only positive is its twin."""
+    nt_xent: an utterance's only positive is its twin; aam_softmax: classification of speakers."""
     temperature: PositiveFloat = 0.1
     """Temperature of the softmax at the start."""
     learn_temperature: bool = True
@@ -165,16 +167,21 @@ class Loss:
     """supcon and nt_xent: subtracted from the cosine of the two views of an anchor."""
     beta: NonNegativeFloat = 0.1
     """hscl: how much harder negatives outweigh others; 0: not at all."""
+    aam_margin: NonNegativeFloat = 0.2
+    """aam_softmax: added to the angle of an embedding and its own class, radians."""
+    aam_scale: PositiveFloat = 30.0
+    """aam_softmax: what cosines are multiplied by."""
 
 
 @dataclass(frozen=True)
 class Sampler:
     """What a batch is made of."""
 
-    kind: Literal["chns", "random"] = "chns"
-    """chns: hard negatives from clusters of similar speakers; random: distinct speakers."""
+    kind: Literal["chns", "random", "utterances"] = "chns"
+    """chns: hard negatives from clusters of similar speakers; random: distinct speakers;
+    utterances: single utterances, each of the corpus once an epoch (for aam_softmax)."""
     speakers: PositiveInt = 650
-    """Speakers in a batch, two utterances each."""
+    """Speakers in a batch, two utterances each; with kind utterances, twice as many utterances."""
     hard_ratio: ClosedUnitInterval = 0.5
     """Share of a batch's speakers that come from clusters, 0 to 1."""
     clusters: PositiveInt = 50
@@ -184,6 +191,9 @@ class Sampler:
     whole, one after another, until there are enough (harder)."""
     next_cluster: Literal["random", "nearest"] = "random"
     """Which cluster joins when those drawn are too small."""
+    repeats: bool = False
+    """All hard speakers come from one cluster; one that is too small gives its speakers several
+    times, with utterances drawn anew."""
     cluster_weight: Literal["size", "uniform"] = "size"
     """size: larger clusters are drawn more often, so that all speakers are seen equally often;
     uniform: all clusters alike, as in the paper's code."""
@@ -199,6 +209,77 @@ class Sampler:
     """Utterances embedded for a voiceprint, k."""
     normalise_first: bool = False
     """L2-normalise embeddings before averaging them to a voiceprint."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Noise added to training crops."""
+
+    probability: ClosedUnitInterval = 0.0
+    """Share of the crops."""
+    root: str | None = None
+    """Folder of noise. MUSAN's subfolders noise, music and speech count as what they are called,
+    everything else as noise; a crop gets one of the kinds that are there."""
+    noise_snr: tuple[float, float] = (0.0, 15.0)
+    """Lowest and highest signal-to-noise ratio, dB."""
+    music_snr: tuple[float, float] = (5.0, 15.0)
+    """The same of music."""
+    speech_snr: tuple[float, float] = (13.0, 20.0)
+    """The same of babble."""
+    talkers: tuple[PositiveInt, PositiveInt] = (3, 7)
+    """Fewest and most recordings of speech that make babble."""
+
+
+@dataclass(frozen=True)
+class Reverberation:
+    """Training crops as heard in a room."""
+
+    probability: ClosedUnitInterval = 0.0
+    """Share of the crops."""
+    root: str | None = None
+    """Folder of impulse responses; rooms are simulated when not given."""
+    responses: PositiveInt = 200
+    """Impulse responses in use: drawn from the folder, or simulated."""
+    seconds: PositiveFloat = 0.5
+    """Length to which they are cut."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Training crops played faster or slower, with their pitch."""
+
+    probability: ClosedUnitInterval = 0.0
+    """Share of the crops."""
+    factors: tuple[PositiveFloat, ...] = (0.9, 1.1)
+    """Speeds, of which each such crop gets one."""
+    new_speakers: bool = False
+    """A speaker at another speed counts as another speaker."""
+
+
+@dataclass(frozen=True)
+class SpecAugment:
+    """Bands and stretches of time masked in the log-mel (Park et al. 2019)."""
+
+    probability: ClosedUnitInterval = 0.0
+    """Share of the crops."""
+    time_masks: NonNegativeInt = 1
+    """Stretches masked."""
+    time_width: PositiveInt = 10
+    """Frames in the longest one."""
+    band_masks: NonNegativeInt = 1
+    """Ranges of bands masked."""
+    band_width: PositiveInt = 8
+    """Bands in the widest one."""
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is done to training crops: speed, then reverberation, noise, and SpecAugment."""
+
+    noise: Noise = field(default_factory=Noise)
+    reverberation: Reverberation = field(default_factory=Reverberation)
+    speed: Speed = field(default_factory=Speed)
+    spec_augment: SpecAugment = field(default_factory=SpecAugment)
 
 
 @dataclass(frozen=True)
@@ -219,6 +300,8 @@ class Training:
 
     steps: PositiveInt = 153_800
     """Number of updates."""
+    start_from: str | None = None
+    """Folder of a run whose encoder training begins with; its classes too, if they are the same."""
     seed: NonNegativeInt = 0
     """Seed of everything random in a run."""
     epoch_utterances: PositiveInt | None = None
@@ -259,6 +342,7 @@ class Config:
     encoder: Encoder = field(default_factory=Encoder)
     loss: Loss = field(default_factory=Loss)
     sampler: Sampler = field(default_factory=Sampler)
+    augment: Augment = field(default_factory=Augment)
     optimizer: Optimizer = field(default_factory=Optimizer)
     training: Training = field(default_factory=Training)
     validation: Validation = field(default_factory=Validation)
@@ -267,6 +351,13 @@ class Config:
     def crop_samples(self) -> int:
         """Samples s of a training crop."""
         return round(self.data.crop_seconds * self.features.sample_rate)
+
+    @property
+    def read_samples(self) -> int:
+        """Samples read for a training crop: faster playing uses up more of them."""
+        speed = self.augment.speed
+        fastest = max(1.0, *speed.factors) if speed.probability else 1.0
+        return math.ceil(fastest * self.crop_samples)
 
     @property
     def segment_samples(self) -> int:
@@ -278,13 +369,19 @@ class Config:
 def load(argv: list[str] | None = None, description: str = "") -> Config:
     """The config that `argv` describes; `--config` files first, overrides after them, in order.
 
-    Raises UserError for an unknown key, a value of a wrong type or one out of range.
+    A file may name another under `base`, relative to itself, which is read before it. Raises
+    UserError for an unknown key, a value of a wrong type or one out of range.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = make_parser(description)
-    parser.add_argument("--config", action="config", help="YAML file; may be given several times.")
+    parser.add_argument(
+        "--config", action="config", help="YAML file; of several, later ones win over earlier ones."
+    )
+    parser.add_argument(
+        "--base", type=str, help="Only in a file: another, relative to it, that is read before it."
+    )
     parser.add_class_arguments(Config)
-    arguments = sys.argv[1:] if argv is None else argv
+    arguments = _with_bases(sys.argv[1:] if argv is None else argv)
     try:
         chosen = parser.instantiate(parse(parser, arguments))
     except (UserError, TypeError) as error:
@@ -294,6 +391,35 @@ def load(argv: list[str] | None = None, description: str = "") -> Config:
     config = Config(**{field.name: chosen[field.name] for field in dataclasses.fields(Config)})
     _check(config)
     return config
+
+
+def _with_bases(arguments: list[str]) -> list[str]:
+    """The arguments, with the base of each `--config` file before it."""
+    expanded = []
+    for i, argument in enumerate(arguments):
+        path = None
+        if argument.startswith("--config="):
+            path = argument.removeprefix("--config=")
+        elif i and arguments[i - 1] == "--config":
+            path = argument
+            expanded.pop()
+        expanded += [argument] if path is None else _chain(path, ())
+    return expanded
+
+
+def _chain(path: str, above: tuple[str, ...]) -> list[str]:
+    """`--config` for the bases of a file, outermost first, and for the file."""
+    if path in above:
+        raise UserError(f"{path} is its own base: remove the key base from one of {above}")
+    base = None
+    try:
+        written = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        base = written.get("base") if isinstance(written, dict) else None
+    except (OSError, ValueError, yaml.YAMLError):
+        pass  # parsing the file says what is wrong with it
+    if not isinstance(base, str):
+        return ["--config", path]
+    return [*_chain(str(Path(path).parent / base), (*above, path)), "--config", path]
 
 
 def to_yaml(config: Config) -> str:
@@ -314,6 +440,7 @@ def _check(config: Config) -> None:
     layers = {len(ecapa.channels), len(ecapa.kernel_sizes), len(ecapa.dilations)}
     inner = ecapa.channels[1:-1]
     resnet = config.encoder.thin_resnet
+    noise, speed = config.augment.noise, config.augment.speed
     checks = [
         (
             len(resnet.layers) == len(resnet.filters),
@@ -330,9 +457,23 @@ def _check(config: Config) -> None:
          f"encoder.ecapa.res2net_scale {ecapa.res2net_scale}"),
         (sampler.speakers >= 2, "sampler.speakers must be at least 2: the others are negatives"),
         (sampler.refresh_every != "never" or sampler.table or sampler.start_step
-         or sampler.kind == "random",
+         or sampler.kind != "chns",
          "sampler.refresh_every never needs sampler.table, or a sampler.start_step at which "
          "the speakers are clustered once"),
+        (sampler.kind != "utterances" or config.loss.kind == "aam_softmax",
+         f"sampler.kind utterances gives no pairs, which loss.kind {config.loss.kind} needs: "
+         "use sampler.kind random or chns"),
+        (config.loss.aam_margin < math.pi / 2, "loss.aam_margin must be below pi / 2 radians"),
+        (not noise.probability or noise.root,
+         "augment.noise.probability needs augment.noise.root, a folder of noise"),
+        (all(low <= high for low, high in
+             (noise.noise_snr, noise.music_snr, noise.speech_snr, noise.talkers)),
+         "augment.noise: the lowest of a range must not lie above its highest"),
+        (not speed.probability or (speed.factors and
+                                   0.5 <= min(speed.factors) <= max(speed.factors) <= 2),
+         "augment.speed.factors must be one or more speeds from 0.5 to 2"),
+        (config.augment.spec_augment.band_width <= features.bands,
+         f"augment.spec_augment.band_width exceeds the {features.bands} bands"),
         (0 <= features.f_min < features.f_max <= features.sample_rate / 2,
          "features.f_min and features.f_max must lie in order between 0 and half the sample rate"),
         (config.loss.min_temperature < config.loss.temperature,

@@ -36,12 +36,17 @@ def log_mel(waveform: Float[Array, "b s"] | Int16[Array, "b s"], features: Featu
     time is subtracted, which removes a stationary channel. SpeechBrain's are in dB, Kaldi's in
     nepers of power. Source: SpeechBrain 1.x `Fbank`; kaldi-native-fbank.
     """
-    if waveform.dtype == jnp.int16:
-        waveform = waveform.astype(jnp.float32) / INT16_SCALE
-    log = (_speechbrain if features.kind == "speechbrain" else _kaldi)(waveform, features)
+    log = (_speechbrain if features.kind == "speechbrain" else _kaldi)(to_float(waveform), features)
     if features.mean_normalise:
         log = log - log.mean(axis=-2, keepdims=True)
     return log
+
+
+def to_float(waveform: Float[Array, "b s"] | Int16[Array, "b s"]) -> Float[Array, "b s"]:
+    """Samples in [-1, 1], of int16 or of what is in it already."""
+    if waveform.dtype == jnp.int16:
+        return waveform.astype(jnp.float32) / INT16_SCALE
+    return waveform
 
 
 def frame_count(samples: int, features: Features) -> int:

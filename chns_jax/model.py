@@ -37,7 +37,7 @@ def load(run: Path | str, checkpoint: str = "last") -> Model:
     config = configs.load(["--config", str(run / "config.yaml")])
     mesh, encoder = make_mesh(), make_encoder(config.encoder)
     tx = make_optimizer(config.optimizer, config.training.steps)
-    like = jax.eval_shape(partial(init, config, encoder, tx)).variables
+    like = jax.eval_shape(partial(init, config, encoder, tx, 1)).variables
     like = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)), like
     )

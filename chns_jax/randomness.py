@@ -17,6 +17,10 @@ class Purpose(IntEnum):
     TRIALS = 5
     CLUSTERS = 6
     ENCODER = 7
+    EPOCH = 9
+    AUGMENT = 10
+    NOISE = 11
+    RESPONSES = 12
 
 
 def generator(seed: int, purpose: Purpose, *position: int) -> np.random.Generator:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from chns_jax.errors import UserError
+
+AXIS = "data"  # of the mesh, over which the rows of a batch are split
 
 
 def make_mesh(devices: int | None = None) -> Mesh:
@@ -15,12 +19,12 @@ def make_mesh(devices: int | None = None) -> Mesh:
     if devices is not None and devices > len(found):
         raise UserError(f"training.devices is {devices}, but JAX finds {len(found)}: lower it")
     chosen = found[:devices]
-    return jax.make_mesh((len(chosen),), ("data",), (AxisType.Auto,), devices=chosen)
+    return jax.make_mesh((len(chosen),), (AXIS,), (AxisType.Auto,), devices=chosen)
 
 
 def split(mesh: Mesh) -> NamedSharding:
     """Rows of a batch divided among the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -28,9 +32,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def put(mesh: Mesh, rows: np.ndarray) -> jax.Array:
-    """This host's rows as part of an array that is split over the mesh."""
-    return jax.make_array_from_process_local_data(split(mesh), rows)
+def put(mesh: Mesh, rows: Any) -> Any:
+    """This host's rows, an array or a tree of them, as part of arrays split over the mesh."""
+    return jax.tree.map(partial(jax.make_array_from_process_local_data, split(mesh)), rows)
 
 
 def check_divides(mesh: Mesh, speakers: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -11,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct, traverse_util
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int16
 
-from chns_jax.config import Config, Loss
+from chns_jax.augment import augment_audio, mask_spectrogram, slot_keys
+from chns_jax.config import Config
 from chns_jax.features import frame_count, log_mel
-from chns_jax.losses import contrastive, normalise
+from chns_jax.losses import init_params, training_loss
 from chns_jax.optimizer import schedule
 from chns_jax.randomness import Purpose, generator
 
@@ -29,61 +30,72 @@ class TrainState:
     optimizer: optax.OptState
 
 
-def init(config: Config, encoder: nn.Module, tx: optax.GradientTransformation) -> TrainState:
-    """The state before the first step: a function of the config and its seed."""
+def init(
+    config: Config, encoder: nn.Module, tx: optax.GradientTransformation, speakers: int
+) -> TrainState:
+    """The state before the first step, for a corpus of so many training speakers: a function of
+    the config and its seed."""
     seed = int(generator(config.training.seed, Purpose.ENCODER).integers(2**31))
+    key = jax.random.key(seed)
     shape = (1, frame_count(config.crop_samples, config.features), config.features.bands)
-    frames = jnp.zeros(shape)
-    initial = encoder.init(jax.random.key(seed), frames, train=False)
+    initial = encoder.init(key, jnp.zeros(shape), train=False)
     params = {"encoder": initial["params"]}
-    if config.loss.learn_temperature:
-        above = config.loss.temperature - config.loss.min_temperature
-        params["loss"] = {"log_temperature": jnp.float32(math.log(above))}
+    speed = config.augment.speed
+    classes = speakers * (1 + len(speed.factors)) if speed.new_speakers else speakers
+    of_loss = init_params(
+        config.loss, jax.random.fold_in(key, 1), embedding=config.encoder.embedding, classes=classes
+    )
+    if of_loss:  # orbax stores no empty tree
+        params["loss"] = of_loss
     variables = {"params": params, "batch_stats": initial["batch_stats"]}
     return TrainState(jnp.int32(0), variables, tx.init(params))
 
 
-def temperature(params: dict[str, Any], loss: Loss) -> Float[Array, ""]:
-    """The temperature: learned as the logarithm of what it exceeds its lower bound by."""
-    if not loss.learn_temperature:
-        return jnp.float32(loss.temperature)
-    return loss.min_temperature + jnp.exp(params["loss"]["log_temperature"])
-
-
 def train_step(
     state: TrainState,
-    audio: Int16[Array, "2b s"],
-    labels: Int[Array, "2b"],
+    batch: dict[str, Array],
+    responses: Float[Array, "n r"] | None = None,
     *,
     config: Config,
     encoder: nn.Module,
     tx: optax.GradientTransformation,
+    speakers: int,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update. Rows i and i + b are two utterances of one speaker.
+    """One update with a batch as of `training_batches`; rows i and i + b are two utterances of one
+    speaker.
 
-    Returns the next state and {"loss", "temperature", "learning_rate", "z"}, z (2b, d) being the
-    L2-normalised embeddings. Under jit with rows split over a mesh, loss and batch statistics are
-    global.
+    `responses` are impulse responses of rooms, where the config asks for them; `speakers` is the
+    number of training speakers. Returns the next state and {"loss", "learning_rate", "z"}, z (2b,
+    d) being the L2-normalised embeddings, and {"temperature"} of losses that have one. Under jit
+    with rows split over the mesh, loss and batch statistics are global.
     """
+    seed, step = config.training.seed, state.step
+    audio, labels = augment_audio(
+        batch, responses, config.augment, seed=seed, step=step, samples=config.crop_samples,
+        speakers=speakers, pairs=config.sampler.kind != "utterances",
+    )  # fmt: skip
+    frames = log_mel(audio, config.features)
+    if config.augment.spec_augment.probability:
+        keys = slot_keys(seed, step, jnp.arange(len(audio)))
+        frames = mask_spectrogram(frames, config.augment.spec_augment, keys)
 
     def loss_of(params):
-        tau = temperature(params, config.loss)
         embedding, updated = encoder.apply(
             {"params": params["encoder"], "batch_stats": state.variables["batch_stats"]},
-            log_mel(audio, config.features),
+            frames,
             train=True,
             mutable=["batch_stats"],
         )
-        z = normalise(embedding)
-        loss = contrastive(z, labels, tau, config.loss)
-        return loss, (updated["batch_stats"], {"loss": loss, "temperature": tau, "z": z})
+        loss, metrics = training_loss(embedding, labels, params.get("loss", {}), config.loss, mesh)
+        return loss, (updated["batch_stats"], {"loss": loss, **metrics})
 
     params = state.variables["params"]
     gradient, (batch_stats, metrics) = jax.grad(loss_of, has_aux=True)(params)
-    metrics["learning_rate"] = schedule(config.optimizer, config.training.steps)(state.step)
+    metrics["learning_rate"] = schedule(config.optimizer, config.training.steps)(step)
     updates, optimizer = tx.update(gradient, state.optimizer, params)
     variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
-    return TrainState(state.step + 1, variables, optimizer), metrics
+    return TrainState(step + 1, variables, optimizer), metrics
 
 
 def embed_step(

@@ -27,8 +27,10 @@ from chns_jax import checkpoint
 from chns_jax import config as configs
 from chns_jax.checkpoint import Progress
 from chns_jax.config import Config
+from chns_jax.corpus import rooms
 from chns_jax.corpus.audio import check
 from chns_jax.corpus.index import Corpus
+from chns_jax.corpus.noise import find_noise
 from chns_jax.corpus.skipped import Skipped
 from chns_jax.embed import Encode, make_encode, make_table
 from chns_jax.encoders import make_encoder
@@ -39,7 +41,6 @@ from chns_jax.optimizer import make_optimizer
 from chns_jax.sampling import clusters, hardness, plan, rounds
 from chns_jax.sampling.clusters import Table, unit
 from chns_jax.sampling.pipeline import Reader, training_batches
-from chns_jax.sampling.plan import Batch
 from chns_jax.scoring.floor import floor_eer
 from chns_jax.scoring.plots import training_picture
 from chns_jax.sharding import check_divides, make_mesh, put, replicated, split
@@ -71,6 +72,7 @@ def train(config: Config, opened: ExitStack) -> None:
     start_table = clusters.load(sampler.table, corpus.speakers) if sampler.table else None
     claim(out, config)
     sample_rate = config.features.sample_rate
+    noise = find_noise(config.augment.noise, sample_rate)
     reader = Reader(corpus, sample_rate, config.data.threads)
     skipped = Skipped(
         out / "skipped.txt", len(corpus) + len(broken), partial(check, sample_rate=sample_rate)
@@ -91,13 +93,19 @@ def train(config: Config, opened: ExitStack) -> None:
     check_divides(mesh, sampler.speakers)
     encoder = make_encoder(config.encoder)
     tx = make_optimizer(config.optimizer, steps)
-    state = jax.jit(partial(init, config, encoder, tx), out_shardings=replicated(mesh))()
+    speakers = len(corpus.speakers)
+    state = jax.jit(partial(init, config, encoder, tx, speakers), out_shardings=replicated(mesh))()
     update = jax.jit(
-        partial(train_step, config=config, encoder=encoder, tx=tx),
-        in_shardings=(replicated(mesh), split(mesh), split(mesh)),
+        partial(
+            train_step, config=config, encoder=encoder, tx=tx, speakers=speakers,
+            mesh=mesh if mesh.size > 1 else None,
+        ),
+        in_shardings=(replicated(mesh), split(mesh), replicated(mesh)),
         out_shardings=(replicated(mesh), replicated(mesh)),
         donate_argnums=0,
-    )
+    )  # fmt: skip
+    responses = rooms.make_responses(config.augment.reverberation, sample_rate, seed)
+    responses = jax.device_put(responses, replicated(mesh))
     encode = make_encode(config, encoder, mesh)
 
     def judge(state: TrainState) -> dict:
@@ -109,12 +117,12 @@ def train(config: Config, opened: ExitStack) -> None:
     manager = opened.enter_context(
         checkpoint.open_manager(out / "checkpoints", config.training.keep)
     )
-    speakers = hashlib.sha256(os.fsencode("\0".join(corpus.speakers))).hexdigest()
-    table, progress = None, Progress(round=0, seconds=0.0, speakers=speakers)
+    names = hashlib.sha256(os.fsencode("\0".join(corpus.speakers))).hexdigest()
+    table, progress = None, Progress(round=0, seconds=0.0, speakers=names)
     restored = checkpoint.restore(manager, state)
     if restored is not None:
         state, table, progress = restored
-        if progress.speakers != speakers:
+        if progress.speakers != names:
             raise UserError(
                 f"{out} was begun with other training speakers than the {len(corpus.speakers)} "
                 f"that {corpus.roots[0]} has now: put them back, or give another --out"
@@ -147,17 +155,14 @@ def train(config: Config, opened: ExitStack) -> None:
             pace.restart()
 
         batches = training_batches(
-            reader, sampler, table, samples=config.crop_samples, seed=seed, first_step=step,
-            end_step=rounds.end(step, sampler, round_length, steps),
+            reader, sampler, table, samples=config.read_samples, seed=seed, first_step=step,
+            end_step=rounds.end(step, sampler, round_length, steps), noise=noise,
         )  # fmt: skip
         with closing(batches):
-            for audio, waited in timed(batches):
-                batch = plan.plan(seed, step, sampler, corpus, table)
-                labels = np.tile(batch.speakers, 2).astype(np.int32)
-                state, metrics = update(state, put(mesh, audio), put(mesh, labels))
-                share = plan.same_cluster_share(batch.speakers, table)
+            for batch, waited in timed(batches):
+                state, metrics = update(state, put(mesh, batch), responses)
                 step += 1
-                late.append((step, metrics, batch, share))
+                late.append((step, metrics, batch["labels"], table))
                 pace.waited(waited)
                 skipped.record(reader.skipped)
                 skipped.limit()
@@ -166,17 +171,20 @@ def train(config: Config, opened: ExitStack) -> None:
                 checkpoints = is_due(step, config.training.checkpoint_every, steps)
                 saves = validates or checkpoints or bool(stopped)
                 while len(late) > (0 if saves else 1):
-                    at, metrics, batch, share = late.popleft()
-                    stop_at_nan(out, corpus, at, metrics, batch)
+                    at, metrics, labels, of_round = late.popleft()
+                    if not math.isfinite(metrics["loss"]):  # waits until the device has made it
+                        bad = plan.plan(seed, at - 1, sampler, corpus, of_round)
+                        raise bad_batch(out, corpus, at, bad.utterances)
                     pace.step()
                     bar.set_postfix_str(f"loss {metrics['loss']:.3f}", refresh=False)
                     bar.update()
                     if is_due(at, config.training.log_every, steps):
-                        z, speakers = np.asarray(metrics.pop("z")), np.tile(batch.speakers, 2)
+                        z = np.asarray(metrics.pop("z"))
                         log.write(
                             at, **{name: float(value) for name, value in metrics.items()},
-                            **pace.scalars(), same_cluster_share=share,
-                            **hardness.summary(z, speakers),
+                            **pace.scalars(),
+                            same_cluster_share=plan.same_cluster_share(labels, of_round),
+                            **hardness.summary(z, labels),
                         )  # fmt: skip
                 if not saves:
                     continue
@@ -233,19 +241,14 @@ def is_due(step: int, every: int, steps: int) -> bool:
     return step == steps or (every > 0 and step % every == 0)
 
 
-def stop_at_nan(out: Path, corpus: Corpus, step: int, metrics: dict, batch: Batch) -> None:
-    """Raises UserError when the loss of a step is no number, after writing down its batch.
-
-    Reads the loss, and so waits until the device has made it.
-    """
-    loss = float(metrics["loss"])
-    if not math.isfinite(loss):
-        with replacing(out / "bad_batch.txt") as file:
-            file.writelines(f"{corpus.path(row)}\n" for row in batch.utterances)
-        raise UserError(
-            f"the loss is {loss} at step {step}, whose utterances {out / 'bad_batch.txt'} lists: "
-            "lower optimizer.learning_rate or raise loss.min_temperature"
-        )
+def bad_batch(out: Path, corpus: Corpus, step: int, utterances: np.ndarray) -> UserError:
+    """What to raise when the loss of a step is no number; its batch is written down."""
+    with replacing(out / "bad_batch.txt") as file:
+        file.writelines(f"{corpus.path(row)}\n" for row in utterances)
+    return UserError(
+        f"the loss is no finite number at step {step}, whose utterances {out / 'bad_batch.txt'} "
+        "lists: lower optimizer.learning_rate or raise loss.min_temperature"
+    )
 
 
 def negatives_of(
@@ -259,11 +262,10 @@ def negatives_of(
     )  # fmt: skip
     cosines = []
     with closing(batches):
-        for step, audio in enumerate(batches, start=steps):
-            batch = plan.plan(config.training.seed, step, config.sampler, reader.corpus, table)
-            parts = [audio[i : i + encode.rows] for i in range(0, rows, encode.rows)]
+        for batch in batches:
+            parts = np.split(batch["audio"], range(encode.rows, rows, encode.rows))
             z = unit(np.concatenate([encode(state.variables, part) for part in parts]))
-            cosines.append(hardness.negative_cosines(z, np.tile(batch.speakers, 2)))
+            cosines.append(hardness.negative_cosines(z, batch["labels"]))
     return np.concatenate(cosines)
 
 

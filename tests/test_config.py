@@ -1,21 +1,96 @@
 import dataclasses
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from chns_jax import config as configs
+from chns_jax import train
 from chns_jax.config import Config, Sampler
+from chns_jax.encoders import make_encoder
 from chns_jax.errors import UserError
+from chns_jax.logs import records
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_loads_and_is_headed_by_what_to_expect(path):
     configs.load(["--config", str(path)])
     head = path.read_text().split("\nout:")[0]
-    for word in (f"python -m chns_jax.train --config configs/{path.name}", "Hardware:", "EER"):
+    for word in ("python -m chns_jax.train --config", f"configs/{path.name}", "Hardware:", "EER"):
         assert word in head, word
+
+
+def test_a_base_is_read_first_wherever_the_program_stands(tmp_path):
+    (tmp_path / "base.yaml").write_text("training: {steps: 5, seed: 3}\nout: base\n")
+    (tmp_path / "middle.yaml").write_text("base: base.yaml\ntraining: {steps: 6}\n")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "top.yaml").write_text("base: ../middle.yaml\nout: top\n")
+    (tmp_path / "over.yaml").write_text("training: {keep: 7}\n")
+    path = str(tmp_path / "deep" / "top.yaml")
+    config = configs.load(["--config", path, "--config", str(tmp_path / "over.yaml")])
+    assert (config.out, config.training.seed, config.training.steps) == ("top", 3, 6)
+    assert config.training.keep == 7
+    assert configs.load([f"--config={path}", "--training.seed", "9"]).training.seed == 9
+    assert "base" not in configs.to_yaml(config)
+
+
+def test_bases_that_are_missing_or_go_round_are_named(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    with pytest.raises(UserError, match="b.yaml"):
+        configs.load(["--config", str(tmp_path / "a.yaml")])
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(UserError, match="its own base"):
+        configs.load(["--config", str(tmp_path / "a.yaml")])
+
+
+def shrunk(cache, tones) -> list[str]:
+    """Sizes for two steps on `tones`; the kinds of everything stay as the config has them."""
+    return [
+        "--encoder.ecapa.channels", "[8,8,8,8,16]", "--encoder.ecapa.se_channels", "4",
+        "--encoder.ecapa.attention_channels", "4", "--encoder.thin_resnet.layers", "[1,1,1,1]",
+        "--encoder.thin_resnet.filters", "[8,8,8,8]", "--encoder.embedding", "8",
+        "--data.root", str(tones), "--data.cache", str(cache), "--data.held_out", "3",
+        "--data.crop_seconds", "0.3", "--data.threads", "2", "--data.voices.speakers", "8",
+        "--sampler.speakers", "4", "--sampler.clusters", "3", "--sampler.start_step", "1",
+        "--sampler.utterances_per_speaker", "2", "--training.steps", "2",
+        "--training.devices", "1", "--validation.floor", "false",
+    ]  # fmt: skip
+
+
+STRATEGIES = ("supcon", "hscl", "chns", "chns_hscl", "aamsoftmax")
+RUNS = [
+    *([strategy] for strategy in STRATEGIES),
+    *([strategy, "thinresnet"] for strategy in STRATEGIES),
+    ["ntxent"], ["chns_aug"], ["chns", "ecapa512"], ["chns", "ecapa1024"],
+]  # fmt: skip
+PARAMETERS = {"thinresnet": 1_437_080, "ecapa512": 6_194_048, "ecapa1024": 14_658_624}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", RUNS, ids="+".join)
+def test_every_config_trains(names, tones, tmp_path):
+    files = [word for name in names for word in ("--config", str(FOLDER / f"{name}.yaml"))]
+    config = configs.load(files)
+    frames = jax.ShapeDtypeStruct((1, 50, 80), np.float32)
+    encoder = make_encoder(config.encoder)
+    shapes = jax.eval_shape(lambda x: encoder.init(jax.random.key(0), x, False), frames)
+    count = sum(x.size for x in jax.tree.leaves(shapes["params"]))
+    assert count == PARAMETERS.get(names[-1], 2_049_952)
+    assert (config.sampler.speakers, config.optimizer.learning_rate) == (650, 0.01)
+
+    out = tmp_path / "run"
+    more = [*shrunk(tmp_path / "cache", tones), "--out", str(out)]
+    if names == ["chns_aug"]:
+        more += ["--augment.noise.root", str(tones), "--augment.reverberation.responses", "3"]
+    train.main([*files, *more])
+    losses = [line["loss"] for line in records(out / "metrics.jsonl") if "loss" in line]
+    assert np.isfinite(losses).all() and losses
+    rounds = sorted(path.name for path in (out / "tables").glob("*"))
+    assert rounds == (["step_0000001.npz"] if config.sampler.kind == "chns" else [])
 
 
 def test_a_config_written_is_the_config_read(tmp_path):
@@ -61,6 +136,12 @@ def test_differences_name_the_keys_that_matter():
         (["--validation.segment_seconds", "0.03"], "validation.segment_seconds"),
         (["--encoder.ecapa.dilations", "[1,400,3,4,1]"], "data.crop_seconds 3 must hold 401"),
         (["--encoder.thin_resnet.filters", "[4,8,8,8]"], "encoder.thin_resnet.filters"),
+        (["--sampler.kind", "utterances"], "sampler.kind utterances gives no pairs"),
+        (["--augment.noise.probability", "0.5"], "augment.noise.root"),
+        (["--augment.noise.music_snr", "[9,5]"], "augment.noise: the lowest"),
+        (["--augment.speed.factors", "[0.1]", "--augment.speed.probability", "1"], "0.5 to 2"),
+        (["--augment.spec_augment.band_width", "81"], "augment.spec_augment.band_width"),
+        (["--loss.aam_margin", "1.6"], "loss.aam_margin"),
         (["--features.hop_ms", "0.001"], "features.hop_ms"),
         (["--config", "gone.yaml"], "gone.yaml"),
     ],

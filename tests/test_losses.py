@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +7,17 @@ import numpy as np
 import pytest
 
 from chns_jax.config import Loss
-from chns_jax.losses import contrastive, hscl, normalise, nt_xent, supcon
+from chns_jax.losses import (
+    aam_softmax,
+    hscl,
+    init_params,
+    normalise,
+    nt_xent,
+    supcon,
+    temperature,
+    training_loss,
+)
+from chns_jax.sharding import make_mesh, put
 
 
 def supcon_loop(z, labels, temperature, margin=0.0):
@@ -84,22 +95,29 @@ def test_nt_xent_knows_no_speakers():
     )
 
 
-GOLDEN_CASES = range(14)  # the other two are of AAM-Softmax
+def make_loss(kind, labels, **options):
+    """loss(z, temperature), with keyword arguments block and mesh."""
+    labels = jnp.asarray(labels)
+    if kind == "nt_xent":
+        return partial(nt_xent, **options)
+    return lambda z, t, **how: {"supcon": supcon, "hscl": hscl}[kind](
+        z, labels, t, **options, **how
+    )
 
 
-@pytest.mark.parametrize("i", GOLDEN_CASES)
-def test_losses_are_the_authors(golden, i):
+@pytest.mark.parametrize("i", range(14))
+def test_contrastive_losses_are_the_authors(golden, i):
     arrays = golden("losses")
     case = json.loads(str(arrays["cases"]))[i]
     kind = case["loss"].replace("ntxent", "nt_xent")
-    config = Loss(kind=kind, margin=case.get("margin", 0.0), beta=case.get("beta", 0.0))
+    options = {key: case[key] for key in ("margin", "beta") if key in case}
     a, b, labels = (arrays[f"{i}.{key}"] for key in "a b labels".split())
+    loss = make_loss(kind, np.tile(labels, 2), **options)
 
-    def loss(views, temperature):
-        z = normalise(jnp.concatenate(views))
-        return contrastive(z, jnp.tile(labels, 2), temperature, config)
+    def of_views(views, temperature):
+        return loss(normalise(jnp.concatenate(views)), temperature)
 
-    value, (views, temperature) = jax.value_and_grad(loss, argnums=(0, 1))(
+    value, (views, temperature) = jax.value_and_grad(of_views, argnums=(0, 1))(
         (a, b), case["temperature"]
     )
     np.testing.assert_allclose(value, arrays[f"{i}.loss"], rtol=1e-5)
@@ -108,17 +126,139 @@ def test_losses_are_the_authors(golden, i):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5 * abs(theirs).max())
 
 
+@pytest.mark.parametrize("i", [14, 15])
+def test_aam_softmax_is_the_authors(golden, i):
+    arrays = golden("losses")
+    case = json.loads(str(arrays["cases"]))[i]
+    assert case["loss"] == "aam_softmax"
+    embeddings, weight, labels = (arrays[f"{i}.{k}"] for k in "embeddings weight labels".split())
+    value, gradients = jax.value_and_grad(aam_softmax, argnums=(0, 1))(
+        embeddings, weight, labels, margin=case["margin"], scale=case["scale"]
+    )
+    np.testing.assert_allclose(value, arrays[f"{i}.loss"], rtol=1e-5)
+    for mine, name in zip(gradients, ("grad_embeddings", "grad_weight"), strict=True):
+        theirs = arrays[f"{i}.{name}"]
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5 * abs(theirs).max())
+
+
+def test_aam_softmax_is_the_plain_sum_and_falls_at_every_angle():
+    """Cross-entropy by its definition in two dimensions, where angles can be named."""
+    angles, classes = np.radians([3.0, 40.0, 100.0, 175.0]), np.radians([0.0, 90.0, 200.0])
+    labels = np.array([0, 1, 0, 0])
+    points = np.stack([np.cos(angles), np.sin(angles)], axis=1) * [[1.0], [3.0], [0.2], [1.0]]
+    weight = np.stack([np.cos(classes), np.sin(classes)], axis=1) * 2.0
+    margin, scale, total = 0.2, 30.0, 0.0
+    for angle, label in zip(angles, labels, strict=True):
+        logits = np.cos(angle - classes)
+        apart = abs((angle - classes[label] + np.pi) % (2 * np.pi) - np.pi)
+        far = apart > np.pi - margin
+        logits[label] -= margin * np.sin(margin) if far else 0
+        logits[label] = logits[label] if far else np.cos(apart + margin)
+        logits *= scale
+        total += np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[label]
+    mine = aam_softmax(
+        jnp.asarray(points), jnp.asarray(weight), jnp.asarray(labels), margin=margin, scale=scale
+    )
+    assert mine == pytest.approx(total / 4, rel=1e-5)
+
+    def of_angle(angle):
+        point = jnp.stack([jnp.cos(angle), jnp.sin(angle)])[None]
+        return aam_softmax(point, weight, jnp.zeros(1, int), margin=margin, scale=5.0)
+
+    assert all(jax.grad(of_angle)(jnp.radians(x)) > 0 for x in (5.0, 60.0, 120.0, 165.0))
+    assert jnp.isfinite(jax.grad(of_angle)(0.0))
+
+
+@pytest.mark.parametrize("kind", ["supcon", "hscl", "nt_xent"])
+@pytest.mark.parametrize(
+    "how", [{"block": 7}, {"block": 16}, {"devices": 8}, {"devices": 4, "block": 3}]
+)
+def test_blocks_and_devices_change_neither_value_nor_gradient(kind, how):
+    rows = 48
+    labels = np.tile(np.arange(rows // 2) % 15, 2)  # some speakers have four rows
+    options = {"beta": 0.5} if kind == "hscl" else {"margin": 0.1}
+    loss = make_loss(kind, labels, **options)
+    z = jnp.asarray(embeddings(rows, 8), jnp.float32)
+
+    def value_and_gradients(z, **how):
+        return jax.jit(jax.value_and_grad(lambda z, t: 3 * loss(z, t, **how), argnums=(0, 1)))(
+            z, 0.2
+        )
+
+    dense = value_and_gradients(z, block=None)
+    if "devices" in how:
+        mesh = make_mesh(how["devices"])
+        mine = value_and_gradients(put(mesh, np.asarray(z)), mesh=mesh, block=how.get("block"))
+        assert len(mine[1][0].sharding.device_set) == how["devices"]
+    else:
+        mine = value_and_gradients(z, **how)
+    for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(dense), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_aam_softmax_is_the_same_on_eight_devices():
+    rng, mesh = np.random.default_rng(0), make_mesh(8)
+    rows, weight = rng.normal(size=(16, 6)), rng.normal(size=(5, 6))
+    labels = rng.integers(0, 5, 16).astype(np.int32)
+    step = jax.jit(jax.value_and_grad(partial(aam_softmax, margin=0.2, scale=30.0), argnums=(0, 1)))
+    one = step(rows.astype(np.float32), weight, labels)
+    eight = step(put(mesh, rows.astype(np.float32)), weight, put(mesh, labels))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_grows_with_the_rows_and_not_with_their_square():
+    def temporary_bytes(rows, block):
+        z, labels = jnp.zeros((rows, 8)), jnp.zeros(rows, int)
+        step = jax.jit(jax.grad(lambda z: supcon(z, labels, 0.1, block=block)))
+        return step.lower(z).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(4096, 64) < 3 * temporary_bytes(2048, 64)
+    assert temporary_bytes(4096, 64) < temporary_bytes(4096, None) / 20
+
+
 @pytest.mark.parametrize("kind", ["supcon", "hscl", "nt_xent"])
 @pytest.mark.parametrize("temperature", [0.005, 0.02, 1.0, 10.0])
 @pytest.mark.parametrize("alike", [True, False])
 def test_losses_are_finite_for_every_temperature(kind, temperature, alike):
-    z, labels = embeddings(), jnp.tile(jnp.arange(6), 2)
-    z = jnp.ones_like(z) / 6**0.5 if alike else jnp.asarray(z)
-    config = Loss(kind=kind, beta=2.0)
-    value, gradients = jax.value_and_grad(contrastive, argnums=(0, 2))(
-        z, labels, jnp.float32(temperature), config
+    labels = np.tile(np.arange(6), 2)
+    loss = make_loss(kind, labels, **({"beta": 2.0} if kind == "hscl" else {}))
+    z = np.ones((12, 6)) / 6**0.5 if alike else embeddings()
+    value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(
+        jnp.asarray(z), jnp.float32(temperature)
     )
     assert jnp.isfinite(value) and all(jnp.isfinite(g).all() for g in gradients)
+
+
+@pytest.mark.parametrize("kind", ["supcon", "hscl", "nt_xent", "aam_softmax"])
+def test_the_config_names_the_loss(kind):
+    z, labels = jnp.asarray(embeddings()), jnp.tile(jnp.arange(6), 2)
+    config = Loss(kind=kind, margin=0.1, beta=0.3, learn_temperature=kind == "supcon")
+    params = init_params(config, jax.random.key(0), embedding=6, classes=7)
+    value, metrics = training_loss(4 * z, labels, params, config)
+    np.testing.assert_allclose(metrics["z"], z, rtol=1e-5)
+    expected = {
+        "supcon": lambda: supcon(z, labels, 0.1, margin=0.1),
+        "hscl": lambda: hscl(z, labels, 0.1, beta=0.3),
+        "nt_xent": lambda: nt_xent(z, 0.1, margin=0.1),
+        "aam_softmax": lambda: aam_softmax(z, params["weight"], labels, margin=0.2, scale=30.0),
+    }[kind]()
+    assert value == pytest.approx(float(expected), rel=1e-5)
+    assert set(params) == {"supcon": {"log_temperature"}, "aam_softmax": {"weight"}}.get(
+        kind, set()
+    )
+    assert ("temperature" in metrics) == (kind != "aam_softmax")
+
+
+@pytest.mark.parametrize("log_temperature", [-200.0, -3.0, 2.0])
+def test_the_temperature_stays_above_its_bound_and_can_always_learn(log_temperature):
+    loss = Loss(min_temperature=0.02)
+    params = {"log_temperature": jnp.float32(log_temperature)}
+    assert temperature(params, loss) >= np.float32(0.02)
+    start = init_params(loss, jax.random.key(0), embedding=2, classes=2)
+    assert temperature(start, loss) == pytest.approx(0.1)
+    gradient = jax.grad(lambda p: temperature(p, loss))(params)["log_temperature"]
+    assert gradient >= 0 and (gradient > 0 or log_temperature < -100)
 
 
 def test_supcon_computes_in_float32_whatever_comes_in():

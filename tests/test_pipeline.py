@@ -5,8 +5,9 @@ import pytest
 import soundfile
 from conftest import write_tone
 
-from chns_jax.config import Sampler
+from chns_jax.config import Noise, Sampler
 from chns_jax.corpus.index import index
+from chns_jax.corpus.noise import find_noise
 from chns_jax.errors import UserError
 from chns_jax.randomness import Purpose, generator
 from chns_jax.sampling.pipeline import Reader, training_batches, voiceprint_batches
@@ -27,7 +28,7 @@ def batches(reader, first, end, threads=3):
         first_step=first, end_step=end,
     )  # fmt: skip
     with closing(made):
-        return list(made)
+        return [batch["audio"] for batch in made]
 
 
 def test_a_batch_is_what_the_plan_says(reader):
@@ -45,6 +46,31 @@ def test_a_batch_is_the_same_wherever_a_run_starts_and_however_many_threads_read
     assert len(from_start) == 6
     np.testing.assert_array_equal(from_start[4:], batches(reader, 4, 6))
     np.testing.assert_array_equal(from_start, batches(reader, 0, 6, threads=1))
+
+
+def test_labels_are_the_speakers_and_noise_comes_along(reader, tmp_path):
+    write_tone(tmp_path / "noise" / "hum.wav", 2.0, hertz=50)
+    noise = find_noise(Noise(probability=0.5, root=str(tmp_path / "noise")), 16_000)
+
+    def made(first, end, noise):
+        batches = training_batches(
+            reader, SAMPLER, None, seed=5, samples=SAMPLES, first_step=first, end_step=end,
+            noise=noise,
+        )  # fmt: skip
+        with closing(batches):
+            return list(batches)
+
+    plain, noisy = made(0, 6, None), made(0, 6, noise)
+    for step, (one, other) in enumerate(zip(plain, noisy, strict=True)):
+        np.testing.assert_array_equal(
+            one["labels"], plan(5, step, SAMPLER, reader.corpus, None).labels
+        )
+        np.testing.assert_array_equal(one["audio"], other["audio"])
+        assert one["labels"].dtype == np.int32 and set(one) == {"audio", "labels"}
+        heard = np.abs(other["noise"]).max(axis=1) > 0
+        np.testing.assert_array_equal(heard, np.isfinite(other["snr"]))
+    assert 10 < sum(np.isfinite(batch["snr"]).sum() for batch in noisy) < 38
+    np.testing.assert_array_equal(noisy[4]["noise"], made(4, 5, noise)[0]["noise"])
 
 
 def test_voiceprint_crops_are_of_different_utterances(reader):
@@ -82,7 +108,7 @@ def test_a_broken_file_is_replaced_by_another_of_its_speaker(tmp_path):
     reader = Reader(corpus, 16_000, threads=2)
     made = training_batches(reader, SAMPLER, None, seed=0, samples=800, first_step=0, end_step=20)
     with closing(made):
-        crops = np.concatenate(list(made))
+        crops = np.concatenate([batch["audio"] for batch in made])
     assert len(crops) == 160 and np.abs(crops).max(axis=1).min() > 0
     root = tmp_path / "root"
     assert set(reader.skipped) == {str(root / "a/0.wav"), str(root / "c/2.wav")}

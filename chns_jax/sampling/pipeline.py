@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import grain
 import numpy as np
@@ -12,10 +13,11 @@ import numpy as np
 from chns_jax.config import Sampler
 from chns_jax.corpus.audio import AudioError, read_crop
 from chns_jax.corpus.index import Corpus
+from chns_jax.corpus.noise import NoiseFiles
 from chns_jax.errors import UserError
 from chns_jax.randomness import Purpose, generator
 from chns_jax.sampling.clusters import Table
-from chns_jax.sampling.plan import plan
+from chns_jax.sampling.plan import Batch, plan
 
 BATCHES_AHEAD = 2
 PLANS_REMEMBERED = 8
@@ -53,10 +55,11 @@ class Reader:
             f"not even {self.corpus.path(utterance)}: repair them or leave the speaker out"
         )
 
-    def batches(self, read: Callable[[int], np.ndarray], count: int, rows: int) -> Iterator:
-        """read(0), ..., read(count - 1) by threads ahead of time, in batches (rows, s) int16.
+    def batches(self, read: Callable[[int], Any], count: int, rows: int) -> Iterator:
+        """read(0), ..., read(count - 1) by threads ahead of time, stacked in batches of `rows`.
 
-        The last batch holds what is left. `close()` the iterator to end its threads early.
+        They are arrays, or trees of arrays. The last batch holds what is left. `close()` the
+        iterator to end its threads early.
         """
         options = grain.ReadOptions(
             num_threads=self.threads, prefetch_buffer_size=BATCHES_AHEAD * rows
@@ -74,18 +77,29 @@ def training_batches(
     samples: int,
     first_step: int,
     end_step: int,
-) -> Iterator:
-    """The crops (2b, s) int16 of steps first_step to end_step - 1, planned with one table."""
+    noise: NoiseFiles | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """What the device needs of steps first_step to end_step - 1, planned with one table.
+
+    "audio" (2b, s) int16 and "labels" (2b,) int32, the speakers; with `noise` also "noise" (2b, s)
+    int16 and "snr" (2b,) float32.
+    """
     rows = 2 * sampler.speakers
 
     @lru_cache(PLANS_REMEMBERED)
-    def utterances(step: int) -> np.ndarray:
-        return plan(seed, step, sampler, reader.corpus, table).utterances
+    def planned(step: int) -> Batch:
+        return plan(seed, step, sampler, reader.corpus, table)
 
-    def read(i: int) -> np.ndarray:
+    def read(i: int) -> dict[str, np.ndarray]:
         step, slot = first_step + i // rows, i % rows
         rng = generator(seed, Purpose.CROP, step, slot)
-        return reader.random_crop(int(utterances(step)[slot]), rng, samples)
+        batch = planned(step)
+        audio = reader.random_crop(int(batch.utterances[slot]), rng, samples)
+        row = {"audio": audio, "labels": np.int32(batch.labels[slot])}
+        if noise is not None:
+            rng = generator(seed, Purpose.NOISE, step, slot)
+            row["noise"], row["snr"] = noise.draw(rng, samples)
+        return row
 
     return reader.batches(read, (end_step - first_step) * rows, rows)
 
@@ -112,11 +126,11 @@ def voiceprint_batches(
 class _Rows:
     """A source for grain."""
 
-    read: Callable[[int], np.ndarray]
+    read: Callable[[int], Any]
     count: int
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, i: int) -> np.ndarray:
+    def __getitem__(self, i: int) -> Any:
         return self.read(i)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -16,24 +17,29 @@ from chns_jax.sampling.clusters import Table
 
 @dataclass(frozen=True)
 class Batch:
-    """The speakers and utterances of one step."""
+    """The utterances of one step: all first views, then all second views in the same order."""
 
-    speakers: np.ndarray  # (b,) distinct; the hard ones first
-    utterances: np.ndarray  # (2b,) rows of the corpus: all first views, then all second views
+    utterances: np.ndarray  # (2b,) rows of the corpus
+    labels: np.ndarray  # (2b,) int32: their speakers; the hard ones first
     hard: int  # how many speakers were drawn from clusters
 
 
 def plan(seed: int, step: int, sampler: Sampler, corpus: Corpus, table: Table | None) -> Batch:
     """The batch of `step`: hard speakers from clusters of `table`, others from everywhere else.
 
-    Without a table, all speakers are drawn at random. Source: CHNS (arXiv 2507.17540), section 2.
+    Without a table, all speakers are drawn at random. Kind `utterances` knows neither speakers nor
+    views: it draws 2b utterances. Source: CHNS (arXiv 2507.17540), section 2.
     """
+    if sampler.kind == "utterances":
+        utterances = _utterances(seed, step, 2 * sampler.speakers, len(corpus))
+        return Batch(utterances, corpus.speaker[utterances], hard=0)
     rng = generator(seed, Purpose.PLAN, step)
     hard = hard_count(sampler) if table is not None else 0
     chosen = _hard_speakers(rng, hard, sampler, table) if hard else np.empty(0, np.int64)
     rest = _others(rng, sampler.speakers - hard, chosen, len(corpus.speakers))
     speakers = np.concatenate([chosen, rest])
-    return Batch(speakers, _two_utterances(rng, speakers, corpus), hard)
+    utterances = _two_utterances(rng, speakers, corpus)
+    return Batch(utterances, corpus.speaker[utterances], hard)
 
 
 def hard_count(sampler: Sampler) -> int:
@@ -51,16 +57,26 @@ def check(sampler: Sampler, corpus: Corpus) -> None:
         )
 
 
-def same_cluster_share(speakers: np.ndarray, table: Table | None) -> float:
-    """Share of a batch's negatives that are from their anchor's own cluster; 0 without a table."""
-    if table is None or len(speakers) < 2:
+def same_cluster_share(labels: np.ndarray, table: Table | None) -> float:
+    """Share of a batch's negatives that are from their anchor's own cluster; 0 without a table.
+
+    `labels` are the speakers of its rows; a negative is a row of another speaker.
+    """
+    if table is None:
         return 0.0
-    size = np.bincount(table.cluster[speakers])
-    return float((size * (size - 1)).sum() / (len(speakers) * (len(speakers) - 1)))
+    speakers, rows = np.unique(labels, return_counts=True)
+    of_cluster = np.bincount(table.cluster[speakers], rows)
+    of_speaker = np.square(rows).sum()
+    negatives = len(labels) ** 2 - of_speaker
+    return float((np.square(of_cluster).sum() - of_speaker) / negatives) if negatives else 0.0
 
 
 def _hard_speakers(rng: np.random.Generator, hard: int, sampler: Sampler, table: Table):
-    """`hard` distinct speakers from as few clusters as hold them."""
+    """`hard` speakers from as few clusters as hold them; with repeats, from one."""
+    if sampler.repeats:
+        cluster = table.speakers_of(_cluster_order(rng, hard, sampler, table)[0])
+        rounds = [rng.permutation(cluster) for _ in range(-(-hard // len(cluster)))]
+        return np.concatenate(rounds)[:hard]
     drawn, speakers = [], 0
     for cluster in _cluster_order(rng, hard, sampler, table):
         drawn.append(table.speakers_of(cluster))
@@ -81,7 +97,8 @@ def _cluster_order(
     if sampler.cluster_weight == "size":
         # A cluster that fills the quota gives `hard` of its speakers, so it must come in proportion
         # to its size for each to be seen as often; those that are used up come equally often.
-        weight = np.where(table.sizes > 0, np.maximum(table.sizes, hard), 0)
+        smallest = 0 if sampler.repeats else hard  # with repeats, any cluster fills the quota
+        weight = np.where(table.sizes > 0, np.maximum(table.sizes, smallest), 0)
     else:
         weight = np.sign(table.sizes)
     # Sorting by exponential / weight draws without replacement in proportion to the weights.
@@ -96,9 +113,10 @@ def _cluster_order(
 
 def _others(rng: np.random.Generator, count: int, taken: np.ndarray, speakers: int) -> np.ndarray:
     """`count` distinct speakers that are not `taken`."""
+    taken = np.unique(taken)
     place = rng.choice(speakers - len(taken), count, replace=False, shuffle=False)
     # The i-th speaker not taken is i plus the number of taken ones that stand before it.
-    gaps = np.sort(taken) - np.arange(len(taken))
+    gaps = taken - np.arange(len(taken))
     return place + np.searchsorted(gaps, place, side="right")
 
 
@@ -118,3 +136,18 @@ def _two_utterances(rng: np.random.Generator, speakers: np.ndarray, corpus: Corp
     second = start + (second_u * (end - start - skipped)).astype(np.int64)
     second = np.where(second >= skip_from, second + skipped, second)
     return np.concatenate([first, second])
+
+
+def _utterances(seed: int, step: int, count: int, utterances: int) -> np.ndarray:
+    """The next `count` utterances of a pass over all, in an order of its own for every epoch."""
+    epoch, place = np.divmod(np.arange(step * count, (step + 1) * count), utterances)
+    drawn = np.empty(count, np.int64)
+    for number in np.unique(epoch):
+        here = epoch == number
+        drawn[here] = _epoch_order(seed, int(number), utterances)[place[here]]
+    return drawn
+
+
+@lru_cache(2)
+def _epoch_order(seed: int, epoch: int, utterances: int) -> np.ndarray:
+    return generator(seed, Purpose.EPOCH, epoch).permutation(utterances)

@@ -18,7 +18,7 @@ def length(sampler: Sampler, training: Training, utterances: int) -> int | None:
 
 def begins(step: int, sampler: Sampler, length: int | None) -> bool:
     """Whether a new table is made or read before `step`, counted from 0."""
-    if sampler.kind == "random" or step < sampler.start_step:
+    if sampler.kind != "chns" or step < sampler.start_step:
         return False
     since = step - sampler.start_step
     return since == 0 or (length is not None and since % length == 0)
@@ -26,7 +26,7 @@ def begins(step: int, sampler: Sampler, length: int | None) -> bool:
 
 def end(step: int, sampler: Sampler, length: int | None, steps: int) -> int:
     """The first step after `step` that is not of the same round, `steps` at the latest."""
-    if sampler.kind == "random":
+    if sampler.kind != "chns":
         return steps
     if step < sampler.start_step:
         return min(sampler.start_step, steps)
