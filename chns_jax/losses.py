@@ -192,8 +192,8 @@ def _cosines(anchors_mxd, row_m, z):
 
 
 def _mean_over_anchors(anchor_losses: Callable, z, labels, temperature, block, mesh):
-    z, temperature = z.astype(jnp.float32), jnp.asarray(temperature, jnp.float32)
-    return _mean(anchor_losses, block, mesh, z, labels, temperature)
+    z, temperature = jnp.asarray(z, jnp.float32), jnp.asarray(temperature, jnp.float32)
+    return _mean(anchor_losses, block, mesh, z, jnp.asarray(labels), temperature)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
