@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import yaml
-from jsonargparse import set_parsing_settings
+from jsonargparse import ArgumentParser, set_parsing_settings
 from jsonargparse.typing import (
     ClosedUnitInterval,
     NonNegativeFloat,
@@ -280,11 +280,20 @@ def load(argv: list[str] | None = None, description: str = "") -> Config:
 
     Raises UserError for an unknown key, a value of a wrong type or one out of range.
     """
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = make_parser(description)
+    add_keys(parser)
+    return read(parser, sys.argv[1:] if argv is None else argv)
+
+
+def add_keys(parser: ArgumentParser) -> None:
+    """Let a command take `--config` and the keys of a config, for `read`."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser.add_argument("--config", action="config", help="YAML file; may be given several times.")
     parser.add_class_arguments(Config)
-    arguments = sys.argv[1:] if argv is None else argv
+
+
+def read(parser: ArgumentParser, arguments: list[str]) -> Config:
+    """The config among the arguments of a command; raises UserError as `load` does."""
     try:
         chosen = parser.instantiate(parse(parser, arguments))
     except (UserError, TypeError) as error:
