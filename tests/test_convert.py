@@ -245,7 +245,10 @@ def test_keys_that_shapes_do_not_tell_are_taken_from_the_command_line(tmp_path):
 @pytest.mark.parametrize(
     "keys, message",
     [
-        (["--encoder.embedding", "9"], r"fc.conv.bias has shape \(8,\) instead of \(9,\), and 1 more do"),
+        (
+            ["--encoder.embedding", "9"],
+            r"fc.conv.bias has shape \(8,\) instead of \(9,\), and 1 more do",
+        ),
         (["--features.bands", "80"], r"blocks.0.conv.conv.weight has shape \(8, 20, 5\)"),
         (["--encoder.kind", "thin_resnet"], "is missing, and [0-9]+ more"),
         (["--encoder.ecapa.dilation", "3"], "dilation"),
