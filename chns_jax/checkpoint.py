@@ -48,7 +48,14 @@ def open_manager(folder: Path, keep: int = 1, *, read_only: bool = False) -> ocp
         cleanup_tmp_directories=not read_only,
         enable_async_checkpointing=not read_only,
     )
-    return ocp.CheckpointManager(folder.resolve(), options=options)
+    # Only with handlers named beforehand does orbax tell the shapes of what was saved.
+    handlers = {
+        "variables": ocp.StandardCheckpointHandler(),
+        "about": ocp.JsonCheckpointHandler(),
+    }
+    return ocp.CheckpointManager(
+        folder.resolve(), options=options, item_handlers=handlers if read_only else None
+    )
 
 
 def save(
@@ -100,10 +107,24 @@ def restore(manager: ocp.CheckpointManager, like: TrainState) -> Restored | None
     return Restored(state, table, progress)
 
 
-def restore_variables(run: Path, which: str, like: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+def save_variables(manager: ocp.CheckpointManager, variables: dict[str, Any], config: str) -> None:
+    """Save variables that were not trained here, as those of step 0, and wait until it is done."""
+    manager.save(
+        0,
+        args=ocp.args.Composite(
+            variables=ocp.args.StandardSave(variables),
+            about=ocp.args.JsonSave({"config": config, "eer": None}),
+        ),
+    )
+    manager.wait_until_finished()
+
+
+def restore_variables(
+    run: Path, which: str, sharding: jax.sharding.Sharding
+) -> tuple[int, dict[str, Any]]:
     """Step and variables of a checkpoint of a run: "last", "best" (lowest EER) or a step number.
 
-    Raises UserError when there is no such checkpoint.
+    The tree is the one that was saved. Raises UserError when there is no such checkpoint.
     """
     folder = run / "checkpoints"
     if not folder.is_dir():
@@ -113,7 +134,10 @@ def restore_variables(run: Path, which: str, like: dict[str, Any]) -> tuple[int,
         step = _choose(manager, which, steps)
         if step not in steps:
             raise UserError(f"{run} holds no checkpoint {which}: it has {steps or 'none yet'}")
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        shapes = jax.tree.map(
+            lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
+            manager.item_metadata(step)["variables"].tree,
+        )
         args = ocp.args.Composite(variables=ocp.args.StandardRestore(shapes))
         return step, manager.restore(step, args=args)["variables"]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from jsonargparse import set_parsing_settings
+from jsonargparse import ArgumentParser, set_parsing_settings
 from jsonargparse.typing import (
     ClosedUnitInterval,
     NonNegativeFloat,
@@ -54,8 +54,8 @@ class Data:
     """Where the speech is, and who is kept out of training."""
 
     root: str = BUILTIN_VOICES
-    """Folder <speaker>/<recording>/<utterance>, <speaker>/<utterance> or a Kaldi data folder; or
-    builtin:voices."""
+    """Folder <speaker>/<recording>/<utterance>, <speaker>/<utterance> or a Kaldi data folder; what
+    chns_jax.prepare wrote, folder or URL; or builtin:voices."""
     more_roots: tuple[str, ...] = ()
     """Further folders of training speech, of other speakers."""
     trials: str | None = None
@@ -372,8 +372,14 @@ def load(argv: list[str] | None = None, description: str = "") -> Config:
     A file may name another under `base`, relative to itself, which is read before it. Raises
     UserError for an unknown key, a value of a wrong type or one out of range.
     """
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = make_parser(description)
+    add_keys(parser)
+    return read(parser, sys.argv[1:] if argv is None else argv)
+
+
+def add_keys(parser: ArgumentParser) -> None:
+    """Let a command take `--config` and the keys of a config, for `read`."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser.add_argument(
         "--config", action="config", help="YAML file; of several, later ones win over earlier ones."
     )
@@ -381,7 +387,11 @@ def load(argv: list[str] | None = None, description: str = "") -> Config:
         "--base", type=str, help="Only in a file: another, relative to it, that is read before it."
     )
     parser.add_class_arguments(Config)
-    arguments = _with_bases(sys.argv[1:] if argv is None else argv)
+
+
+def read(parser: ArgumentParser, arguments: list[str]) -> Config:
+    """The config among the arguments of a command; raises UserError as `load` does."""
+    arguments = _with_bases(arguments)
     try:
         chosen = parser.instantiate(parse(parser, arguments))
     except (UserError, TypeError) as error:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import jax
 
 from chns_jax import config as configs
 from chns_jax.checkpoint import restore_variables
@@ -14,9 +11,7 @@ from chns_jax.config import Config
 from chns_jax.embed import Encode, make_encode
 from chns_jax.encoders import make_encoder
 from chns_jax.errors import UserError
-from chns_jax.optimizer import make_optimizer
 from chns_jax.sharding import make_mesh, replicated
-from chns_jax.step import init
 
 
 class Model(NamedTuple):
@@ -36,10 +31,5 @@ def load(run: Path | str, checkpoint: str = "last") -> Model:
         raise UserError(f"{run} is not a run folder: it holds no config.yaml")
     config = configs.load(["--config", str(run / "config.yaml")])
     mesh, encoder = make_mesh(), make_encoder(config.encoder)
-    tx = make_optimizer(config.optimizer, config.training.steps)
-    like = jax.eval_shape(partial(init, config, encoder, tx, 1)).variables
-    like = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)), like
-    )
-    step, variables = restore_variables(run, checkpoint, like)
+    step, variables = restore_variables(run, checkpoint, replicated(mesh))
     return Model(config, step, variables, make_encode(config, encoder, mesh))

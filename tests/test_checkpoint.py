@@ -45,19 +45,23 @@ def test_the_last_ones_and_the_best_are_kept(run):
     kept = {int(path.name) for path in (folder / "checkpoints").iterdir()}
     assert kept == {2, 5, 6}
     for which, expected in [("last", 6), ("best", 2), ("5", 5)]:
-        step, variables = checkpoint.restore_variables(folder, which, state.variables)
+        step, variables = checkpoint.restore_variables(folder, which, state.step.sharding)
         assert step == expected and sha256(variables) == digests[expected]
+        for mine, theirs in zip(
+            jax.tree.leaves(variables), jax.tree.leaves(state.variables), strict=True
+        ):
+            assert mine.dtype == theirs.dtype and mine.sharding == theirs.sharding
 
 
 @pytest.mark.parametrize("which", ["4", "-1", "newest"])
 def test_a_checkpoint_that_is_not_there(run, which):
     with pytest.raises(UserError, match=f"holds no checkpoint {which}: it has"):
-        checkpoint.restore_variables(run[0], which, run[1].variables)
+        checkpoint.restore_variables(run[0], which, run[1].step.sharding)
 
 
 def test_no_checkpoints(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoints"):
-        checkpoint.restore_variables(tmp_path, "last", {})
+        checkpoint.restore_variables(tmp_path, "last", build()[2].step.sharding)
     with checkpoint.open_manager(tmp_path / "checkpoints", keep=2) as manager:
         assert checkpoint.restore(manager, build()[2]) is None
 
@@ -72,7 +76,20 @@ def test_a_donated_state_does_not_change_what_is_saved(tmp_path):
             state, _ = donating(state, put(mesh, audio(i)), put(mesh, LABELS))
             digests[i + 1] = sha256(state.variables)
             checkpoint.save(manager, state, None, Progress(0, 0.0, ""), "", None)
-    like = build()[2].variables
+    sharding = build()[2].step.sharding
     for step_number, digest in digests.items():
-        _, variables = checkpoint.restore_variables(tmp_path, str(step_number), like)
+        _, variables = checkpoint.restore_variables(tmp_path, str(step_number), sharding)
         assert sha256(variables) == digest
+
+
+def test_variables_alone_come_back(tmp_path):
+    """Those of an encoder that was trained elsewhere: there is no loss and no optimiser."""
+    variables = {"params": {"encoder": {"kernel": np.arange(6.0, dtype=np.float32)}}}
+    with checkpoint.open_manager(tmp_path / "checkpoints") as manager:
+        checkpoint.save_variables(manager, variables, "seed: 0")
+    sharding = build()[2].step.sharding
+    step, back = checkpoint.restore_variables(tmp_path, "last", sharding)
+    assert step == 0 and jax.tree.structure(back) == jax.tree.structure(variables)
+    np.testing.assert_array_equal(back["params"]["encoder"]["kernel"], np.arange(6))
+    with pytest.raises(UserError, match="holds no checkpoint best"):
+        checkpoint.restore_variables(tmp_path, "best", sharding)

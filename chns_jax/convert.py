@@ -1,0 +1,425 @@
+"""Weights from and to PyTorch: `python -m chns_jax.convert`.
+
+Names and layouts are SpeechBrain's for ECAPA-TDNN (`ECAPA_TDNN`) and voxceleb_trainer's for
+ThinResNet (`ResNetSE`), which the authors of CHNS use. A state dict is a dict name -> array.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import zipfile
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from chns_jax import config as configs
+from chns_jax.command_line import make_parser, parse
+from chns_jax.config import Config, Encoder
+from chns_jax.errors import UserError, run
+from chns_jax.files import check_file, replacing
+
+TORCH = (".pt", ".pth", ".ckpt")
+FILES = (*TORCH, ".safetensors", ".npz")
+# A tensor that each encoder has once, and no part of another module can be taken for.
+KNOWN_BY = {"ecapa_tdnn": "mfa.conv.conv.weight", "thin_resnet": "sap_linear.weight"}
+# voxceleb_trainer's log-mel, which `features` replaces.
+FRONT_END = {"ecapa_tdnn": (), "thin_resnet": ("torchfb.", "instancenorm.")}
+COUNTER = "num_batches_tracked"  # of BatchNorm in PyTorch; unused at a constant momentum
+LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+ECAPA_PARTS = {"res2net": "res2net_block", "se": "se_block"}
+RESNET_PARTS = {
+    "se1": "se.fc.0",
+    "se2": "se.fc.2",
+    "downsample_conv": "downsample.0",
+    "downsample_bn": "downsample.1",
+}
+ENOUGH_FRAMES = 60_000  # for every dilation; only shapes are computed with them
+# Axes of a kernel in PyTorch, by their positions in Flax: linear, 1-D and 2-D convolutions.
+KERNEL_AXES = {2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1)}
+
+
+class Tensor(NamedTuple):
+    """Where a tensor of a state dict lies in the encoder's variables."""
+
+    path: tuple[str, ...]  # "params" or "batch_stats", modules, leaf
+    axes: tuple[int, ...]  # PyTorch's, as positions in Flax
+    shape: tuple[int, ...]  # in PyTorch
+
+
+def from_torch(
+    state_dict: dict[str, np.ndarray], encoder: Encoder, *, bands: int = 80
+) -> dict[str, Any]:
+    """The encoder's variables {"params", "batch_stats"}, float32, from a PyTorch state dict.
+
+    Tensors may be float16, bfloat16, float32 or float64. `num_batches_tracked` is ignored, and so
+    is the log-mel of voxceleb_trainer's ResNetSE (`torchfb.*`, `instancenorm.*`). Raises UserError
+    naming the first tensor that is missing, unknown, of another shape or not finite.
+    """
+    tensors = _tensors(encoder, bands)
+    counters = {_counter(name) for name, tensor in tensors.items() if tensor.path[-1] == "mean"}
+    given = {
+        name: value
+        for name, value in state_dict.items()
+        if name not in counters and not name.startswith(FRONT_END[encoder.kind])
+    }
+    _check({name: np.shape(value) for name, value in given.items()}, tensors)
+    variables: dict[str, Any] = {}
+    for name, (path, axes, _) in tensors.items():
+        value = _float32(name, given[name]).transpose(np.argsort(axes))
+        *modules, leaf = path
+        tree = variables
+        for module in modules:
+            tree = tree.setdefault(module, {})
+        tree[leaf] = np.array(value, order="C")
+    return variables
+
+
+def to_torch(
+    variables: dict[str, Any], encoder: Encoder, *, bands: int = 80
+) -> dict[str, np.ndarray]:
+    """The PyTorch state dict of an encoder's variables {"params", "batch_stats"}.
+
+    `num_batches_tracked` is 0, as in a new module. Raises UserError naming the first tensor that is
+    missing, unknown or of another shape.
+    """
+    from flax.traverse_util import flatten_dict
+
+    tensors = _tensors(encoder, bands)
+    by_path = {tensor.path: (name, tensor.axes) for name, tensor in tensors.items()}
+    state_dict = {}
+    for path, value in flatten_dict(variables).items():
+        value = np.asarray(value)
+        name, axes = by_path.get(path, ("/".join(path), None))
+        if axes is not None and len(axes) == value.ndim:
+            value = value.transpose(axes)
+        state_dict[name] = np.array(value, order="C")  # safetensors writes memory as it lies
+    _check({name: value.shape for name, value in state_dict.items()}, tensors)
+    for name, tensor in tensors.items():
+        if tensor.path[-1] == "mean":
+            state_dict[_counter(name)] = np.zeros((), np.int64)
+    return state_dict
+
+
+def find_encoder(state_dict: dict[str, np.ndarray]) -> tuple[str, str]:
+    """Kind of the encoder in a state dict, and the prefix of its names: "", "encoder." or other.
+
+    Raises UserError when there is none, or more than one.
+    """
+    found = [
+        (kind, name.removesuffix(known))
+        for name in state_dict
+        for kind, known in KNOWN_BY.items()
+        if name == known or name.endswith(f".{known}")
+    ]
+    if not found:
+        raise UserError(
+            "no name ends with " + " or ".join(KNOWN_BY.values()) + ": it holds no encoder of "
+            "SpeechBrain's ECAPA_TDNN or voxceleb_trainer's ResNetSE"
+        )
+    if len(found) > 1:
+        prefixes = ", ".join(repr(prefix) for _, prefix in found)
+        raise UserError(f"it holds {len(found)} encoders, under {prefixes}: keep one of them")
+    return found[0]
+
+
+def infer(state_dict: dict[str, np.ndarray], kind: str) -> list[str]:
+    """The keys of a config that the shapes of an encoder's tensors tell, as arguments.
+
+    Raises UserError naming the tensor that is needed and missing, or has too few axes.
+    """
+
+    def shape(name: str, rank: int) -> tuple[int, ...]:
+        if name not in state_dict:
+            raise UserError(f"tensor {name} is missing")
+        found = np.shape(state_dict[name])
+        if len(found) != rank:
+            raise UserError(f"tensor {name} has shape {found}, which is not of rank {rank}")
+        return found
+
+    def count(name: str, first: int = 0) -> int:
+        """How many of name.format(first), name.format(first + 1), ... there are."""
+        i = first
+        while name.format(i) in state_dict:
+            i += 1
+        return i - first
+
+    if kind == "ecapa_tdnn":
+        conv = "{}.conv.conv.weight"
+        blocks = [f"blocks.{i}" for i in range(1, 1 + count("blocks.{}.tdnn1.conv.conv.weight", 1))]
+        first, last = shape(conv.format("blocks.0"), 3), shape(conv.format("mfa"), 3)
+        outer = [shape(conv.format(f"{block}.tdnn1"), 3) for block in blocks]
+        inner = [shape(conv.format(f"{block}.res2net_block.blocks.0"), 3) for block in blocks]
+        keys = {
+            "embedding": shape("fc.conv.weight", 3)[0],
+            "ecapa.channels": [first[0], *(s[0] for s in outer), last[0]],
+            "ecapa.kernel_sizes": [first[2], *(s[2] for s in inner), last[2]],
+            "ecapa.res2net_scale": 1 + count("blocks.1.res2net_block.blocks.{}.conv.conv.weight"),
+            "ecapa.se_channels": shape("blocks.1.se_block.conv1.conv.weight", 3)[0],
+            "ecapa.attention_channels": shape("asp.tdnn.conv.conv.weight", 3)[0],
+        }
+        bands = ["--features.bands", str(first[1])]
+    else:
+        stages = range(1, 1 + count("layer{}.0.conv1.weight", 1))
+        filters = [shape(f"layer{stage}.0.conv1.weight", 4)[0] for stage in stages]
+        embedding, pooled = shape("fc.weight", 2)
+        keys = {
+            "embedding": embedding,
+            "thin_resnet.layers": [count(f"layer{stage}.{{}}.conv1.weight") for stage in stages],
+            "thin_resnet.filters": filters,
+            "thin_resnet.pooling": "sap" if filters and pooled == filters[-1] else "asp",
+        }
+        bands = []  # the image is averaged over, whatever its height
+    keys = {"kind": kind, **keys}
+    return [*bands, *(str(x) for key, value in keys.items() for x in (f"--encoder.{key}", value))]
+
+
+def read_file(path: Path) -> dict[str, np.ndarray]:
+    """The state dict in a file of PyTorch, safetensors or NumPy; floating-point tensors float32.
+
+    Raises UserError for another file, one that is cut off, and one without tensors.
+    """
+    readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
+    return unwrap(readers.get(path.suffix, _read_torch)(path))
+
+
+def unwrap(loaded: Any) -> dict[str, np.ndarray]:
+    """The state dict in what a file holds: itself, or "state_dict" in a checkpoint of Lightning."""
+    inner = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(inner, dict) or not inner:
+        raise UserError("it holds no state dict of tensors by name")
+    return {str(name): value for name, value in inner.items() if hasattr(value, "shape")}
+
+
+def _tensors(encoder: Encoder, bands: int) -> dict[str, Tensor]:
+    """The tensors of the encoder's state dict, without counters."""
+    import jax
+    import jax.numpy as jnp
+    from flax.traverse_util import flatten_dict
+
+    from chns_jax.encoders import make_encoder
+
+    frames = jax.ShapeDtypeStruct((1, ENOUGH_FRAMES, bands), jnp.float32)
+    init = partial(make_encoder(encoder).init, train=False)
+    shapes = jax.eval_shape(init, jax.random.key(0), frames)
+    tensors = {}
+    for path, value in flatten_dict(shapes).items():
+        axes = tuple(range(value.ndim))
+        if path[-1] == "kernel":
+            axes = KERNEL_AXES[value.ndim]
+        shape = tuple(value.shape[axis] for axis in axes)
+        tensors[_torch_name(path, encoder.kind)] = Tensor(path, axes, shape)
+    return tensors
+
+
+def _torch_name(path: tuple[str, ...], kind: str) -> str:
+    """PyTorch's name of the variable at `path`."""
+    _, *modules, leaf = path
+    leaf = LEAVES.get(leaf, leaf)
+    if kind == "ecapa_tdnn":
+        parts = [ECAPA_PARTS.get(part, part.replace("blocks_", "blocks.")) for part in modules]
+        # SpeechBrain's Conv1d and BatchNorm1d each hold PyTorch's.
+        wrapped = "norm" if modules[-1] in ("norm", "asp_bn") else "conv"
+        return ".".join([*parts, wrapped, leaf])
+    parts = [
+        part.replace("_", ".") if part.startswith("layer") else RESNET_PARTS.get(part, part)
+        for part in modules
+    ]
+    return ".".join([*parts, leaf])
+
+
+def _counter(running_mean: str) -> str:
+    """The name of the counter beside a running mean."""
+    return running_mean.replace("running_mean", COUNTER)
+
+
+def _check(shapes: dict[str, tuple[int, ...]], tensors: dict[str, Tensor]) -> None:
+    """Raises UserError where a state dict's shapes are not those of the encoder's tensors."""
+    wrong = [f"tensor {name} is missing" for name in tensors if name not in shapes]
+    wrong += [f"tensor {name} is unknown to it" for name in shapes if name not in tensors]
+    wrong += [
+        f"tensor {name} has shape {shapes[name]} instead of {tensor.shape}"
+        for name, tensor in tensors.items()
+        if name in shapes and shapes[name] != tensor.shape
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 1} more do not fit" if len(wrong) > 1 else ""
+        raise UserError(f"the weights do not fit the encoder's config: {wrong[0]}{more}")
+
+
+def _float32(name: str, value: Any) -> np.ndarray:
+    """The tensor as float32. Raises UserError when it is no float, or not finite as one."""
+    import jax.numpy as jnp
+
+    value = np.asarray(value)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise UserError(f"tensor {name} is {value.dtype}, but weights are floating-point numbers")
+    with np.errstate(over="ignore"):
+        value = value.astype(np.float32)
+    if not np.isfinite(value).all():
+        raise UserError(f"tensor {name} holds NaN or infinity: it is spoilt")
+    return value
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"reading {path.suffix} needs PyTorch, which pip install 'chns_jax[torch]' brings"
+        ) from None
+    import pickle
+    import warnings
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return (value.float() if value.is_floating_point() else value).detach().numpy()
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        return value
+
+    # PyTorch documents no errors for files that are not its own, and raises many.
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return plain(torch.load(path, weights_only=True, map_location="cpu"))
+    except pickle.UnpicklingError as error:
+        if "Unsupported" not in str(error):
+            raise UserError("it is no file of PyTorch") from error
+        raise UserError(
+            "it holds objects of other classes beside its weights, which are not loaded as they "
+            "could run code: save its state_dict alone with PyTorch"
+        ) from error
+    except Exception as error:
+        raise UserError("it is no file of PyTorch, or cut off") from error
+
+
+def _read_safetensors(path: Path) -> Any:
+    import ml_dtypes  # noqa: F401  (makes bfloat16 known to NumPy)
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"it is no file of safetensors, or cut off ({error})") from error
+
+
+def _read_npz(path: Path) -> Any:
+    try:
+        with open(path, "rb") as file, np.load(file) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError("it is no .npz of arrays, or cut off") from error
+
+
+def to_run(source: Path, out: Path, config: Config, variables: dict[str, Any]) -> None:
+    """Write a run folder of step 0 whose encoder has these variables, complete or not at all."""
+    from chns_jax import checkpoint
+    from chns_jax.step import sha256
+
+    variables = {
+        "params": {"encoder": variables["params"]},
+        "batch_stats": variables["batch_stats"],
+    }
+    summary = {
+        "step": 0,
+        "parameters_sha256": sha256(variables),
+        "converted_from": source.name,
+    }
+    text = configs.to_yaml(config)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as beside:
+        folder = Path(beside) / out.name
+        with checkpoint.open_manager(folder / "checkpoints") as manager:
+            checkpoint.save_variables(manager, variables, text)
+        (folder / "config.yaml").write_text(text, encoding="utf-8")
+        (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        os.rename(folder, out)
+
+
+def main(argv: list[str]) -> None:
+    parser = make_parser(
+        "Make a run of PyTorch weights (SpeechBrain's ECAPA_TDNN, voxceleb_trainer's ResNetSE), or "
+        "write the weights of a run under PyTorch's names. What the shapes of the tensors do not "
+        "tell, such as encoder.ecapa.dilations and the features, comes from the keys of a config."
+    )
+    parser.add_argument(
+        "source", type=str, help=f"File of weights ({', '.join(FILES)}), or a run folder."
+    )
+    parser.add_argument(
+        "target", type=str, help="Run folder to make; of a run, .safetensors file to write."
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=str,
+        default="last",
+        help="Of a run: last, best (lowest EER) or a step number.",
+    )
+    configs.add_keys(parser)
+    chosen = parse(parser, argv)
+    source, target = Path(chosen.source).expanduser(), Path(chosen.target).expanduser()
+    if not source.exists():
+        raise UserError(f"{source} does not exist: give a file of weights, or a run folder")
+    if target.exists():
+        raise UserError(f"{target} exists, and is not overwritten: give another name")
+    if source.is_dir():
+        keys = configs.differences(configs.read(parser, argv), Config())
+        _export(source, target, chosen.checkpoint, keys)
+        return
+
+    if source.suffix not in FILES:
+        raise UserError(f"{source} is none of {', '.join(FILES)}: rename or convert it")
+    if target.suffix in FILES:
+        raise UserError(f"{target} is the name of a file: give a run folder to make")
+    check_file(target)
+    try:
+        state_dict = read_file(source)
+        kind, prefix = find_encoder(state_dict)
+        inside = {
+            name.removeprefix(prefix): value
+            for name, value in state_dict.items()
+            if name.startswith(prefix)
+        }
+        # Later arguments win: what is given beats what is inferred, and must then fit the shapes.
+        config = configs.read(parser, [*infer(inside, kind), *argv, "--out", str(target)])
+        variables = from_torch(inside, config.encoder, bands=config.features.bands)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    to_run(source, target, config, variables)
+    front_end = tuple(prefix + part for part in FRONT_END[kind])
+    left_out = [
+        name for name in state_dict if not name.startswith(prefix) or name.startswith(front_end)
+    ]
+    if left_out:
+        print(f"left out: {', '.join(left_out)}", file=sys.stderr)
+    print(f"{target}: {kind}, to be used as any run", file=sys.stderr)
+
+
+def _export(source: Path, target: Path, checkpoint: str, keys: list[str]) -> None:
+    """Write the encoder of a run as .safetensors."""
+    if keys:
+        raise UserError(f"a run has a config of its own: leave out {', '.join(keys)}")
+    if target.suffix != ".safetensors":
+        raise UserError(f"{target} does not end with .safetensors, the format that is written")
+    from safetensors.numpy import save
+
+    from chns_jax import model
+
+    check_file(target)
+    config, step, variables, _ = model.load(source, checkpoint)
+    variables = {
+        "params": variables["params"]["encoder"],
+        "batch_stats": variables["batch_stats"],
+    }
+    state_dict = to_torch(variables, config.encoder, bands=config.features.bands)
+    with replacing(target, "wb") as file:
+        file.write(save(state_dict, metadata={"format": "pt"}))
+    print(f"{target}: {config.encoder.kind} of step {step}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,370 @@
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file, save_file
+
+from chns_jax import config as configs
+from chns_jax import convert, model
+from chns_jax.config import Config, Ecapa, Encoder, ThinResNet
+from chns_jax.encoders import make_encoder
+from chns_jax.errors import UserError
+
+ECAPA = Encoder(
+    embedding=8,
+    ecapa=Ecapa(
+        channels=(8, 8, 8, 16, 24),  # one block is wider than the one before
+        kernel_sizes=(5, 3, 3, 5, 1),
+        res2net_scale=4,
+        se_channels=3,
+        attention_channels=5,
+    ),
+)
+RESNET = Encoder(
+    kind="thin_resnet",
+    embedding=6,
+    thin_resnet=ThinResNet(layers=(1, 2), filters=(8, 16), pooling="sap"),
+)
+BANDS = 20
+
+
+def state_of(encoder: Encoder) -> dict[str, np.ndarray]:
+    """A state dict of random numbers."""
+    shapes = jax.eval_shape(
+        lambda: make_encoder(encoder).init(jax.random.key(0), jnp.zeros((1, 99, BANDS)), False)
+    )
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda a: rng.uniform(0.1, 1, a.shape).astype(np.float32), shapes)
+    return convert.to_torch(variables, encoder, bands=BANDS)
+
+
+def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert set(one) == set(other)
+    for name, value in one.items():
+        assert value.dtype == other[name].dtype and value.shape == other[name].shape, name
+        assert value.tobytes() == other[name].tobytes(), name
+
+
+def convert_to_run(tmp_path, state: dict, *keys: str, name: str = "w.safetensors"):
+    save_file(state, tmp_path / name)
+    convert.main([str(tmp_path / name), str(tmp_path / "run"), *keys])
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    "name", ["ecapa_small", "thin_resnet_asp_official", "thin_resnet_sap_clova"]
+)
+def test_the_references_weights_come_back_bit_for_bit(golden, name):
+    """What is inferred from the shapes is what the reference was made with."""
+    arrays = golden(name)
+    state = {k.removeprefix("state."): v for k, v in arrays.items() if k.startswith("state.")}
+    made_with = json.loads(str(arrays["config"]))
+    kind, prefix = convert.find_encoder(state)
+    assert prefix == ""
+    # Filters of fewer than 8 channels are no config, so the arguments are read by hand.
+    inferred = convert.infer(state, kind)
+    inferred = dict(zip(inferred[::2], inferred[1::2], strict=True))
+    if kind == "ecapa_tdnn":
+        names = ("channels", "kernel_sizes", "res2net_scale", "se_channels", "attention_channels")
+        options = {key: json.loads(inferred[f"--encoder.ecapa.{key}"]) for key in names}
+        assert options == {key: made_with[key] for key in names}
+        assert inferred["--features.bands"] == "80"
+        assert inferred["--encoder.embedding"] == str(made_with["lin_neurons"])
+        encoder = Encoder(embedding=made_with["lin_neurons"], ecapa=Ecapa(**options))
+    else:
+        options = {
+            "layers": json.loads(inferred["--encoder.thin_resnet.layers"]),
+            "filters": json.loads(inferred["--encoder.thin_resnet.filters"]),
+            "pooling": inferred["--encoder.thin_resnet.pooling"],
+        }
+        assert list(options.values()) == [
+            made_with["layers"], made_with["num_filters"], made_with["encoder_type"].lower(),
+        ]  # fmt: skip
+        encoder = Encoder(kind=kind, embedding=made_with["nOut"], thin_resnet=ThinResNet(**options))
+    back = convert.to_torch(convert.from_torch(state, encoder), encoder)
+    counters = {key for key in state if key.endswith("num_batches_tracked")}
+    assert counters and all(
+        back[key].dtype == np.int64 and back[key].shape == () and back[key] == 0 for key in counters
+    )
+    assert_same(
+        {key: value for key, value in back.items() if key not in counters},
+        {key: value for key, value in state.items() if key not in counters},
+    )
+    assert set(back) == set(state)
+
+
+@pytest.mark.parametrize("encoder", [ECAPA, RESNET], ids=["ecapa", "resnet"])
+def test_a_file_becomes_a_run_and_a_file_again(tmp_path, encoder, capsys):
+    state = state_of(encoder)
+    run = convert_to_run(tmp_path, state)
+    config = configs.load(["--config", str(run / "config.yaml")])
+    assert config.out == str(run)
+    assert config.encoder == encoder
+    assert config.features.bands == (BANDS if encoder is ECAPA else 80)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["step"] == 0 and summary["converted_from"] == "w.safetensors"
+
+    loaded = model.load(run)
+    assert loaded.step == 0 and set(loaded.variables["params"]) == {"encoder"}
+    mine = flatten_dict(
+        {"params": loaded.variables["params"]["encoder"],
+         "batch_stats": loaded.variables["batch_stats"]}
+    )  # fmt: skip
+    theirs = flatten_dict(convert.from_torch(state, encoder, bands=BANDS))
+    assert set(mine) == set(theirs)
+    assert all(np.asarray(mine[path]).tobytes() == theirs[path].tobytes() for path in mine)
+
+    convert.main([str(run), str(tmp_path / "back.safetensors"), "--checkpoint", "0"])
+    assert_same(load_file(tmp_path / "back.safetensors"), state)
+    assert "left out" not in capsys.readouterr().err
+
+
+def test_an_npz_is_read_as_well(tmp_path):
+    state = state_of(RESNET)
+    np.savez(tmp_path / "w.npz", **state)
+    assert_same(convert.read_file(tmp_path / "w.npz"), state)
+
+
+def test_a_run_with_a_loss_is_written_without_it(tmp_path):
+    """Training has params["loss"], which no PyTorch encoder has."""
+    from chns_jax import checkpoint
+
+    state, config = state_of(ECAPA), Config(out="x", encoder=ECAPA)
+    encoder = convert.from_torch(state, ECAPA, bands=BANDS)
+    variables = {
+        "params": {"encoder": encoder["params"], "loss": {"log_temperature": np.float32(0)}},
+        "batch_stats": encoder["batch_stats"],
+    }
+    with checkpoint.open_manager(tmp_path / "run" / "checkpoints") as manager:
+        checkpoint.save_variables(manager, variables, "")
+    text = configs.to_yaml(config).replace("bands: 80", f"bands: {BANDS}")
+    (tmp_path / "run" / "config.yaml").write_text(text)
+    convert.main([str(tmp_path / "run"), str(tmp_path / "out.safetensors")])
+    assert_same(load_file(tmp_path / "out.safetensors"), state)
+
+
+@pytest.mark.parametrize("prefix", ["encoder.", "module.model.", "__S__."])
+@pytest.mark.parametrize("encoder", [ECAPA, RESNET], ids=["ecapa", "resnet"])
+def test_an_encoder_is_found_under_its_prefix(encoder, prefix):
+    state = state_of(encoder)
+    whole = {prefix + name: value for name, value in state.items()}
+    whole |= {"loss.temperature": np.ones(()), "classifier.fc.weight": np.ones((3, 8))}
+    loaded = {"state_dict": whole, "epoch": 3, "hyper_parameters": {"lr": 0.1}}
+    found = convert.unwrap(loaded)
+    assert convert.find_encoder(found) == (encoder.kind, prefix)
+    assert convert.unwrap(whole).keys() == whole.keys()
+
+
+def test_what_is_left_out_is_said(tmp_path, capsys):
+    state = {f"encoder.{name}": value for name, value in state_of(RESNET).items()}
+    state |= {"encoder.torchfb.0.flipped_filter": np.ones((1, 1, 2), np.float32)}
+    state |= {"loss.fc.weight": np.ones((3, 4), np.float32), "fc.weight": np.ones(2, np.float32)}
+    run = convert_to_run(tmp_path, state)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    named = set(line.removeprefix("left out: ").split(", "))
+    assert named == {"encoder.torchfb.0.flipped_filter", "loss.fc.weight", "fc.weight"}
+    assert model.load(run).config.encoder.kind == "thin_resnet"
+
+
+def test_two_encoders_and_none_are_refused():
+    state = state_of(RESNET)
+    two = {f"{side}.{name}": value for side in ("a", "b") for name, value in state.items()}
+    with pytest.raises(UserError, match="holds 2 encoders, under 'a.', 'b.'"):
+        convert.find_encoder(two)
+    with pytest.raises(UserError, match="no name ends with mfa.conv.conv.weight or sap_linear"):
+        convert.find_encoder({"weight": np.ones(3)})
+    for loaded in (np.ones(3), {}, {"state_dict": 3}):
+        with pytest.raises(UserError, match="holds no state dict"):
+            convert.unwrap(loaded)
+
+
+@pytest.mark.parametrize("encoder", [ECAPA, RESNET], ids=["ecapa", "resnet"])
+def test_a_tensor_that_does_not_fit_is_named(encoder):
+    state = state_of(encoder)
+
+    def message(changed: dict) -> str:
+        with pytest.raises(UserError) as caught:
+            convert.from_torch(changed, encoder, bands=BANDS)
+        return str(caught.value)
+
+    for name, value in list(state.items())[::9]:
+        without = {key: value for key, value in state.items() if key != name}
+        if name.endswith("num_batches_tracked"):
+            convert.from_torch(without, encoder, bands=BANDS)
+            continue
+        assert f"tensor {name} is missing" in message(without)
+        wrong = message({**without, name: np.ones((*value.shape, 2), np.float32)})
+        assert f"tensor {name} has shape {(*value.shape, 2)} instead of {value.shape}" in wrong
+    assert {name.endswith("num_batches_tracked") for name in list(state)[::9]} == {True, False}
+    extra = {**state, "fc.more": np.ones(2), "fc.num_batches_tracked": np.ones(())}
+    assert "tensor fc.more is unknown to it, and 1 more" in message(extra)
+    spoilt = state | {"bn1.bias" if "bn1.bias" in state else "fc.conv.bias": np.array([np.nan] * 8)}
+    assert "holds NaN" in message(spoilt)
+    assert "is int64" in message({k: v.astype(np.int64) for k, v in state.items()})
+
+
+def test_variables_that_do_not_fit_are_named():
+    variables = convert.from_torch(state_of(ECAPA), ECAPA, bands=BANDS)
+    fc = variables["params"]["fc"]
+    kernel = fc.pop("kernel")
+    with pytest.raises(UserError, match=r"tensor fc.conv.weight is missing$"):
+        convert.to_torch(variables, ECAPA, bands=BANDS)
+    fc["kernel"] = kernel[0]
+    with pytest.raises(UserError, match=r"has shape \(48, 8\) instead of \(8, 48, 1\)$"):
+        convert.to_torch(variables, ECAPA, bands=BANDS)
+    fc |= {"kernel": kernel, "more": np.ones(3)}
+    with pytest.raises(UserError, match="tensor params/fc/more is unknown"):
+        convert.to_torch(variables, ECAPA, bands=BANDS)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_other_precisions_become_float32(tmp_path, dtype):
+    state = {k: v if v.dtype == np.int64 else v.astype(dtype) for k, v in state_of(RESNET).items()}
+    save_file(state, tmp_path / "w.safetensors")
+    variables = convert.from_torch(convert.read_file(tmp_path / "w.safetensors"), RESNET)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
+    np.testing.assert_array_equal(
+        variables["params"]["fc"]["kernel"], state["fc.weight"].T.astype(np.float32)
+    )
+
+
+def test_keys_that_shapes_do_not_tell_are_taken_from_the_command_line(tmp_path):
+    (tmp_path / "c.yaml").write_text("features: {kind: kaldi, f_min: 20}\nout: elsewhere\n")
+    keys = ["--config", str(tmp_path / "c.yaml"), "--encoder.ecapa.dilations", "[1,2,2,2,1]"]
+    run = convert_to_run(tmp_path, state_of(ECAPA), *keys)
+    config = model.load(run).config
+    assert (config.features.kind, config.features.f_min, config.out) == ("kaldi", 20, str(run))
+    assert list(config.encoder.ecapa.dilations) == [1, 2, 2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        (
+            ["--encoder.embedding", "9"],
+            r"fc.conv.bias has shape \(8,\) instead of \(9,\), and 1 more do",
+        ),
+        (["--features.bands", "80"], r"blocks.0.conv.conv.weight has shape \(8, 20, 5\)"),
+        (["--encoder.kind", "thin_resnet"], "is missing, and [0-9]+ more"),
+        (["--encoder.ecapa.dilation", "3"], "dilation"),
+        (["--encoder.ecapa.dilations", "[1,1,1]"], "one entry a layer"),
+    ],
+)
+def test_keys_that_contradict_the_shapes(tmp_path, keys, message):
+    with pytest.raises(UserError, match=message):
+        convert_to_run(tmp_path, state_of(ECAPA), *keys)
+    assert not (tmp_path / "run").exists() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_bad_files_and_names(tmp_path):
+    good, state = tmp_path / "good.safetensors", state_of(RESNET)
+    save_file(state, good)
+    (tmp_path / "cut.safetensors").write_bytes(good.read_bytes()[:-9])
+    (tmp_path / "text.safetensors").write_text("no weights, but some words\n")
+    (tmp_path / "text.npz").write_text("no weights, but some words\n")
+    (tmp_path / "empty.npz").write_text("")
+    np.savez(tmp_path / "other.npz", speakers=np.array(["a"]), cluster=np.zeros(1))
+    np.savez(tmp_path / "pickled.npz", a=np.array([{}], dtype=object))
+    (tmp_path / "w.txt").write_text("1 2 3")
+    lacking = {name: value for name, value in state.items() if name != "fc.weight"}
+    save_file(lacking, tmp_path / "lacking.safetensors")
+    flat = {**state, "layer1.0.conv1.weight": np.ones(3, np.float32)}
+    save_file(flat, tmp_path / "flat.safetensors")
+    (tmp_path / "run").mkdir()
+    cases = [
+        ("gone.safetensors", "new", "gone.safetensors does not exist"),
+        ("cut.safetensors", "new", "cut.safetensors: it is no file of safetensors, or cut off"),
+        ("text.safetensors", "new", "it is no file of safetensors"),
+        ("text.npz", "new", "text.npz: it is no .npz of arrays"),
+        ("empty.npz", "new", "it is no .npz of arrays"),
+        ("pickled.npz", "new", "it is no .npz of arrays"),
+        ("other.npz", "new", "other.npz: no name ends with"),
+        ("w.txt", "new", "w.txt is none of .pt, .pth, .ckpt, .safetensors, .npz"),
+        ("lacking.safetensors", "new", "lacking.safetensors: tensor fc.weight is missing"),
+        ("flat.safetensors", "new", r"conv1.weight has shape \(3,\), which is not of rank 4"),
+        ("good.safetensors", "run", "run exists, and is not overwritten"),
+        ("good.safetensors", "w.txt", "w.txt exists, and is not overwritten"),
+        ("good.safetensors", "new.pt", "new.pt is the name of a file"),
+        ("good.safetensors", "w.txt/new", "w.txt is not a folder"),
+        ("run", "new.pt", "does not end with .safetensors"),
+        ("run", "new.safetensors", "run is not a run folder"),
+    ]
+    before = sorted(tmp_path.iterdir())
+    for source, target, message in cases:
+        with pytest.raises(UserError, match=message):
+            convert.main([str(tmp_path / source), str(tmp_path / target)])
+    with pytest.raises(UserError, match="a run has a config of its own: leave out encoder.embed"):
+        arguments = [str(tmp_path / "run"), str(tmp_path / "x.safetensors")]
+        convert.main([*arguments, "--encoder.embedding", "3"])
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_pytorchs_files(tmp_path):
+    """A checkpoint of Lightning, in half precision, and files that PyTorch will not read."""
+    torch = pytest.importorskip("torch")
+    state = state_of(RESNET)
+    tensors = {f"encoder.{k}": torch.from_numpy(np.array(v)) for k, v in state.items()}
+    tensors["encoder.fc.weight"] = torch.nn.Parameter(tensors["encoder.fc.weight"].bfloat16())
+    torch.save({"state_dict": tensors, "epoch": 3}, tmp_path / "w.ckpt")
+    read = convert.read_file(tmp_path / "w.ckpt")
+    assert set(read) == set(tensors) and read["encoder.fc.weight"].dtype == np.float32
+    np.testing.assert_allclose(read["encoder.fc.weight"], state["fc.weight"], rtol=1e-2)
+    convert.main([str(tmp_path / "w.ckpt"), str(tmp_path / "run")])
+
+    torch.save({"state_dict": tensors, "hyper_parameters": RESNET}, tmp_path / "classes.ckpt")
+    (tmp_path / "text.pt").write_text("hello, no weights\n" * 9)
+    (tmp_path / "empty.pt").write_text("")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "w.ckpt").read_bytes()[:-900])
+    torch.save(torch.ones(3), tmp_path / "tensor.pt")
+    for name, message in [
+        ("classes.ckpt", "objects of other classes"),
+        ("text.pt", "it is no file of PyTorch"),
+        ("empty.pt", "it is no file of PyTorch"),
+        ("cut.pt", "it is no file of PyTorch"),
+        ("tensor.pt", "it holds no state dict"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            convert.main([str(tmp_path / name), str(tmp_path / "new")])
+
+
+def test_pytorch_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "w.pt").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"needs PyTorch, which pip install 'chns_jax\[torch\]'"):
+        convert.main([str(tmp_path / "w.pt"), str(tmp_path / "run")])
+
+
+@pytest.mark.slow
+def test_the_commands_use_a_converted_run(tmp_path, tones, program):
+    """evaluate, verify, cluster and train accept it; a mistake exits with status 2."""
+    save_file(state_of(ECAPA), tmp_path / "w.safetensors")
+
+    def finished(name, *arguments):
+        process = program(name, *arguments)
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
+
+    run, keys = tmp_path / "run", ["--data.crop_seconds", "0.5"]
+    code, _, err = finished("convert", tmp_path / "w.safetensors", run, *keys)
+    assert code == 0, err
+    files = sorted(str(path.relative_to(tones)) for path in tones.rglob("*.flac"))
+    code, out, err = finished("verify", tones / files[0], tones / files[0], "--model", run)
+    assert code == 0 and json.loads(out)["cosine"] == pytest.approx(1, abs=1e-5), err
+    trials = [f"{int(a[:3] == b[:3])} {a} {b}\n" for a in files[:8] for b in files[:8] if a < b]
+    (tmp_path / "trials.txt").write_text("".join(trials))
+    where = ["--root", tones, "--cache", tmp_path / "cache", "--model", run]
+    code, out, err = finished("evaluate", "--trials", tmp_path / "trials.txt", *where)
+    assert code == 0 and 0 <= json.loads(out)["eer"] <= 1, err
+    table = tmp_path / "table.npz"
+    code, _, err = finished("cluster", "--out", table, "--clusters", 3, *where)
+    assert code == 0 and table.is_file(), err
+    code, _, err = finished("train", "--config", run / "config.yaml")
+    assert code == 0 and "is complete" in err, err
+
+    code, out, err = finished("convert", tmp_path / "w.safetensors", run)
+    assert (code, out) == (2, "") and err.count("\n") == 1 and err.startswith("error: ")
