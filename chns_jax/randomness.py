@@ -17,6 +17,7 @@ class Purpose(IntEnum):
     TRIALS = 5
     CLUSTERS = 6
     ENCODER = 7
+    BOOTSTRAP = 8
 
 
 def generator(seed: int, purpose: Purpose, *position: int) -> np.random.Generator:
