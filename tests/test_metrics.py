@@ -2,7 +2,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chns_jax.scoring.metrics import act_dcf, cllr, eer, error_rates, min_cllr, min_dcf
@@ -76,6 +76,7 @@ def test_what_cannot_be_scored():
         error_rates(np.array([0, 1]), np.array([0.0, np.nan]))
 
 
+@settings(deadline=None)  # the first example imports scikit-learn
 @given(trials, st.data())
 def test_weights_are_how_often_trials_occur(pairs, data):
     labels, scores = (np.array(column) for column in zip(*pairs, strict=True))
@@ -134,6 +135,7 @@ def pool_adjacent_violators(labels, scores):
     return llrs
 
 
+@settings(deadline=None)
 @given(trials)
 def test_cllr_is_its_definition(pairs):
     labels, scores = (np.array(column) for column in zip(*pairs, strict=True))

@@ -135,7 +135,9 @@ def to_markdown(rows: Sequence[Row]) -> str:
         f"of {row.speakers:,} speakers."
         for row in lists
     ]
-    notes.append("In brackets: 95 % intervals, from resampling the speakers of the trials.")
+    notes.append(
+        "In brackets: 95 % intervals from resampling the speakers of the trials; the runs stay."
+    )
     if any_change:
         notes.append("The interval of a change resamples the same speakers for both systems.")
     return f"{table}\n{' '.join(notes)}\n"
