@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     AUGMENT = 10
     NOISE = 11
     RESPONSES = 12
+    BOOTSTRAP = 8
 
 
 def generator(seed: int, purpose: Purpose, *position: int) -> np.random.Generator:

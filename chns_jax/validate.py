@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,6 @@ from chns_jax.embed import Encode, embed_utterances
 from chns_jax.sampling.pipeline import Reader
 from chns_jax.scoring import metrics
 from chns_jax.scoring.trials import Trials
-
-P_TARGETS = (0.01, 0.05)
 
 
 def validate(
@@ -24,15 +23,31 @@ def validate(
 ) -> dict[str, Any]:
     """{"eer", "min_dcf": {"0.01", "0.05"}, "targets", "nontargets"} of cosine scores.
 
-    `trials` are of the reader's corpus; `samples` is the length of a segment. Raises UserError when
-    one of their files cannot be read.
+    Arguments and errors as in `score`.
     """
-    utterances = trials.utterances()
-    embeddings = embed_utterances(encode, variables, reader, utterances, samples=samples)
-    scores = trials.scores(utterances, embeddings)
+    (scores,) = score(encode, variables, reader, [trials], samples=samples)
+    rates = metrics.error_rates(trials.labels, scores)
     return {
-        "eer": metrics.eer(trials.labels, scores),
-        "min_dcf": {f"{p:g}": metrics.min_dcf(trials.labels, scores, p) for p in P_TARGETS},
+        "eer": metrics.eer_of(rates),
+        "min_dcf": {f"{p:g}": metrics.min_dcf_of(rates, p) for p in metrics.P_TARGETS},
         "targets": int(np.count_nonzero(trials.labels)),
         "nontargets": int(np.count_nonzero(~trials.labels)),
     }
+
+
+def score(
+    encode: Encode,
+    variables: dict[str, Any],
+    reader: Reader,
+    lists: Sequence[Trials],
+    *,
+    samples: int,
+) -> list[np.ndarray]:
+    """Cosine scores (m,) of each of several trial lists; an utterance of several is embedded once.
+
+    The trials are of the reader's corpus; `samples` is the length of a segment. Raises UserError
+    when one of their files cannot be read.
+    """
+    utterances = np.unique(np.concatenate([trials.utterances() for trials in lists]))
+    embeddings = embed_utterances(encode, variables, reader, utterances, samples=samples)
+    return [trials.scores(utterances, embeddings) for trials in lists]

@@ -1,9 +1,11 @@
+import time
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chns_jax.scoring.metrics import eer, error_rates, min_dcf
+from chns_jax.scoring.metrics import act_dcf, cllr, eer, error_rates, min_cllr, min_dcf
 
 
 def rates_at(labels, scores, threshold):
@@ -72,3 +74,112 @@ def test_what_cannot_be_scored():
         error_rates(np.ones(3), np.arange(3.0))
     with pytest.raises(ValueError, match="finite"):
         error_rates(np.array([0, 1]), np.array([0.0, np.nan]))
+
+
+@settings(deadline=None)  # the first example imports scikit-learn
+@given(trials, st.data())
+def test_weights_are_how_often_trials_occur(pairs, data):
+    labels, scores = (np.array(column) for column in zip(*pairs, strict=True))
+    weights = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(labels), max_size=40)))
+    weights = weights[: len(labels)]
+    repeated = np.repeat(labels, weights), np.repeat(scores, weights)
+    if repeated[0].all() or not repeated[0].any():
+        for metric in (eer, cllr, min_cllr):
+            with pytest.raises(ValueError, match="both target and non-target"):
+                metric(labels, scores, weights=weights)
+        return
+    for metric in (eer, cllr, min_cllr):
+        expected = metric(*repeated)
+        assert metric(labels, scores, weights=weights) == pytest.approx(expected, abs=1e-9)
+        assert metric(labels, scores, weights=0.1 * weights) == pytest.approx(expected, abs=1e-9)
+    for metric in (min_dcf, act_dcf):
+        expected = metric(*repeated, 0.05, 10, 1)
+        assert metric(labels, scores, 0.05, 10, 1, weights) == pytest.approx(expected, abs=1e-9)
+
+
+@given(trials, st.sampled_from([(0.01, 1, 1), (0.5, 1, 1), (0.3, 10, 2)]))
+def test_actual_dcf_is_the_cost_at_the_threshold_of_bayes(pairs, application):
+    labels, llrs = (np.array(column) for column in zip(*pairs, strict=True))
+    llrs = 10 * llrs
+    p, c_miss, c_fa = application
+    false_alarm, miss = rates_at(labels, llrs, np.log(c_fa * (1 - p) / (c_miss * p)))
+    cost = c_miss * p * miss + c_fa * (1 - p) * false_alarm
+    actual = act_dcf(labels, llrs, p, c_miss, c_fa)
+    assert actual == pytest.approx(cost / min(c_miss * p, c_fa * (1 - p)), abs=1e-9)
+    assert actual >= min_dcf(labels, llrs, p, c_miss, c_fa) - 1e-9
+
+
+def cllr_loop(labels, llrs):
+    targets = [np.log2(1 + np.exp(-x)) for y, x in zip(labels, llrs, strict=True) if y]
+    others = [np.log2(1 + np.exp(x)) for y, x in zip(labels, llrs, strict=True) if not y]
+    return (sum(targets) / len(targets) + sum(others) / len(others)) / 2
+
+
+def pool_adjacent_violators(labels, scores):
+    """Log-likelihood ratio of each trial, by pooling one pair of neighbours after another."""
+    targets = sum(labels)
+    blocks = []  # [sum of labels, trials]
+    for score in sorted(set(scores)):
+        same = [y for y, s in zip(labels, scores, strict=True) if s == score]
+        blocks.append([sum(same), len(same)])
+        while len(blocks) > 1 and blocks[-2][0] * blocks[-1][1] >= blocks[-1][0] * blocks[-2][1]:
+            hits, count = blocks.pop()
+            blocks[-1][0] += hits
+            blocks[-1][1] += count
+    steps = iter([block for block in blocks for _ in range(block[1])])
+    llrs = np.empty(len(labels))
+    for i in np.argsort(scores, kind="stable"):
+        hits, count = next(steps)
+        odds = np.divide(hits, count - hits) if count > hits else np.inf
+        llrs[i] = np.log(odds * (len(labels) - targets) / targets) if odds else -np.inf
+    return llrs
+
+
+@settings(deadline=None)
+@given(trials)
+def test_cllr_is_its_definition(pairs):
+    labels, scores = (np.array(column) for column in zip(*pairs, strict=True))
+    assert cllr(labels, scores) == pytest.approx(cllr_loop(labels, scores), abs=1e-9)
+    best = min_cllr(labels, scores)
+    llrs = pool_adjacent_violators(labels.tolist(), scores.tolist())
+    assert best == pytest.approx(cllr_loop(labels, llrs), abs=1e-9)
+    assert best <= cllr(labels, scores) + 1e-9
+    assert best <= 1 + 1e-9
+
+
+def test_min_cllr_knows_only_the_order():
+    rng = np.random.default_rng(0)
+    labels = rng.random(2000) < 0.3
+    scores = rng.normal(size=2000) + labels
+    best = min_cllr(labels, scores)
+    assert 0.5 < best < 0.9
+    for warp in (lambda x: 1e-9 * x, np.arctan, np.exp, lambda x: 100 * x + 5):
+        assert min_cllr(labels, warp(scores)) == pytest.approx(best, abs=1e-12)
+    assert min_cllr(labels, -scores) == pytest.approx(1)  # nothing to learn from the order
+
+
+def test_known_costs():
+    labels = np.array([1, 1, 0, 0])
+    assert cllr(labels, np.zeros(4)) == 1
+    assert cllr(labels, [np.inf, np.inf, -np.inf, -np.inf]) == 0
+    assert cllr(labels, [-np.inf, 1, 0, 0]) == np.inf
+    assert cllr(labels, [-np.inf, 0, 0, 0], weights=[0, 1, 1, 1]) == 1
+    assert min_cllr(labels, [4, 3, 2, 1]) == 0
+    assert act_dcf(labels, [np.inf, np.inf, -np.inf, -np.inf], 0.01) == 0
+    assert act_dcf(labels, [0, 0, 0, 0], 0.01) == 1  # accepts nothing
+    with pytest.raises(ValueError, match="both target and non-target"):
+        cllr([1, 1], [0.0, 1.0])
+    with pytest.raises(ValueError, match="numbers"):
+        act_dcf([1, 0], [0.0, np.nan], 0.01)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_half_a_million_trials_take_moments(kind):
+    """As many as VoxCeleb1-E; the bound is several times what one core needs."""
+    rng = np.random.default_rng(0)
+    labels = rng.random(581_480) < 0.5
+    scores = (0.1 * rng.normal(size=len(labels)) + 0.2 * labels).astype(kind)
+    started = time.process_time()
+    eer(labels, scores)
+    min_dcf(labels, scores, 0.01)
+    assert time.process_time() - started < 0.5

@@ -52,6 +52,17 @@ def test_a_trial_of_a_missing_file(corpus, tmp_path):
         trials.locate(trials.read(tmp_path / "list.txt"), corpus, tmp_path / "list.txt")
 
 
+def test_a_list_that_disagrees_with_the_folders(corpus):
+    right = trials.Trials(np.array([True, False]), np.array([0, 0]), np.array([2, 23]))
+    trials.check_speakers(right, corpus, "list")
+    wrong = trials.Trials(np.array([True, False]), np.array([0, 0]), np.array([2, 3]))
+    with pytest.raises(UserError, match="s00/r0/u0.flac and s00/r1/u3.flac as two speakers"):
+        trials.check_speakers(wrong, corpus, "list")
+    wrong = trials.Trials(np.array([True, True]), np.array([0, 0]), np.array([23, 2]))
+    with pytest.raises(UserError, match="s00/r0/u0.flac and s05/r1/u3.flac as one speaker"):
+        trials.check_speakers(wrong, corpus, "list")
+
+
 def test_made_trials_are_all_pairs_across_recordings(corpus):
     made = trials.make(corpus, max_trials=10**6, seed=0)
     assert made.labels.sum() == 12 * 4  # two utterances in each of two recordings

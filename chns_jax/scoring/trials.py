@@ -84,6 +84,19 @@ def locate(named: NamedTrials, corpus: Corpus, path: Path | str) -> Trials:
     )
 
 
+def check_speakers(trials: Trials, corpus: Corpus, path: Path | str) -> None:
+    """Raises UserError when the labels and the folders of `corpus` disagree about who speaks."""
+    wrong = trials.labels != (corpus.speaker[trials.enrolment] == corpus.speaker[trials.test])
+    if wrong.any():
+        first = np.argmax(wrong)
+        one, other = (corpus.names[rows[first]] for rows in (trials.enrolment, trials.test))
+        claim = "one speaker" if trials.labels[first] else "two speakers"
+        raise UserError(
+            f"{path} has {one} and {other} as {claim}, but their folders do not: correct the list "
+            "or give a root of one folder for each speaker"
+        )
+
+
 def make(corpus: Corpus, *, max_trials: int, seed: int) -> Trials:
     """All pairs of a corpus's utterances, or `max_trials` of them at most.
 

@@ -1,0 +1,180 @@
+"""Compare trained runs on trial lists, with intervals: `python -m chns_jax.compare`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from chns_jax.command_line import make_parser, parse
+from chns_jax.errors import UserError, run
+
+
+def main(argv: list[str]) -> None:
+    parser = make_parser(
+        "Print one Markdown table: EER and minDCF of trained runs on trial lists, with 95 % "
+        "intervals from resampling the speakers of the trials, and the change from a baseline."
+    )
+    parser.add_argument(
+        "runs",
+        type=str,
+        nargs="+",
+        metavar="[NAME=]RUN[,RUN...]",
+        help="Run folders of chns_jax.train. Those under one NAME, as runs of several seeds are, "
+        "make one system, whose figures are the mean over its runs: supcon=runs/supcon-{0,1,2}. A "
+        "plain RUN is a system named as its folder.",
+    )
+    parser.add_argument(
+        "--trials",
+        action="append",
+        required=True,
+        metavar="LIST",
+        help='Lines of "<1 or 0> <enrolment> <test>"; may be given several times.',
+    )
+    parser.add_argument(
+        "--root",
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="Folder of the files that the lists name: one for all, or one for each list.",
+    )
+    parser.add_argument(
+        "--baseline", type=str, help="System that the relative changes of the others refer to."
+    )
+    parser.add_argument(
+        "--out",
+        type=str,
+        metavar="PREFIX",
+        help="Also write the table to PREFIX.md, and its plain numbers, rates and changes as "
+        "fractions, to PREFIX.csv.",
+    )
+    parser.add_argument(
+        "--checkpoint", type=str, default="last", help="last, best (lowest EER) or a step number."
+    )
+    parser.add_argument(
+        "--replicates", type=PositiveInt, default=1000, help="Times that speakers are resampled."
+    )
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of the resampling.")
+    parser.add_argument(
+        "--cache", type=str, default="~/.cache/chns_jax", help="Folder for corpus indices."
+    )
+    chosen = parse(parser, argv)
+    systems = parse_systems(chosen.runs)
+    if chosen.baseline is not None and chosen.baseline not in systems:
+        raise UserError(
+            f"the baseline {chosen.baseline} is not among the systems: {', '.join(systems)}"
+        )
+    lists = pair_lists(chosen.trials, chosen.root)
+
+    from chns_jax import model
+    from chns_jax.corpus.index import index
+    from chns_jax.files import check_file, replacing
+    from chns_jax.sampling.pipeline import Reader
+    from chns_jax.scoring import comparison
+    from chns_jax.scoring import trials as trial_lists
+    from chns_jax.validate import score
+
+    outputs = [] if chosen.out is None else [f"{chosen.out}.md", f"{chosen.out}.csv"]
+    for path in outputs:
+        check_file(path)
+    named = {name: trial_lists.read(path) for name, (path, _) in lists.items()}
+    models = {
+        system: [model.load(folder, chosen.checkpoint) for folder in folders]
+        for system, folders in systems.items()
+    }
+    corpora = {root: index(root, chosen.cache) for _, root in lists.values()}
+    located = {}
+    for name, (path, root) in lists.items():
+        located[name] = trial_lists.locate(named[name], corpora[root], path)
+        trial_lists.check_speakers(located[name], corpora[root], path)
+
+    scores = {name: {system: [] for system in systems} for name in lists}
+    for system, encoders in models.items():
+        for encoder in encoders:
+            config = encoder.config
+            for root, corpus in corpora.items():
+                here = [name for name, (_, its_root) in lists.items() if its_root == root]
+                of_lists = score(
+                    encoder.encode,
+                    encoder.variables,
+                    Reader(corpus, config.features.sample_rate, config.data.threads),
+                    [located[name] for name in here],
+                    samples=config.segment_samples,
+                )
+                for name, of_list in zip(here, of_lists, strict=True):
+                    scores[name][system].append(of_list)
+
+    rows = []
+    for name, (_, root) in lists.items():
+        trials, speaker = located[name], corpora[root].speaker
+        rows += comparison.compare(
+            name,
+            trials.labels,
+            speaker[trials.enrolment],
+            speaker[trials.test],
+            scores[name],
+            baseline=chosen.baseline,
+            seed=chosen.seed,
+            count=chosen.replicates,
+        )
+    tables = [comparison.to_markdown(rows), comparison.to_csv(rows)]
+    print(tables[0], end="")
+    for path, table in zip(outputs, tables, strict=False):
+        with replacing(path) as file:
+            file.write(table)
+
+
+def parse_systems(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """Run folders of each system, from "RUN" or "NAME=RUN,RUN"; a NAME may come several times.
+
+    A NAME holds no slash, so that ./a=b is a folder. Raises UserError when a run is given twice, or
+    a folder's name is that of another system.
+    """
+    systems: dict[str, list[str]] = {}
+    unnamed, seen = set(), set()
+    for argument in arguments:
+        name, equals, folders = argument.partition("=")
+        is_named = bool(equals) and "/" not in name
+        runs = folders.split(",") if is_named else [argument]
+        if not all(runs) or (is_named and not name):
+            raise UserError(f"{argument} is neither RUN nor NAME=RUN,RUN: name the missing part")
+        if not is_named:
+            name = Path(argument).expanduser().resolve().name
+            unnamed.add(name)
+        for folder in runs:
+            real = os.path.realpath(os.path.expanduser(folder))
+            if real in seen:
+                raise UserError(f"the run {folder} is given twice: leave one out")
+            seen.add(real)
+        if name in systems and name in unnamed:
+            raise UserError(f"two systems are named {name}: give one as NAME={runs[0]}")
+        systems.setdefault(name, []).extend(runs)
+    return systems
+
+
+def pair_lists(lists: Sequence[str], roots: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Trial list and root of each name in the table: the list's file name, with its root if needed.
+
+    Raises UserError when there is neither one root nor one for each list, or a list comes twice.
+    """
+    if len(roots) not in (1, len(lists)):
+        raise UserError(
+            f"{len(lists)} lists of trials have {len(roots)} roots: give one --root, or one for "
+            "each --trials"
+        )
+    roots = [os.path.abspath(os.path.expanduser(root)) for root in roots]
+    pairs = list(zip(lists, roots if len(roots) > 1 else roots * len(lists), strict=True))
+    stems = [Path(path).stem for path, _ in pairs]
+    if len(set(stems)) < len(stems):
+        stems = [f"{path} in {root}" for path, root in pairs]
+    named = dict(zip(stems, pairs, strict=True))
+    if len(named) < len(pairs):
+        twice = next(stem for stem in stems if stems.count(stem) > 1)
+        raise UserError(f"the trials {twice} are given twice: leave one out")
+    return named
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,87 @@
+"""95 % intervals of a trial list, by resampling its speakers.
+
+Trials that share a speaker are not independent, so that resampling trials gives intervals that are
+too narrow. Drawing whole speakers keeps their trials together. Sources: Bolle, Ratha & Pankanti,
+"Error analysis of pattern recognition systems: the subsets bootstrap" (2004), for targets; Snijders
+& Borgatti, "Non-parametric standard errors and tests for network statistics" (1999), for pairs of
+speakers: a pair counts as often as the product of the draws of its two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from tqdm import tqdm
+
+from chns_jax.randomness import Purpose, generator
+
+LEVEL = 0.95
+
+
+def speaker_weights(
+    labels: np.ndarray,
+    enrolment: np.ndarray,
+    test: np.ndarray,
+    speakers: int,
+    *,
+    seed: int,
+    replicate: int,
+) -> np.ndarray:
+    """How often each trial (m,) counts in a replicate: whole numbers, a function of its arguments.
+
+    As many speakers as there are, are drawn with replacement. `enrolment` and `test` (m,) are the
+    speakers of the trials, 0 to `speakers` - 1; a trial of one speaker counts as often as the
+    speaker is drawn, a trial of two as the product of their draws. Drawn again until there are
+    target and non-target trials, which `labels` (m,) bool tell apart.
+    """
+    rng = generator(seed, Purpose.BOOTSTRAP, replicate)
+    while True:
+        draws = np.bincount(rng.integers(speakers, size=speakers), minlength=speakers).astype(float)
+        weights = draws[enrolment] * np.where(enrolment == test, 1.0, draws[test])
+        if 0 < weights @ labels < weights.sum():
+            return weights
+
+
+def replicates(
+    statistic: Callable[[np.ndarray], np.ndarray],
+    labels: np.ndarray,
+    enrolment: np.ndarray,
+    test: np.ndarray,
+    *,
+    seed: int,
+    count: int,
+) -> np.ndarray:
+    """`statistic` of the trial weights of each replicate, (count, ...).
+
+    Labels and speakers of the trials are as in `speaker_weights`, but their speakers may have any
+    numbers. Statistics of one seed and one list are paired: replicate i draws the same speakers.
+    Raises ValueError when there are no target or no non-target trials.
+    """
+    labels = np.asarray(labels).astype(bool)
+    if labels.all() or not labels.any():
+        raise ValueError("a bootstrap needs both target and non-target trials")
+    names, speaker = np.unique(np.stack([enrolment, test]), return_inverse=True)
+    enrolment, test = speaker.reshape(2, -1)
+    return np.stack(
+        [
+            statistic(
+                speaker_weights(labels, enrolment, test, len(names), seed=seed, replicate=replicate)
+            )
+            for replicate in tqdm(
+                range(count), desc="resampling speakers", disable=None, leave=False
+            )
+        ]
+    )
+
+
+def interval(replicates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper end of the 95 % percentile interval of replicates (r, ...).
+
+    With few speakers it is a little too narrow: on simulated lists of 12 to 80 it held the true EER
+    90 to 92 % of the time, where resampling trials held it 58 to 89 %.
+    """
+    tail = (1 - LEVEL) / 2
+    # No interpolation: a relative change may be infinite.
+    low, high = np.quantile(replicates, [tail, 1 - tail], axis=0, method="inverted_cdf")
+    return low, high

@@ -1,0 +1,159 @@
+"""The table of a paper: error rates of systems on trial lists, with 95 % intervals."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from chns_jax.scoring import metrics
+from chns_jax.scoring.bootstrap import interval, replicates
+
+METRICS = ("eer", *(f"min_dcf_{p:g}" for p in metrics.P_TARGETS))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one system on one trial list; error rates and changes are fractions."""
+
+    trials: str
+    system: str
+    metric: str  # one of METRICS
+    value: float  # mean over the runs of the system
+    low: float  # 95 % interval over speakers
+    high: float
+    runs: int
+    lowest: float  # of the runs
+    highest: float
+    change: float | None  # relative to the baseline; None without one
+    change_low: float | None  # 95 % interval, both systems on the same resampled speakers
+    change_high: float | None
+    targets: int
+    nontargets: int
+    speakers: int
+
+
+def compare(
+    trials: str,
+    labels: np.ndarray,
+    enrolment: np.ndarray,
+    test: np.ndarray,
+    scores: Mapping[str, Sequence[np.ndarray]],
+    *,
+    baseline: str | None,
+    seed: int,
+    count: int,
+) -> list[Row]:
+    """The rows of one trial list: each system by each metric, in order.
+
+    `enrolment` and `test` (m,) are the speakers of the trials, `scores` the scores (m,) of each run
+    of each system, `baseline` one of the systems; `count` replicates are drawn. Raises ValueError
+    as `metrics` does.
+    """
+    labels = np.asarray(labels).astype(bool)
+    rankings = [metrics.rank(labels, run) for runs in scores.values() for run in runs]
+    ends = np.cumsum([len(runs) for runs in scores.values()])[:-1]
+
+    def of_runs(weights: np.ndarray | None) -> np.ndarray:
+        """(runs of all systems, metrics)"""
+        return np.array([_figures(ranking, weights) for ranking in rankings])
+
+    def of_systems(weights: np.ndarray) -> np.ndarray:
+        """(systems, metrics)"""
+        return np.stack([runs.mean(axis=0) for runs in np.split(of_runs(weights), ends)])
+
+    by_system = dict(zip(scores, np.split(of_runs(None), ends), strict=True))
+    drawn = replicates(of_systems, labels, enrolment, test, seed=seed, count=count)
+    drawn_by_system = dict(zip(scores, np.moveaxis(drawn, 1, 0), strict=True))
+    about = (
+        int(np.count_nonzero(labels)),
+        int(np.count_nonzero(~labels)),
+        len(np.union1d(enrolment, test)),
+    )
+    rows = []
+    for system, runs in by_system.items():
+        value, (low, high) = runs.mean(axis=0), interval(drawn_by_system[system])
+        changes = [(None, None, None)] * len(METRICS)
+        if baseline is not None:
+            change = _relative(value, by_system[baseline].mean(axis=0))
+            ends_of_change = interval(_relative(drawn_by_system[system], drawn_by_system[baseline]))
+            changes = np.stack([change, *ends_of_change], axis=1).tolist()
+        rows += [
+            Row(trials, system, metric, float(value[i]), float(low[i]), float(high[i]), len(runs),
+                float(runs[:, i].min()), float(runs[:, i].max()), *changes[i], *about)
+            for i, metric in enumerate(METRICS)
+        ]  # fmt: skip
+    return rows
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """A line of names, then one line for each row; what there is none of is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [field.name for field in fields(Row)]
+    writer.writerow(names)
+    writer.writerows([getattr(row, name) for name in names] for row in rows)
+    return text.getvalue()
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """One table, a line for each system on each trial list, and what its columns mean."""
+    by_line: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        by_line.setdefault((row.trials, row.system), []).append(row)
+    any_change = any(row.change is not None for row in rows)
+    any_spread = any(row.runs > 1 for row in rows)
+    head = ["trials", "system"] + ["runs"] * any_spread
+    for metric in METRICS:
+        name = "EER (%)" if metric == "eer" else f"minDCF {metric.removeprefix('min_dcf_')}"
+        head += [name] + ["over runs"] * any_spread + ["change (%)"] * any_change
+    lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2)]
+    for (trials, system), of_line in by_line.items():
+        cells = [_escaped(trials), _escaped(system)] + [str(of_line[0].runs)] * any_spread
+        for row in of_line:
+            scale, digits = (100, 2) if row.metric == "eer" else (1, 3)
+            number = f".{digits}f"
+            cells.append(
+                f"{scale * row.value:{number}} "
+                f"[{scale * row.low:{number}}, {scale * row.high:{number}}]"
+            )
+            if any_spread:
+                cells.append(f"{scale * row.lowest:{number}} to {scale * row.highest:{number}}")
+            if any_change:
+                cells.append(
+                    f"{100 * row.change:+.1f} "
+                    f"[{100 * row.change_low:+.1f}, {100 * row.change_high:+.1f}]"
+                )
+        lines.append(cells)
+    table = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    lists = {row.trials: row for row in rows}.values()
+    notes = [
+        f"{_escaped(row.trials)}: {row.targets:,} target and {row.nontargets:,} impostor trials "
+        f"of {row.speakers:,} speakers."
+        for row in lists
+    ]
+    notes.append(
+        "In brackets: 95 % intervals from resampling the speakers of the trials; the runs stay."
+    )
+    if any_change:
+        notes.append("The interval of a change resamples the same speakers for both systems.")
+    return f"{table}\n{' '.join(notes)}\n"
+
+
+def _figures(ranking: metrics.Ranking, weights: np.ndarray | None) -> list[float]:
+    """The METRICS of weighted trials."""
+    rates = metrics.rates(ranking, weights)
+    return [metrics.eer_of(rates), *(metrics.min_dcf_of(rates, p) for p in metrics.P_TARGETS)]
+
+
+def _relative(value: np.ndarray, baseline: np.ndarray) -> np.ndarray:
+    """0 where both are alike, infinite where only the baseline makes no errors."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(value == baseline, 0.0, (value - baseline) / baseline)
+
+
+def _escaped(name: str) -> str:
+    return name.replace("|", "\\|")
