@@ -67,7 +67,7 @@ def read_crop(path: str, position: float, samples: int, sample_rate: int) -> np.
 
 
 def read_whole(path: str, sample_rate: int) -> np.ndarray:
-    """All samples (s,) int16, mono at `sample_rate` hertz. Raises AudioError as `read_crop` does."""
+    """All samples (s,) int16, mono, at `sample_rate` hertz. Raises AudioError as `read_crop`."""
     return _decode(path, 0.0, None, sample_rate)
 
 

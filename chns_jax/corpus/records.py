@@ -58,8 +58,8 @@ def find(shard: str, sizes: list[int]) -> Iterator[int]:
     at = SIGNATURE_CHUNK
     for size in sizes:
         held, kind = CHUNK_HEADER.unpack(_read(shard, at, at + CHUNK_HEADER.size))
-        overhead = held - size  # no compression, and twice the length of a number
-        if kind != 1 << 8 | ord("r") or not 3 <= overhead <= 1 + 2 * 10:
+        overhead = held - size  # a byte for "not compressed", one for a length, then the size
+        if kind != 1 << 8 | ord("r") or not 3 <= overhead <= 2 + 10:
             raise ValueError(f"{shard} has no record of {size} bytes at {at}")
         at += CHUNK_HEADER.size + held
         yield at - size
