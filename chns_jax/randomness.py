@@ -17,11 +17,11 @@ class Purpose(IntEnum):
     TRIALS = 5
     CLUSTERS = 6
     ENCODER = 7
+    BOOTSTRAP = 8
     EPOCH = 9
     AUGMENT = 10
     NOISE = 11
     RESPONSES = 12
-    BOOTSTRAP = 8
 
 
 def generator(seed: int, purpose: Purpose, *position: int) -> np.random.Generator:

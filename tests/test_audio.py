@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from chns_jax.corpus.audio import AudioError, read_crop, read_header
+from chns_jax.corpus.audio import AudioError, check, read_crop, read_header, read_whole
 from chns_jax.errors import UserError
 
 RATE = 16_000
@@ -32,6 +32,11 @@ def test_positions_are_spread_evenly(ramp):
 def test_a_short_file_is_repeated(ramp):
     crop = read_crop(ramp, 0.7, 2 * RATE + 5, RATE)
     np.testing.assert_array_equal(crop, np.resize(np.arange(RATE), 2 * RATE + 5))
+
+
+def test_a_whole_file_is_all_its_samples(ramp):
+    np.testing.assert_array_equal(read_whole(ramp, RATE), np.arange(RATE))
+    assert len(read_whole(ramp, 11_025)) == 11_025  # none repeated to fill up a rounded length
 
 
 def test_channels_are_averaged(tmp_path):
@@ -88,7 +93,8 @@ def test_a_file_of_no_samples(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not audio at all" * 50])
 def test_a_file_that_is_not_audio(tmp_path, content):
     (tmp_path / "x.wav").write_bytes(content)
-    for read in (read_header, lambda path: read_crop(path, 0.0, 100, RATE)):
+    readers = (read_header, lambda path: read_crop(path, 0.0, 100, RATE))
+    for read in (*readers, lambda path: read_whole(path, RATE), lambda path: check(path, RATE)):
         with pytest.raises(AudioError, match="x.wav"):
             read(str(tmp_path / "x.wav"))
 
@@ -135,6 +141,9 @@ def test_m4a_through_ffmpeg(tmp_path):
     crop = read_crop(str(tmp_path / "x.m4a"), 0.5, RATE, RATE)
     assert crop.shape == (RATE,)
     assert np.sqrt(np.mean(crop.astype(float) ** 2)) == pytest.approx(11_585, abs=2000)
+    whole = read_whole(str(tmp_path / "x.m4a"), RATE)
+    assert len(whole) == pytest.approx(2 * RATE, abs=0.1 * RATE)
+    assert np.sqrt(np.mean(whole.astype(float) ** 2)) == pytest.approx(11_585, abs=2000)
     (tmp_path / "y.m4a").write_bytes(b"not audio")
     with pytest.raises(AudioError, match="y.m4a"):
         read_header(str(tmp_path / "y.m4a"))

@@ -1,7 +1,11 @@
-"""Audio files -> int16 crops: only the crop is decoded. No jax here: data threads start fast."""
+"""Audio -> int16 crops: only the crop is decoded. No jax here: data threads start fast.
+
+A path is that of an audio file, or locates a record of a shard (`records.parse`).
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -13,6 +17,9 @@ import numpy as np
 import soundfile
 import soxr
 
+from chns_jax.corpus import records
+from chns_jax.corpus.records import Record
+from chns_jax.corpus.storage import is_url
 from chns_jax.errors import UserError
 
 EXTENSIONS = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a"})
@@ -55,38 +62,85 @@ def read_crop(path: str, position: float, samples: int, sample_rate: int) -> np.
     A file that is shorter than the crop is repeated to fill it. Raises AudioError when the file
     cannot be decoded, is truncated, holds no samples, or holds NaN or infinity.
     """
-    is_m4a = os.path.splitext(path)[1].lower() == ".m4a"
-    crop = (_ffmpeg_crop if is_m4a else _libsndfile_crop)(path, position, samples, sample_rate)
-    if len(crop) == 0:
-        raise AudioError(path, "holds no samples")
+    crop = _decode(path, position, samples, sample_rate)
     return crop[:samples] if len(crop) >= samples else np.resize(crop, samples)
+
+
+def read_whole(path: str, sample_rate: int) -> np.ndarray:
+    """All samples (s,) int16, mono, at `sample_rate` hertz. Raises AudioError as `read_crop`."""
+    return _decode(path, 0.0, None, sample_rate)
 
 
 def check(path: str, sample_rate: int) -> None:
     """Decode a whole file. Raises AudioError as `read_crop` does."""
-    samples = math.ceil(read_header(path).seconds * sample_rate)
-    read_crop(path, 0.0, samples, sample_rate)
+    read_whole(path, sample_rate)
 
 
-def _libsndfile_crop(path: str, position: float, samples: int, sample_rate: int) -> np.ndarray:
+def exists(path: str) -> bool:
+    """Whether there is such a file, or the shard of such a record; of a URL's it is assumed."""
+    record = records.parse(path)
+    where = path if record is None else record.shard
+    return is_url(where) or os.path.exists(where)
+
+
+def _decode(path: str, position: float, samples: int | None, sample_rate: int) -> np.ndarray:
+    """About `samples` samples (all: None) from `position`, or as many as there are."""
+    record = records.parse(path)
     try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:
-            wanted = math.ceil(samples * file.samplerate / sample_rate)
-            spare = max(0, file.frames - wanted)
-            wanted = min(wanted, file.frames)
-            if spare:
-                file.seek(min(int(position * (spare + 1)), spare))
-            is_float = file.subtype in FLOAT_SUBTYPES
-            block = file.read(wanted, dtype="float32" if is_float else "int16", always_2d=True)
-            rate = file.samplerate
+        if record is None and os.path.splitext(path)[1].lower() == ".m4a":
+            crop = _ffmpeg_crop(path, position, samples, sample_rate)
+        elif record is None:  # names may hold any bytes
+            crop = _libsndfile_crop(path, os.fsencode(path), position, samples, sample_rate)
+        elif record.rate is None:
+            file = io.BytesIO(records.read(record, 0, record.size))
+            crop = _libsndfile_crop(path, file, position, samples, sample_rate)
+        else:
+            crop = _raw_crop(record, position, samples, sample_rate)
     except (soundfile.SoundFileError, OSError) as error:
         raise AudioError(path, f"cannot be decoded: {_reason(error, path)}") from error
+    if len(crop) == 0:
+        raise AudioError(path, "holds no samples")
+    return crop
+
+
+def _window(
+    frames: int, rate: int, position: float, samples: int | None, sample_rate: int
+) -> tuple[int, int]:
+    """First frame and number of frames, at `rate`, of a crop of `samples` at `sample_rate`."""
+    if samples is None:
+        return 0, frames
+    wanted = math.ceil(samples * rate / sample_rate)
+    spare = max(0, frames - wanted)
+    return min(int(position * (spare + 1)), spare), min(wanted, frames)
+
+
+def _libsndfile_crop(
+    path: str, source: bytes | io.BytesIO, position: float, samples: int | None, sample_rate: int
+) -> np.ndarray:
+    with soundfile.SoundFile(source) as file:
+        rate = file.samplerate
+        first, wanted = _window(file.frames, rate, position, samples, sample_rate)
+        if first:
+            file.seek(first)
+        is_float = file.subtype in FLOAT_SUBTYPES
+        block = file.read(wanted, dtype="float32" if is_float else "int16", always_2d=True)
     if len(block) < wanted:
         raise AudioError(path, f"is truncated: {len(block)} samples where {wanted} should be")
     if is_float:
         if not np.isfinite(block).all():
             raise AudioError(path, "holds NaN or infinity")
         block = block * 32768.0
+    return _mono(block, rate, sample_rate)
+
+
+def _raw_crop(record: Record, position: float, samples: int | None, sample_rate: int) -> np.ndarray:
+    first, wanted = _window(record.size // 2, record.rate, position, samples, sample_rate)
+    raw = records.read(record, 2 * first, 2 * (first + wanted))
+    return _mono(np.frombuffer(raw, "<i2")[:, None], record.rate, sample_rate)
+
+
+def _mono(block: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+    """(s,) int16 at `sample_rate` of (s, channels) at `rate`, whose full scale is 32768."""
     if block.shape[1] == 1 and block.dtype == np.int16 and rate == sample_rate:
         return block[:, 0]
     mono = block.mean(axis=1, dtype=np.float32)
@@ -110,13 +164,15 @@ def _ffprobe_header(path: str) -> Header:
     return header
 
 
-def _ffmpeg_crop(path: str, position: float, samples: int, sample_rate: int) -> np.ndarray:
-    seconds = samples / sample_rate
-    start = position * max(0.0, _ffprobe_header(path).seconds - seconds)
+def _ffmpeg_crop(path: str, position: float, samples: int | None, sample_rate: int) -> np.ndarray:
+    window = ()
+    if samples is not None:
+        seconds = samples / sample_rate
+        start = position * max(0.0, _ffprobe_header(path).seconds - seconds)
+        window = ("-ss", f"{start:.6f}", "-t", f"{seconds:.6f}")
     raw = _run_ffmpeg(
-        path, "ffmpeg", "-ss", f"{start:.6f}", "-t", f"{seconds:.6f}", "-i", path,
-        "-ac", "1", "-ar", str(sample_rate), "-f", "s16le", "-",
-    )  # fmt: skip
+        path, "ffmpeg", *window, "-i", path, "-ac", "1", "-ar", str(sample_rate), "-f", "s16le", "-"
+    )
     return np.frombuffer(raw, dtype="<i2")
 
 
@@ -134,7 +190,8 @@ def _run_ffmpeg(path: str, program: str, *arguments: str) -> bytes:
 
 
 def _reason(error: Exception, path: str) -> str:
-    """What libsndfile said, without the path that it repeats."""
-    if not os.path.exists(path):
+    """What libsndfile or the system said, without the path that it repeats."""
+    if isinstance(error, FileNotFoundError) or not exists(path):
         return "the file does not exist"
-    return str(error).rsplit(": ", 1)[-1].rstrip(".")
+    reason = getattr(error, "strerror", None) or str(error)
+    return reason.rsplit(": ", 1)[-1].rstrip(".")

@@ -110,16 +110,21 @@ class Corpus:
 
     def select(self, speakers: np.ndarray) -> Corpus:
         """The corpus of those speakers alone where `speakers`, (n,) bool, is true."""
-        kept = speakers[self.speaker]
+        return self.only(speakers[self.speaker])
+
+    def only(self, kept: np.ndarray) -> Corpus:
+        """The corpus of those utterances alone where `kept`, (u,) bool, is true."""
+        present = np.zeros(len(self.speakers), bool)
+        present[self.speaker[kept]] = True
         names = self.names.select(kept)
         return replace(
             self,
-            speakers=self.speakers[speakers],
+            speakers=self.speakers[present],
             names=names,
             files=names if self.files is self.names else self.files.select(kept),
             root=self.root[kept],
-            speaker=(np.cumsum(speakers) - 1).astype(np.int32)[self.speaker[kept]],
-            recording=_consecutive(self.recording[kept]),
+            speaker=consecutive(self.speaker[kept]),
+            recording=consecutive(self.recording[kept]),
             seconds=self.seconds[kept],
             rate=self.rate[kept],
         )
@@ -127,12 +132,17 @@ class Corpus:
 
 def index(root: str | Path, cache: str | Path) -> Corpus:
     """The corpus in folder `root`: <speaker>/<recording>/<utterance>.<ext>,
-    <speaker>/<utterance>.<ext> (each file a recording of its own), or a Kaldi data folder.
+    <speaker>/<utterance>.<ext> (each file a recording of its own), a Kaldi data folder, or one
+    that `chns_jax.prepare` wrote, which may be an fsspec URL.
 
     Durations come from headers and are kept in folder `cache`; only files that are new, or whose
     size or time changed, are opened again. Files that cannot be read are listed in `broken`.
     Raises UserError when there is no such folder or no audio in it.
     """
+    from chns_jax.corpus import shards  # which imports this module
+
+    if shards.is_prepared(root):
+        return shards.load(root)
     root = os.path.abspath(os.path.expanduser(root))
     if not os.path.isdir(root):
         wrong = "is not a folder" if os.path.exists(root) else "does not exist"
@@ -305,8 +315,8 @@ class _Found:
             names=names,
             files=names if self.files is self.names else self.files.select(good),
             root=np.zeros(int(good.sum()), np.uint8),
-            speaker=_consecutive(self.speaker[good]),
-            recording=_consecutive(self.recording[good]),
+            speaker=consecutive(self.speaker[good]),
+            recording=consecutive(self.recording[good]),
             seconds=self.seconds[good],
             rate=self.rate[good],
             broken=tuple(
@@ -486,7 +496,7 @@ def _load(path: Path) -> _Found | None:
         return None
 
 
-def _consecutive(ascending: np.ndarray) -> np.ndarray:
+def consecutive(ascending: np.ndarray) -> np.ndarray:
     """Ascending integers renumbered 0, 1, 2, ... without gaps."""
     if not len(ascending):
         return ascending.astype(np.int32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from chns_jax.corpus.audio import AudioError
+from chns_jax.corpus.audio import AudioError, exists
 from chns_jax.errors import UserError
 from chns_jax.files import replacing
 
@@ -23,7 +23,7 @@ class Skipped:
             try:
                 check(file)
             except AudioError as error:
-                if Path(file).exists():
+                if exists(file):
                     self.why[file] = error.why
 
     def record(self, broken: Mapping[str, str]) -> None:
