@@ -34,6 +34,12 @@ class Restored(NamedTuple):
     progress: Progress
 
 
+class Saved(NamedTuple):
+    step: int
+    variables: dict[str, Any]
+    speakers: str | None  # as of Progress; None where it was not trained here
+
+
 def open_manager(folder: Path, keep: int = 1, *, read_only: bool = False) -> ocp.CheckpointManager:
     """The checkpoints in `folder`: the `keep` latest, and the one of lowest EER, are kept."""
     by_eer = BestN(
@@ -119,10 +125,8 @@ def save_variables(manager: ocp.CheckpointManager, variables: dict[str, Any], co
     manager.wait_until_finished()
 
 
-def restore_variables(
-    run: Path, which: str, sharding: jax.sharding.Sharding
-) -> tuple[int, dict[str, Any]]:
-    """Step and variables of a checkpoint of a run: "last", "best" (lowest EER) or a step number.
+def restore_variables(run: Path, which: str, sharding: jax.sharding.Sharding) -> Saved:
+    """The variables of a checkpoint of a run: "last", "best" (lowest EER) or a step number.
 
     The tree is the one that was saved. Raises UserError when there is no such checkpoint.
     """
@@ -138,8 +142,11 @@ def restore_variables(
             lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
             manager.item_metadata(step)["variables"].tree,
         )
-        args = ocp.args.Composite(variables=ocp.args.StandardRestore(shapes))
-        return step, manager.restore(step, args=args)["variables"]
+        args = ocp.args.Composite(
+            variables=ocp.args.StandardRestore(shapes), about=ocp.args.JsonRestore()
+        )
+        items = manager.restore(step, args=args)
+        return Saved(step, items["variables"], items["about"].get("speakers"))
 
 
 def _choose(manager: ocp.CheckpointManager, which: str, steps: list[int]) -> int | None:

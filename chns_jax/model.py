@@ -31,5 +31,5 @@ def load(run: Path | str, checkpoint: str = "last") -> Model:
         raise UserError(f"{run} is not a run folder: it holds no config.yaml")
     config = configs.load(["--config", str(run / "config.yaml")])
     mesh, encoder = make_mesh(), make_encoder(config.encoder)
-    step, variables = restore_variables(run, checkpoint, replicated(mesh))
-    return Model(config, step, variables, make_encode(config, encoder, mesh))
+    saved = restore_variables(run, checkpoint, replicated(mesh))
+    return Model(config, saved.step, saved.variables, make_encode(config, encoder, mesh))

@@ -36,6 +36,7 @@ from chns_jax.embed import Encode, make_encode, make_table
 from chns_jax.encoders import make_encoder
 from chns_jax.errors import UserError, run
 from chns_jax.files import remove_leftovers, replacing
+from chns_jax.finetuning import start_from
 from chns_jax.logs import Pace, RunLog, progress_bar, records, say
 from chns_jax.optimizer import make_optimizer
 from chns_jax.sampling import clusters, hardness, plan, rounds
@@ -128,6 +129,8 @@ def train(config: Config, opened: ExitStack) -> None:
                 f"that {corpus.roots[0]} has now: put them back, or give another --out"
             )
         say(f"going on from step {int(state.step)}")
+    elif config.training.start_from:
+        state = start_from(config.training.start_from, state, names)
     step = int(state.step)
     log = opened.enter_context(closing(RunLog(out, step)))
     eer_at = {r["step"]: r["eer"] for r in records(out / "metrics.jsonl") if "eer" in r}

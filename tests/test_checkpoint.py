@@ -1,14 +1,16 @@
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
-from test_step import LABELS, audio, build
+from test_step import CONFIG, LABELS, audio, build
 
 from chns_jax import checkpoint
 from chns_jax.checkpoint import Progress
 from chns_jax.errors import UserError
+from chns_jax.optimizer import make_optimizer
 from chns_jax.sampling.clusters import Table
-from chns_jax.sharding import put
-from chns_jax.step import sha256
+from chns_jax.step import sha256, train_step
 
 TABLE = Table(np.array([1, 0, 1], np.int32), np.eye(2, dtype=np.float32))
 
@@ -16,11 +18,11 @@ TABLE = Table(np.array([1, 0, 1], np.int32), np.eye(2, dtype=np.float32))
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of six checkpoints, the second of which had the lowest EER; digests by step."""
-    mesh, _, state, step = build()
+    _, _, state, step = build()
     digests, tmp_path = {}, tmp_path_factory.mktemp("run")
     with checkpoint.open_manager(tmp_path / "checkpoints", keep=2) as manager:
         for i, eer in enumerate([0.3, 0.1, None, 0.2, 0.4, None]):
-            state, _ = step(state, put(mesh, audio(i)), put(mesh, LABELS))
+            state, _ = step(state, {"audio": audio(i), "labels": LABELS})
             digests[i + 1] = sha256(state.variables)
             table = None if i == 0 else TABLE
             checkpoint.save(manager, state, table, Progress(i, 2.5 * i, "names"), "seed: 0", eer)
@@ -45,8 +47,9 @@ def test_the_last_ones_and_the_best_are_kept(run):
     kept = {int(path.name) for path in (folder / "checkpoints").iterdir()}
     assert kept == {2, 5, 6}
     for which, expected in [("last", 6), ("best", 2), ("5", 5)]:
-        step, variables = checkpoint.restore_variables(folder, which, state.step.sharding)
-        assert step == expected and sha256(variables) == digests[expected]
+        saved = checkpoint.restore_variables(folder, which, state.step.sharding)
+        step, variables, speakers = saved
+        assert step == expected and sha256(variables) == digests[expected] and speakers == "names"
         for mine, theirs in zip(
             jax.tree.leaves(variables), jax.tree.leaves(state.variables), strict=True
         ):
@@ -68,17 +71,20 @@ def test_no_checkpoints(tmp_path):
 
 def test_a_donated_state_does_not_change_what_is_saved(tmp_path):
     """Saving goes on in the background while the next step writes into the same memory."""
-    mesh, _, state, step = build.__wrapped__()  # what is donated is no one else's
-    donating = jax.jit(step.__wrapped__, donate_argnums=0)
+    _, encoder, state, _ = build.__wrapped__()  # what is donated is no one else's
+    tx = make_optimizer(CONFIG.optimizer, CONFIG.training.steps)
+    donating = jax.jit(
+        partial(train_step, config=CONFIG, encoder=encoder, tx=tx, speakers=8), donate_argnums=0
+    )
     with checkpoint.open_manager(tmp_path / "checkpoints", keep=9) as manager:
         digests = {}
         for i in range(3):
-            state, _ = donating(state, put(mesh, audio(i)), put(mesh, LABELS))
+            state, _ = donating(state, {"audio": audio(i), "labels": LABELS})
             digests[i + 1] = sha256(state.variables)
             checkpoint.save(manager, state, None, Progress(0, 0.0, ""), "", None)
     sharding = build()[2].step.sharding
     for step_number, digest in digests.items():
-        _, variables = checkpoint.restore_variables(tmp_path, str(step_number), sharding)
+        variables = checkpoint.restore_variables(tmp_path, str(step_number), sharding).variables
         assert sha256(variables) == digest
 
 
@@ -88,7 +94,7 @@ def test_variables_alone_come_back(tmp_path):
     with checkpoint.open_manager(tmp_path / "checkpoints") as manager:
         checkpoint.save_variables(manager, variables, "seed: 0")
     sharding = build()[2].step.sharding
-    step, back = checkpoint.restore_variables(tmp_path, "last", sharding)
+    step, back, speakers = checkpoint.restore_variables(tmp_path, "last", sharding)
     assert step == 0 and jax.tree.structure(back) == jax.tree.structure(variables)
     np.testing.assert_array_equal(back["params"]["encoder"]["kernel"], np.arange(6))
     with pytest.raises(UserError, match="holds no checkpoint best"):

@@ -1,0 +1,52 @@
+"""A run that begins with what another has learnt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+
+from chns_jax import checkpoint
+from chns_jax.errors import UserError
+from chns_jax.logs import say
+from chns_jax.step import TrainState
+
+
+def start_from(run: Path | str, state: TrainState, speakers: str) -> TrainState:
+    """`state`, a first one, with the encoder of the last checkpoint of `run`.
+
+    Where both learn classes, and of the same training speakers (a digest of whom is `speakers`),
+    those are taken as well; classes of other speeds come last, and are left behind if `state` has
+    none. Raises UserError when `run` holds no checkpoint, or an encoder of other shapes.
+    """
+    run = Path(run).expanduser()
+    theirs = checkpoint.restore_variables(run, "last", state.step.sharding)
+    mine = state.variables
+    encoder = {
+        "encoder": theirs.variables["params"]["encoder"],
+        "batch_stats": theirs.variables["batch_stats"],
+    }
+    _check_alike(run, encoder, {**mine["params"], **mine})
+    params = {**mine["params"], "encoder": encoder["encoder"]}
+    weight = mine["params"].get("loss", {}).get("weight")
+    if weight is not None:
+        learnt = theirs.variables["params"].get("loss", {}).get("weight")
+        known = learnt is not None and theirs.speakers == speakers and len(learnt) >= len(weight)
+        if known:
+            params["loss"] = {"weight": learnt[: len(weight)]}
+        say(f"starting from {run} {'with' if known else 'without'} its classes")
+    variables = {"params": params, "batch_stats": encoder["batch_stats"]}
+    return state.replace(variables=variables)
+
+
+def _check_alike(run: Path, theirs: dict, mine: dict) -> None:
+    """Raises UserError where an array of `theirs` has no counterpart of its shape in `mine`."""
+    shapes = dict(jax.tree.leaves_with_path({key: mine[key] for key in theirs}))
+    found = dict(jax.tree.leaves_with_path(theirs))
+    for path in [*found, *shapes]:
+        if path not in found or path not in shapes or found[path].shape != shapes[path].shape:
+            name = "/".join(key.key for key in path)
+            raise UserError(
+                f"training.start_from {run} has another encoder, which differs in {name}: "
+                "give encoder.* and features.bands as that run's config.yaml has them"
+            )
