@@ -11,7 +11,7 @@ import jax
 from chns_jax import config as configs
 from chns_jax.checkpoint import restore_variables
 from chns_jax.config import Config
-from chns_jax.embed import Encode, make_encode
+from chns_jax.embedding import Encode, make_encode
 from chns_jax.encoders import make_encoder
 from chns_jax.errors import UserError
 from chns_jax.optimizer import make_optimizer

@@ -62,18 +62,46 @@ def read_crop(path: str, position: float, samples: int, sample_rate: int) -> np.
     return crop[:samples] if len(crop) >= samples else np.resize(crop, samples)
 
 
+def read(path: str, sample_rate: int) -> np.ndarray:
+    """A whole file, mono (s,) int16 at `sample_rate` hertz. Raises AudioError as `read_crop`."""
+    is_m4a = os.path.splitext(path)[1].lower() == ".m4a"
+    waveform = (_ffmpeg_crop if is_m4a else _libsndfile_crop)(path, 0.0, None, sample_rate)
+    if len(waveform) == 0:
+        raise AudioError(path, "holds no samples")
+    return waveform
+
+
+def to_int16(block: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+    """The mean of the channels of a block (s, channels), resampled and clipped: (s,) int16.
+
+    `block` is int16, or float in [-1, 1].
+    """
+    if block.dtype != np.int16:
+        block = block * 32768.0
+    elif block.shape[1] == 1 and rate == sample_rate:
+        return block[:, 0]
+    mono = block.mean(axis=1, dtype=np.float32)
+    if rate != sample_rate and len(mono):
+        mono = soxr.resample(mono, rate, sample_rate)
+    return np.clip(np.rint(mono), -32768, 32767).astype(np.int16)
+
+
 def check(path: str, sample_rate: int) -> None:
     """Decode a whole file. Raises AudioError as `read_crop` does."""
     samples = math.ceil(read_header(path).seconds * sample_rate)
     read_crop(path, 0.0, samples, sample_rate)
 
 
-def _libsndfile_crop(path: str, position: float, samples: int, sample_rate: int) -> np.ndarray:
+def _libsndfile_crop(
+    path: str, position: float, samples: int | None, sample_rate: int
+) -> np.ndarray:
+    """A crop; the whole file for no `samples`."""
     try:
         with soundfile.SoundFile(os.fsencode(path)) as file:
-            wanted = math.ceil(samples * file.samplerate / sample_rate)
-            spare = max(0, file.frames - wanted)
-            wanted = min(wanted, file.frames)
+            wanted = file.frames
+            if samples is not None:
+                wanted = min(math.ceil(samples * file.samplerate / sample_rate), file.frames)
+            spare = file.frames - wanted
             if spare:
                 file.seek(min(int(position * (spare + 1)), spare))
             is_float = file.subtype in FLOAT_SUBTYPES
@@ -83,16 +111,9 @@ def _libsndfile_crop(path: str, position: float, samples: int, sample_rate: int)
         raise AudioError(path, f"cannot be decoded: {_reason(error, path)}") from error
     if len(block) < wanted:
         raise AudioError(path, f"is truncated: {len(block)} samples where {wanted} should be")
-    if is_float:
-        if not np.isfinite(block).all():
-            raise AudioError(path, "holds NaN or infinity")
-        block = block * 32768.0
-    if block.shape[1] == 1 and block.dtype == np.int16 and rate == sample_rate:
-        return block[:, 0]
-    mono = block.mean(axis=1, dtype=np.float32)
-    if rate != sample_rate and len(mono):
-        mono = soxr.resample(mono, rate, sample_rate)
-    return np.clip(np.rint(mono), -32768, 32767).astype(np.int16)
+    if is_float and not np.isfinite(block).all():
+        raise AudioError(path, "holds NaN or infinity")
+    return to_int16(block, rate, sample_rate)
 
 
 def _ffprobe_header(path: str) -> Header:
@@ -110,11 +131,15 @@ def _ffprobe_header(path: str) -> Header:
     return header
 
 
-def _ffmpeg_crop(path: str, position: float, samples: int, sample_rate: int) -> np.ndarray:
-    seconds = samples / sample_rate
-    start = position * max(0.0, _ffprobe_header(path).seconds - seconds)
+def _ffmpeg_crop(path: str, position: float, samples: int | None, sample_rate: int) -> np.ndarray:
+    """A crop; the whole file for no `samples`."""
+    where: list[str] = []
+    if samples is not None:
+        seconds = samples / sample_rate
+        start = position * max(0.0, _ffprobe_header(path).seconds - seconds)
+        where = ["-ss", f"{start:.6f}", "-t", f"{seconds:.6f}"]
     raw = _run_ffmpeg(
-        path, "ffmpeg", "-ss", f"{start:.6f}", "-t", f"{seconds:.6f}", "-i", path,
+        path, "ffmpeg", *where, "-i", path,
         "-ac", "1", "-ar", str(sample_rate), "-f", "s16le", "-",
     )  # fmt: skip
     return np.frombuffer(raw, dtype="<i2")
