@@ -32,7 +32,7 @@ POVEY_POWER = 0.85
 def log_mel(
     waveform: Float[Array, "b s"] | Int16[Array, "b s"],
     features: Features,
-    samples_b: Int[Array, b] | None = None,
+    samples_b: Int[Array, " b"] | None = None,
 ) -> Float[Array, "b t f"]:
     """Log-mel energies (b, t, f) float32, with t = `frame_count(s, features)`.
 
@@ -57,7 +57,7 @@ def log_mel(
     return log if where is None else jnp.where(where, log, 0)
 
 
-def frame_count(samples: int | Int[Array, b], features: Features) -> int | Int[Array, b]:
+def frame_count(samples: int | Int[Array, " b"], features: Features) -> int | Int[Array, " b"]:
     """Number of frames t that `log_mel` makes of `samples` samples."""
     if features.kind == "speechbrain":
         return 1 + samples // features.hop

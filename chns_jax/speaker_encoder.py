@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -14,7 +13,9 @@ from chns_jax.corpus.audio import AudioError, read, to_int16
 from chns_jax.embedding import embed_waveforms
 from chns_jax.errors import UserError
 from chns_jax.model import Model
+from chns_jax.threads import ahead
 
+LARGEST_FLOAT = 16.0  # full scale is 1, which sums and filters exceed
 Speech = np.ndarray | str | PathLike
 
 
@@ -41,15 +42,15 @@ class SpeakerEncoder:
         """
         if not isinstance(speech, list | tuple):
             return self.embed([speech], sample_rate=sample_rate)[0]
-        rate = self.model.config.features.sample_rate
+        config, encode, variables = self.model.config, self.model.encode, self.model.variables
+        rate = config.features.sample_rate
 
-        def waveforms() -> Iterator[tuple[int, np.ndarray]]:
-            for i, one in enumerate(speech):
-                yield i, _waveform(one, sample_rate, rate)
+        def waveform(i: int) -> tuple[int, np.ndarray]:
+            return i, _waveform(speech[i], sample_rate, rate)
 
-        embeddings = np.zeros((len(speech), self.model.config.encoder.embedding), np.float32)
-        encode, variables = self.model.encode, self.model.variables
-        for i, embedding in embed_waveforms(encode, variables, waveforms(), sample_rate=rate):
+        waveforms = ahead(waveform, range(len(speech)), config.data.threads)
+        embeddings = np.zeros((len(speech), config.encoder.embedding), np.float32)
+        for i, embedding in embed_waveforms(encode, variables, waveforms, sample_rate=rate):
             embeddings[i] = embedding
         return embeddings
 
@@ -70,6 +71,8 @@ def _waveform(speech: Speech, rate: int | None, sample_rate: int) -> np.ndarray:
         raise UserError(f"a recording is a path or a NumPy array, not a {type(speech).__name__}")
     if rate is None:
         raise UserError("a waveform needs its sample_rate, in hertz")
+    if rate <= 0:
+        raise UserError(f"sample_rate {rate} is no rate in hertz")
     is_float = np.issubdtype(speech.dtype, np.floating)
     if not (is_float or speech.dtype == np.int16):
         raise UserError(f"a waveform is float in [-1, 1] or int16, not {speech.dtype}")
@@ -80,4 +83,6 @@ def _waveform(speech: Speech, rate: int | None, sample_rate: int) -> np.ndarray:
         raise UserError("the waveform holds no samples")
     if is_float and not np.isfinite(block).all():
         raise UserError("the waveform holds NaN or infinity")
+    if is_float and np.abs(block).max() > LARGEST_FLOAT:
+        raise UserError("the waveform is far from [-1, 1]: divide it by its full scale")
     return to_int16(block, rate, sample_rate)

@@ -18,7 +18,7 @@ class Res2Net(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t c"], train: bool, frames_b: Int[Array, b] | None = None
+        self, x: Float[Array, "b t c"], train: bool, frames_b: Int[Array, " b"] | None = None
     ) -> Float[Array, "b t c"]:
         groups = jnp.split(x, self.scale, axis=-1)
         outputs = [groups[0]]
@@ -39,7 +39,7 @@ class SERes2NetBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t c"], train: bool, frames_b: Int[Array, b] | None = None
+        self, x: Float[Array, "b t c"], train: bool, frames_b: Int[Array, " b"] | None = None
     ) -> Float[Array, "b t d"]:
         residual = x
         if x.shape[-1] != self.channels:
@@ -76,7 +76,7 @@ class EcapaTdnn(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t f"], train: bool, frames_b: Int[Array, b] | None = None
+        self, x: Float[Array, "b t f"], train: bool, frames_b: Int[Array, " b"] | None = None
     ) -> Float[Array, "b d"]:
         first, *blocks, last = zip(self.channels, self.kernel_sizes, self.dilations, strict=True)
         x = TDNN(*first, name="blocks_0")(x, train, frames_b)

@@ -21,7 +21,7 @@ def torch_uniform(key, shape, dtype=jnp.float32):
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def valid(frames_b: Int[Array, b] | None, frames: int) -> Bool[Array, "b t 1"] | None:
+def valid(frames_b: Int[Array, " b"] | None, frames: int) -> Bool[Array, "b t 1"] | None:
     """Which of `frames` frames are the utterance's: the `where` of a mean, maximum or softmax."""
     if frames_b is None:
         return None
@@ -29,7 +29,7 @@ def valid(frames_b: Int[Array, b] | None, frames: int) -> Bool[Array, "b t 1"] |
 
 
 def pad_reflect(
-    x: Float[Array, "b t c"], left: int, right: int, frames_b: Int[Array, b] | None = None
+    x: Float[Array, "b t c"], left: int, right: int, frames_b: Int[Array, " b"] | None = None
 ) -> Float[Array, "b t2 c"]:
     """Frames mirrored at an utterance's first and last, as many as `left` and `right` say."""
     if frames_b is None:
@@ -58,7 +58,7 @@ class Conv1d(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t c"], frames_b: Int[Array, b] | None = None
+        self, x: Float[Array, "b t c"], frames_b: Int[Array, " b"] | None = None
     ) -> Float[Array, "b t d"]:
         taps, inputs = self.kernel_size, x.shape[-1]
         kernel = self.param("kernel", torch_uniform, (taps, inputs, self.channels))
@@ -120,7 +120,7 @@ class TDNN(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t c"], train: bool, frames_b: Int[Array, b] | None = None
+        self, x: Float[Array, "b t c"], train: bool, frames_b: Int[Array, " b"] | None = None
     ) -> Float[Array, "b t d"]:
         x = Conv1d(self.channels, self.kernel_size, self.dilation, name="conv")(x, frames_b)
         return BatchNorm(name="norm")(nn.relu(x), train)
@@ -133,7 +133,7 @@ class SqueezeExcitation(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t c"], frames_b: Int[Array, b] | None = None
+        self, x: Float[Array, "b t c"], frames_b: Int[Array, " b"] | None = None
     ) -> Float[Array, "b t c"]:
         squeezed = x.mean(axis=1, keepdims=True, where=valid(frames_b, x.shape[1]))
         hidden = nn.relu(Conv1d(self.bottleneck, name="conv1")(squeezed))
@@ -150,7 +150,7 @@ class AttentiveStatistics(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t c"], train: bool, frames_b: Int[Array, b] | None = None
+        self, x: Float[Array, "b t c"], train: bool, frames_b: Int[Array, " b"] | None = None
     ) -> Float[Array, "b 2c"]:
         where = valid(frames_b, x.shape[1])
         mean = x.mean(axis=1, keepdims=True, where=where)

@@ -74,7 +74,7 @@ class ThinResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t f"], train: bool, frames_b: Int[Array, b] | None = None
+        self, x: Float[Array, "b t f"], train: bool, frames_b: Int[Array, " b"] | None = None
     ) -> Float[Array, "b d"]:
         over_time = self.attend_over == "time"
         where = valid(frames_b, x.shape[1])
