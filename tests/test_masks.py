@@ -154,10 +154,8 @@ def test_reflection_is_at_the_end_of_each_row():
 
 
 def test_fewest_frames_is_what_the_convolutions_ask_for():
-    for kernel_sizes, dilations in [
-        ((5, 3, 3, 3, 1), (1, 2, 3, 4, 1)),
-        ((3, 3, 4, 3, 1), (9,) * 5),
-    ]:
+    usual, wide = ((5, 3, 3, 3, 1), (1, 2, 3, 4, 1)), ((3, 3, 4, 3, 1), (9, 9, 9, 9, 9))
+    for kernel_sizes, dilations in (usual, wide):
         options = Ecapa((8, 8, 8, 8, 16), kernel_sizes, dilations, res2net_scale=4)
         encoder = make_encoder(Encoder(ecapa=options))
 
