@@ -53,7 +53,7 @@ def log_mel(
         where = (jnp.arange(frames) < frame_count(samples_b, features)[:, None])[..., None]
     log = (_speechbrain if features.kind == "speechbrain" else _kaldi)(waveform, features, where)
     if features.mean_normalise:
-        log = log - log.mean(axis=-2, keepdims=True, where=where)
+        log = log - jnp.mean(log, axis=-2, keepdims=True, where=where)
     return log if where is None else jnp.where(where, log, 0)
 
 

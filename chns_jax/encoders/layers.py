@@ -135,7 +135,7 @@ class SqueezeExcitation(nn.Module):
     def __call__(
         self, x: Float[Array, "b t c"], frames_b: Int[Array, " b"] | None = None
     ) -> Float[Array, "b t c"]:
-        squeezed = x.mean(axis=1, keepdims=True, where=valid(frames_b, x.shape[1]))
+        squeezed = jnp.mean(x, axis=1, keepdims=True, where=valid(frames_b, x.shape[1]))
         hidden = nn.relu(Conv1d(self.bottleneck, name="conv1")(squeezed))
         return x * nn.sigmoid(Conv1d(x.shape[-1], name="conv2")(hidden))
 
@@ -153,8 +153,8 @@ class AttentiveStatistics(nn.Module):
         self, x: Float[Array, "b t c"], train: bool, frames_b: Int[Array, " b"] | None = None
     ) -> Float[Array, "b 2c"]:
         where = valid(frames_b, x.shape[1])
-        mean = x.mean(axis=1, keepdims=True, where=where)
-        variance = jnp.square(x - mean).mean(axis=1, keepdims=True, where=where)
+        mean = jnp.mean(x, axis=1, keepdims=True, where=where)
+        variance = jnp.mean(jnp.square(x - mean), axis=1, keepdims=True, where=where)
         deviation = jnp.sqrt(jnp.maximum(variance, 1e-12))
         context = [x, jnp.broadcast_to(mean, x.shape), jnp.broadcast_to(deviation, x.shape)]
         hidden = TDNN(self.attention_channels, name="tdnn")(jnp.concatenate(context, -1), train)

@@ -46,7 +46,7 @@ class SEBasicBlock(nn.Module):
         x = nn.relu(_conv(self.filters, 3, self.stride, name="conv1")(x))
         x = _zero_outside(where, BatchNorm(name="bn1")(x, train))
         x = BatchNorm(name="bn2")(_conv(self.filters, 3, 1, name="conv2")(x), train)
-        squeezed = x.mean((1, 2), where=where)
+        squeezed = jnp.mean(x, (1, 2), where=where)
         squeezed = nn.relu(_linear(self.filters // SE_REDUCTION, name="se1")(squeezed))
         gate = nn.sigmoid(_linear(self.filters, name="se2")(squeezed))
         return _zero_outside(where, nn.relu(x * gate[:, None, None] + residual))
@@ -89,7 +89,7 @@ class ThinResNet(nn.Module):
                 stride = 2 if i == 0 and stage in (2, 3) else 1
                 where = _strided(where, stride, stride)
                 x = SEBasicBlock(filters, stride, name=f"layer{stage}_{i}")(x, train, where)
-        x_bxwxc = x.mean(axis=1, where=None if over_time else where)
+        x_bxwxc = jnp.mean(x, axis=1, where=None if over_time else where)
         hidden = jnp.tanh(_linear(x_bxwxc.shape[-1], name="sap_linear")(x_bxwxc))
         attention = self.param("attention", nn.initializers.xavier_normal(), (hidden.shape[-1], 1))
         where = where[:, 0] if where is not None and over_time else None
