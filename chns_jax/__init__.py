@@ -1,3 +1,13 @@
 """Clustering-based hard negative sampling (CHNS) for speaker verification."""
 
 __version__ = "0.1.0"
+__all__ = ["SpeakerEncoder"]
+
+
+def __getattr__(name: str):
+    """`from chns_jax import SpeakerEncoder` imports JAX; `import chns_jax` does not."""
+    if name == "SpeakerEncoder":
+        from chns_jax.speaker_encoder import SpeakerEncoder
+
+        return SpeakerEncoder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

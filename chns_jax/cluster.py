@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
 
     from chns_jax import model
     from chns_jax.corpus.index import index
-    from chns_jax.embed import make_table
+    from chns_jax.embedding import make_table
     from chns_jax.files import check_file
     from chns_jax.sampling import clusters
     from chns_jax.sampling.pipeline import Reader

@@ -1,128 +1,138 @@
-"""Embeddings of whole utterances, and clusters of speakers, with a frozen encoder."""
+"""Embed utterances with a trained run: `python -m chns_jax.embed`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+import shutil
+import sys
+import time
+from pathlib import Path
 
-import flax.linen as nn
-import jax
-import numpy as np
-from jax.sharding import Mesh
-from tqdm import tqdm
+from jsonargparse.typing import PositiveFloat
 
-from chns_jax.config import Config, Sampler
-from chns_jax.corpus.audio import AudioError
-from chns_jax.errors import UserError
-from chns_jax.sampling import clusters
-from chns_jax.sampling.clusters import Table, unit
-from chns_jax.sampling.pipeline import Reader, voiceprint_batches
-from chns_jax.sharding import put, replicated, split
-from chns_jax.step import embed_step
+from chns_jax.command_line import make_parser, parse
+from chns_jax.errors import UserError, run
 
-MAX_ROWS = 256
+SECONDS_BETWEEN_PARTS = 30
 
 
-@dataclass(frozen=True)
-class Encode:
-    """encode(variables, audio): int16 crops (r, s) -> embeddings (r, d) on the host.
-
-    r is at most `rows`; fewer are filled up with silence, so that each s has one compiled shape.
-    """
-
-    rows: int
-    mesh: Mesh
-    embed: Callable[..., jax.Array]  # jitted embed_step
-
-    def __call__(self, variables: dict[str, Any], audio: np.ndarray) -> np.ndarray:
-        full = np.pad(audio, ((0, self.rows - len(audio)), (0, 0)))
-        return np.asarray(self.embed(variables, put(self.mesh, full)))[: len(audio)]
-
-
-def make_encode(config: Config, encoder: nn.Module, mesh: Mesh) -> Encode:
-    """Inference over a mesh: as many rows at once as a training batch has, but no more than 256."""
-    rows = math.ceil(min(MAX_ROWS, 2 * config.sampler.speakers) / mesh.size) * mesh.size
-    embed = jax.jit(
-        partial(embed_step, config=config, encoder=encoder),
-        in_shardings=(replicated(mesh), split(mesh)),
-        out_shardings=replicated(mesh),
+def main(argv: list[str]) -> None:
+    parser = make_parser(
+        "Write the L2-normalised speaker embeddings of utterances. The same command goes on with a "
+        "job that was stopped or killed; OUT.skipped.txt lists files that could not be used."
     )
-    return Encode(rows, mesh, embed)
+    parser.add_argument(
+        "inputs",
+        type=str,
+        nargs="+",
+        help="Audio files, folders, Kaldi wav.scp, or lists of paths (.txt, .lst).",
+    )
+    parser.add_argument("--model", type=str, required=True, help="Run folder of chns_jax.train.")
+    parser.add_argument(
+        "--out",
+        type=str,
+        required=True,
+        help='File to write: .npz ("names", "embeddings"), or .ark or .scp for both of them.',
+    )
+    parser.add_argument(
+        "--segments",
+        type=PositiveFloat | None,
+        default=None,
+        help="Seconds: average the embeddings of evenly spaced segments, as validation does; "
+        "utterances are embedded whole when not given.",
+    )
+    parser.add_argument(
+        "--checkpoint", type=str, default="last", help="last, best (lowest EER) or a step number."
+    )
+    chosen = parse(parser, argv)
 
+    import numpy as np
+    from tqdm import tqdm
 
-def embed_utterances(
-    encode: Encode,
-    variables: dict[str, Any],
-    reader: Reader,
-    utterances: np.ndarray,
-    *,
-    samples: int,
-) -> np.ndarray:
-    """L2-normalised embeddings (v, d) of whole utterances, rows (v,) of the reader's corpus.
+    from chns_jax import embedding_files, model
+    from chns_jax.corpus import skipped
+    from chns_jax.corpus.audio import AudioError, read_whole
+    from chns_jax.corpus.inputs import utterances
+    from chns_jax.embedding import embed_waveforms
+    from chns_jax.files import check_file
+    from chns_jax.logs import say
+    from chns_jax.step import sha256
+    from chns_jax.threads import ahead
 
-    An utterance is cut into as few evenly spaced segments of `samples` samples as cover it, the
-    last ending where it ends; its embedding is the mean of theirs, each normalised. One that is
-    shorter than a segment is repeated. Raises UserError when a file cannot be read.
-    """
-    owner, position = _segments(reader.corpus.seconds[utterances], samples / reader.sample_rate)
+    out = Path(chosen.out).expanduser()
+    check_file(out)
+    path_of = utterances(chosen.inputs)
+    names = list(path_of)
+    embedding_files.check(out, names)
+    encoder = model.load(chosen.model, chosen.checkpoint)
+    config = encoder.config
+    sample_rate = config.features.sample_rate
+    segment = round(chosen.segments * sample_rate) if chosen.segments else None
+    if segment is not None and segment < encoder.encode.shortest:
+        raise UserError(
+            f"--segments {chosen.segments:g} must be {encoder.encode.shortest / sample_rate:g} "
+            "seconds at least"
+        )
 
-    def read(i: int) -> np.ndarray:
+    # Embeddings that are done, from an earlier start on.
+    parts = out.with_name(f"{out.name}.partial")
+    embedding_files.open_parts(
+        parts, {"model": sha256(encoder.variables), "segments": chosen.segments}
+    )
+    embeddings = np.zeros((len(names), config.encoder.embedding), np.float32)
+    done = np.zeros(len(names), bool)
+    row = {name: i for i, name in enumerate(names)}
+    for part_names, part in embedding_files.read_parts(parts):
+        for name, embedding in zip(part_names.tolist(), part, strict=True):
+            if name in row:
+                embeddings[row[name]], done[row[name]] = embedding, True
+
+    # The others: waveforms -> embeddings -> parts.
+    why: dict[str, str] = {}
+    bar = tqdm(total=len(names), initial=int(done.sum()), unit="utterance", disable=None)
+
+    def read_one(i: int) -> tuple[int, np.ndarray | AudioError]:
         try:
-            return reader.crop(int(utterances[owner[i]]), position[i], samples)
+            return i, read_whole(path_of[names[i]], sample_rate)
         except AudioError as error:
-            raise UserError(f"{error}: replace the file or leave it out") from error
+            return i, error
 
-    batches = reader.batches(read, len(owner), encode.rows)
-    embeddings = unit(_encode_all(encode, variables, batches, len(owner), "embedding segments"))
-    total = np.zeros((len(utterances), embeddings.shape[1]))
-    np.add.at(total, owner, embeddings)
-    return unit(total).astype(np.float32)
+    def readable():
+        for i, waveform in ahead(read_one, np.flatnonzero(~done).tolist(), config.data.threads):
+            if isinstance(waveform, AudioError):
+                why[waveform.path] = waveform.why
+                say(f"skipped: {waveform}")
+                bar.update()
+            else:
+                yield i, waveform
 
-
-def make_table(
-    encode: Encode,
-    variables: dict[str, Any],
-    reader: Reader,
-    sampler: Sampler,
-    *,
-    samples: int,
-    seed: int,
-    round: int,
-) -> Table:
-    """Clusters of the reader's speakers, by their voices as the encoder hears them now.
-
-    Embeds `sampler.utterances_per_speaker` random crops of each speaker, a function of seed and
-    round. Source: CHNS, section 2.
-    """
-    speakers, per_speaker = len(reader.corpus.speakers), sampler.utterances_per_speaker
-    batches = voiceprint_batches(
-        reader, per_speaker=per_speaker, seed=seed, round=round, samples=samples, rows=encode.rows
+    fresh: list[int] = []
+    saved = time.monotonic()
+    made = embed_waveforms(
+        encoder.encode, encoder.variables, readable(), sample_rate=sample_rate, segment=segment
     )
-    count = speakers * per_speaker
-    embeddings = _encode_all(encode, variables, batches, count, "embedding speakers")
-    voiceprints = clusters.voiceprints(
-        embeddings.reshape(speakers, per_speaker, -1), normalise_first=sampler.normalise_first
-    )
-    return clusters.cluster(voiceprints, sampler.clusters, seed=seed, round=round)
+    try:
+        for i, embedding in made:
+            embeddings[i], done[i] = embedding, True
+            fresh.append(i)
+            bar.update()
+            if time.monotonic() - saved > SECONDS_BETWEEN_PARTS:
+                embedding_files.add_part(parts, [names[i] for i in fresh], embeddings[fresh])
+                fresh, saved = [], time.monotonic()
+    finally:
+        bar.close()
+        if fresh:
+            embedding_files.add_part(parts, [names[i] for i in fresh], embeddings[fresh])
+
+    listed = out.with_name(f"{out.name}.skipped.txt")
+    skipped.write(listed, why)
+    if not done.any():
+        path, reason = min(why.items())
+        raise UserError(f"none of {len(names)} files can be used: {path} {reason}")
+    embedding_files.write(out, [name for i, name in enumerate(names) if done[i]], embeddings[done])
+    shutil.rmtree(parts)
+    left_out = f"; {len(why)} files were skipped, which {listed} lists" if why else ""
+    print(f"{done.sum()} embeddings: {out}{left_out}", file=sys.stderr)
 
 
-def _segments(seconds: np.ndarray, length: float) -> tuple[np.ndarray, np.ndarray]:
-    """Owner and position in [0, 1] of the segments that cover utterances of these durations."""
-    count = np.maximum(1, np.ceil(seconds / length - 1e-6)).astype(np.int64)
-    owner = np.repeat(np.arange(len(seconds)), count)
-    index = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
-    return owner, index / np.maximum(count - 1, 1)[owner]
-
-
-def _encode_all(
-    encode: Encode, variables: dict[str, Any], batches: Iterator, count: int, what: str
-) -> np.ndarray:
-    done = []
-    with tqdm(total=count, desc=what, unit="crop", disable=None, leave=False) as bar:
-        for audio in batches:
-            done.append(encode(variables, audio))
-            bar.update(len(audio))
-    return np.concatenate(done)
+if __name__ == "__main__":
+    run(main)

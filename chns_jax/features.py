@@ -17,7 +17,7 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int16
+from jaxtyping import Array, Float, Int, Int16
 
 from chns_jax.config import Features
 
@@ -29,17 +29,31 @@ KALDI_PREEMPHASIS = 0.97
 POVEY_POWER = 0.85
 
 
-def log_mel(waveform: Float[Array, "b s"] | Int16[Array, "b s"], features: Features):
+def log_mel(
+    waveform: Float[Array, "b s"] | Int16[Array, "b s"],
+    features: Features,
+    samples_b: Int[Array, " b"] | None = None,
+) -> Float[Array, "b t f"]:
     """Log-mel energies (b, t, f) float32, with t = `frame_count(s, features)`.
 
     `waveform` is int16, or float in [-1, 1]. With `features.mean_normalise`, each band's mean over
     time is subtracted, which removes a stationary channel. SpeechBrain's are in dB, Kaldi's in
     nepers of power. Source: SpeechBrain 1.x `Fbank`; kaldi-native-fbank.
+
+    Where rows are padded to one length, `samples_b` are the samples of each utterance: its frames,
+    `frame_count(samples_b, features)`, are those that it has alone, and the frames after them are
+    zero.
     """
-    log = (_speechbrain if features.kind == "speechbrain" else _kaldi)(to_float(waveform), features)
+    waveform = to_float(waveform)
+    where = None
+    if samples_b is not None:
+        waveform = jnp.where(jnp.arange(waveform.shape[-1]) < samples_b[:, None], waveform, 0)
+        frames = frame_count(waveform.shape[-1], features)
+        where = (jnp.arange(frames) < frame_count(samples_b, features)[:, None])[..., None]
+    log = (_speechbrain if features.kind == "speechbrain" else _kaldi)(waveform, features, where)
     if features.mean_normalise:
-        log = log - log.mean(axis=-2, keepdims=True)
-    return log
+        log = log - jnp.mean(log, axis=-2, keepdims=True, where=where)
+    return log if where is None else jnp.where(where, log, 0)
 
 
 def to_float(waveform: Float[Array, "b s"] | Int16[Array, "b s"]) -> Float[Array, "b s"]:
@@ -49,24 +63,25 @@ def to_float(waveform: Float[Array, "b s"] | Int16[Array, "b s"]) -> Float[Array
     return waveform
 
 
-def frame_count(samples: int, features: Features) -> int:
+def frame_count(samples: int | Int[Array, " b"], features: Features) -> int | Int[Array, " b"]:
     """Number of frames t that `log_mel` makes of `samples` samples."""
     if features.kind == "speechbrain":
         return 1 + samples // features.hop
-    return max(0, 1 + (samples - features.window) // features.hop)
+    return (samples >= features.window) * (1 + (samples - features.window) // features.hop)
 
 
-def _speechbrain(waveform_bxs, features: Features):
+def _speechbrain(waveform_bxs, features: Features, where_bxtx1):
     window, left = features.window, features.window // 2
     frames = frame_count(waveform_bxs.shape[-1], features)
     padded = jnp.pad(waveform_bxs, ((0, 0), (left, 0)))
     framed = _frames(padded, frames, features) * np.hamming(window + 1)[:-1].astype(np.float32)
     decibel = 10.0 * jnp.log10(jnp.maximum(_mel_energies(framed, window, features), SMALLEST_POWER))
-    loudest = decibel.max(axis=(-2, -1), keepdims=True)
+    heard = decibel if where_bxtx1 is None else jnp.where(where_bxtx1, decibel, -jnp.inf)
+    loudest = heard.max(axis=(-2, -1), keepdims=True)
     return jnp.maximum(decibel, loudest - DYNAMIC_RANGE_DB)
 
 
-def _kaldi(waveform_bxs, features: Features):
+def _kaldi(waveform_bxs, features: Features, where_bxtx1):
     window = features.window
     if features.kind == "kaldi":
         shape = np.hanning(window) ** POVEY_POWER

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from chns_jax import config as configs
 from chns_jax.checkpoint import restore_variables
 from chns_jax.config import Config
-from chns_jax.embed import Encode, make_encode
+from chns_jax.embedding import Encode, make_encode
 from chns_jax.encoders import make_encoder
 from chns_jax.errors import UserError
 from chns_jax.sharding import make_mesh, replicated

@@ -32,7 +32,7 @@ from chns_jax.corpus.audio import check
 from chns_jax.corpus.index import Corpus
 from chns_jax.corpus.noise import find_noise
 from chns_jax.corpus.skipped import Skipped
-from chns_jax.embed import Encode, make_encode, make_table
+from chns_jax.embedding import Encode, make_encode, make_table
 from chns_jax.encoders import make_encoder
 from chns_jax.errors import UserError, run
 from chns_jax.files import remove_leftovers, replacing

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from chns_jax.embed import Encode, embed_utterances
+from chns_jax.embedding import Encode, embed_utterances
 from chns_jax.sampling.pipeline import Reader
 from chns_jax.scoring import metrics
 from chns_jax.scoring.trials import Trials

@@ -14,24 +14,9 @@ def similarity(run_folder: str | Path, one: str | Path, other: str | Path) -> fl
 
     Raises UserError when a file cannot be read or the folder is no run.
     """
-    import numpy as np
+    from chns_jax import SpeakerEncoder
 
-    from chns_jax import model
-    from chns_jax.corpus.index import of_files
-    from chns_jax.embed import embed_utterances
-    from chns_jax.sampling.pipeline import Reader
-
-    corpus = of_files([one, other])
-    encoder = model.load(run_folder)
-    config = encoder.config
-    embeddings = embed_utterances(
-        encoder.encode,
-        encoder.variables,
-        Reader(corpus, config.features.sample_rate, config.data.threads),
-        np.arange(2),
-        samples=config.segment_samples,
-    )
-    return float(embeddings[0] @ embeddings[1])
+    return SpeakerEncoder.load(run_folder).similarity(one, other)
 
 
 def main(argv: list[str]) -> None:

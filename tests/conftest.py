@@ -97,3 +97,24 @@ def program(tmp_path_factory):
         return subprocess.Popen(command, env=environment, text=True, stdout=pipe, stderr=pipe)
 
     return start
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory) -> Path:
+    """A run folder whose encoder is that of the start, with its weights drawn at random."""
+    from functools import partial
+
+    from chns_jax import checkpoint
+    from chns_jax import config as configs
+    from chns_jax.encoders import make_encoder
+    from chns_jax.optimizer import make_optimizer
+    from chns_jax.step import init
+
+    run = tmp_path_factory.mktemp("untrained")
+    config = configs.load([*TINY, "--out", str(run)])
+    (run / "config.yaml").write_text(configs.to_yaml(config))
+    tx = make_optimizer(config.optimizer, config.training.steps)
+    state = jax.jit(partial(init, config, make_encoder(config.encoder), tx))()
+    with checkpoint.open_manager(run / "checkpoints") as manager:
+        checkpoint.save(manager, state, None, checkpoint.Progress(0, 0.0, ""), "", None)
+    return run

@@ -71,6 +71,21 @@ def read_whole(path: str, sample_rate: int) -> np.ndarray:
     return _decode(path, 0.0, None, sample_rate)
 
 
+def to_int16(block: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+    """The mean of the channels of a block (s, channels), resampled and clipped: (s,) int16.
+
+    `block` is int16, or float in [-1, 1].
+    """
+    if block.dtype != np.int16:
+        block = block * 32768.0
+    elif block.shape[1] == 1 and rate == sample_rate:
+        return block[:, 0]
+    mono = block.mean(axis=1, dtype=np.float32)
+    if rate != sample_rate and len(mono):
+        mono = soxr.resample(mono, rate, sample_rate)
+    return np.clip(np.rint(mono), -32768, 32767).astype(np.int16)
+
+
 def check(path: str, sample_rate: int) -> None:
     """Decode a whole file. Raises AudioError as `read_crop` does."""
     read_whole(path, sample_rate)
@@ -126,27 +141,15 @@ def _libsndfile_crop(
         block = file.read(wanted, dtype="float32" if is_float else "int16", always_2d=True)
     if len(block) < wanted:
         raise AudioError(path, f"is truncated: {len(block)} samples where {wanted} should be")
-    if is_float:
-        if not np.isfinite(block).all():
-            raise AudioError(path, "holds NaN or infinity")
-        block = block * 32768.0
-    return _mono(block, rate, sample_rate)
+    if is_float and not np.isfinite(block).all():
+        raise AudioError(path, "holds NaN or infinity")
+    return to_int16(block, rate, sample_rate)
 
 
 def _raw_crop(record: Record, position: float, samples: int | None, sample_rate: int) -> np.ndarray:
     first, wanted = _window(record.size // 2, record.rate, position, samples, sample_rate)
     raw = records.read(record, 2 * first, 2 * (first + wanted))
-    return _mono(np.frombuffer(raw, "<i2")[:, None], record.rate, sample_rate)
-
-
-def _mono(block: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
-    """(s,) int16 at `sample_rate` of (s, channels) at `rate`, whose full scale is 32768."""
-    if block.shape[1] == 1 and block.dtype == np.int16 and rate == sample_rate:
-        return block[:, 0]
-    mono = block.mean(axis=1, dtype=np.float32)
-    if rate != sample_rate and len(mono):
-        mono = soxr.resample(mono, rate, sample_rate)
-    return np.clip(np.rint(mono), -32768, 32767).astype(np.int16)
+    return to_int16(np.frombuffer(raw, "<i2")[:, None], record.rate, sample_rate)
 
 
 def _ffprobe_header(path: str) -> Header:

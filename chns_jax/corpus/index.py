@@ -164,32 +164,6 @@ def index(root: str | Path, cache: str | Path) -> Corpus:
     return known.corpus(root)
 
 
-def of_files(paths: Sequence[str | Path]) -> Corpus:
-    """A corpus of single files, in their order; each is a speaker and a recording of its own.
-
-    Raises UserError naming the first file that cannot be read.
-    """
-    headers = []
-    for path in paths:
-        try:
-            headers.append(read_header(str(path)))
-        except AudioError as error:
-            raise UserError(str(error)) from error
-    each = np.arange(len(paths), dtype=np.int32)
-    files = Strings.of(str(path) for path in paths)
-    return Corpus(
-        roots=("",),
-        speakers=np.array([str(path) for path in paths]),
-        names=files,
-        files=files,
-        root=np.zeros(len(paths), np.uint8),
-        speaker=each,
-        recording=each,
-        seconds=np.array([header.seconds for header in headers], np.float32),
-        rate=np.array([header.rate for header in headers], np.int32),
-    )
-
-
 def join(corpora: Sequence[Corpus]) -> Corpus:
     """One corpus of several roots. Raises UserError when two hold a speaker of the same name."""
     joined = corpora[0]
@@ -341,7 +315,7 @@ def _walk_speaker(root: str, speaker: str, folder: str, recording: str | None) -
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            if entry.is_symlink() and _leads_up(entry.path):
+            if entry.is_symlink() and leads_up(entry.path):
                 continue
             yield from _walk_speaker(root, speaker, name, name)
         elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
@@ -352,7 +326,7 @@ def _walk_speaker(root: str, speaker: str, folder: str, recording: str | None) -
                 yield _File(speaker, recording, name, name, 0, 0)
 
 
-def _leads_up(link: str) -> bool:
+def leads_up(link: str) -> bool:
     """Whether a link leads to a folder that it lies in, so that following it would never end."""
     here, there = (os.path.join(os.path.realpath(p), "") for p in (os.path.dirname(link), link))
     return here.startswith(there)
@@ -367,7 +341,7 @@ def _kaldi(root: str) -> Iterator[_File]:
     """
     if os.path.exists(os.path.join(root, "segments")):
         raise UserError(f"{root}/segments is not supported: cut the recordings into files first")
-    paths = _kaldi_table(root, "wav.scp")
+    paths = read_wav_scp(root, "wav.scp")
     if os.path.isfile(os.path.join(root, "utt2spk")):
         speakers = _kaldi_table(root, "utt2spk")
     elif os.path.isfile(os.path.join(root, "spk2utt")):
@@ -379,11 +353,6 @@ def _kaldi(root: str) -> Iterator[_File]:
     durations = _kaldi_table(root, "utt2dur") if has_durations else {}
     files = []
     for name, path in paths.items():
-        if path.endswith("|"):
-            raise UserError(
-                f"{root}/wav.scp reads {name} from a command, which is not supported: "
-                "write its output to a file and list that"
-            )
         if name not in speakers:
             raise UserError(f"{root}/utt2spk does not name the speaker of {name}: add the line")
         speaker = speakers[name]
@@ -399,6 +368,21 @@ def _kaldi(root: str) -> Iterator[_File]:
             seconds = None  # no duration makes a missing or empty file usable
         files.append(_File(speaker, recording or None, name, path, size, time, seconds))
     yield from sorted(files, key=lambda file: (file.speaker, file.recording or "", file.name))
+
+
+def read_wav_scp(root: str, table: str) -> dict[str, str]:
+    """The path of each utterance that a Kaldi `wav.scp` lists, as it is written.
+
+    Raises UserError for a line without a path, or with a command.
+    """
+    paths = _kaldi_table(root, table)
+    for name, path in paths.items():
+        if path.endswith("|"):
+            raise UserError(
+                f"{os.path.join(root, table)} reads {name} from a command, which is not "
+                "supported: write its output to a file and list that"
+            )
+    return paths
 
 
 def _stated_seconds(root: str, name: str, text: str) -> float:

@@ -12,6 +12,15 @@ from chns_jax.files import replacing
 MAX_SHARE = 0.01
 
 
+def write(path: Path, why: Mapping[str, str]) -> None:
+    """List files, given what is wrong with each; where there are none, there is no list."""
+    if not why:
+        path.unlink(missing_ok=True)
+        return
+    with replacing(path) as file:
+        file.writelines(f"{name}\t{wrong}\n" for name, wrong in sorted(why.items()))
+
+
 class Skipped:
     """The list of a run, kept in `path`: lines of a file, a tab, and what is wrong with it."""
 
@@ -30,8 +39,7 @@ class Skipped:
         """List files, given what is wrong with each."""
         if not broken.keys() <= self.why.keys():
             self.why.update(broken)
-            with replacing(self.path) as file:
-                file.writelines(f"{name}\t{why}\n" for name, why in sorted(self.why.items()))
+            write(self.path, self.why)
 
     def limit(self) -> None:
         """Raises UserError when more than 1 % of all files are broken."""

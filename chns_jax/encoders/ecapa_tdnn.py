@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from chns_jax.encoders.layers import TDNN, AttentiveStatistics, BatchNorm, Conv1d, SqueezeExcitation
 
@@ -17,12 +17,14 @@ class Res2Net(nn.Module):
     dilation: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t c"], train: bool) -> Float[Array, "b t c"]:
+    def __call__(
+        self, x: Float[Array, "b t c"], train: bool, frames_b: Int[Array, " b"] | None = None
+    ) -> Float[Array, "b t c"]:
         groups = jnp.split(x, self.scale, axis=-1)
         outputs = [groups[0]]
         for i, group in enumerate(groups[1:]):
             tdnn = TDNN(group.shape[-1], self.kernel_size, self.dilation, name=f"blocks_{i}")
-            outputs.append(tdnn(group if i == 0 else group + outputs[-1], train))
+            outputs.append(tdnn(group if i == 0 else group + outputs[-1], train, frames_b))
         return jnp.concatenate(outputs, axis=-1)
 
 
@@ -36,21 +38,26 @@ class SERes2NetBlock(nn.Module):
     se_channels: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t c"], train: bool) -> Float[Array, "b t d"]:
+    def __call__(
+        self, x: Float[Array, "b t c"], train: bool, frames_b: Int[Array, " b"] | None = None
+    ) -> Float[Array, "b t d"]:
         residual = x
         if x.shape[-1] != self.channels:
             residual = Conv1d(self.channels, name="shortcut")(x)
         x = TDNN(self.channels, name="tdnn1")(x, train)
-        x = Res2Net(self.res2net_scale, self.kernel_size, self.dilation, name="res2net")(x, train)
+        res2net = Res2Net(self.res2net_scale, self.kernel_size, self.dilation, name="res2net")
+        x = res2net(x, train, frames_b)
         x = TDNN(self.channels, name="tdnn2")(x, train)
-        return SqueezeExcitation(self.se_channels, name="se")(x) + residual
+        return SqueezeExcitation(self.se_channels, name="se")(x, frames_b) + residual
 
 
 class EcapaTdnn(nn.Module):
     """Log-mel -> speaker embedding. Defaults: the paper's mobile model, 2,049,952 parameters.
 
     `channels`, `kernel_sizes` and `dilations` have one entry for the first TDNN, one for each
-    SE-Res2Net block and one for the aggregation of the blocks' outputs.
+    SE-Res2Net block and one for the aggregation of the blocks' outputs. In evaluation mode, rows
+    may be padded: `frames_b` are then the frames of each utterance, no fewer than
+    `fewest_frames`, and an embedding is that of the utterance alone.
     """
 
     channels: tuple[int, ...] = (256, 256, 256, 256, 768)
@@ -61,16 +68,24 @@ class EcapaTdnn(nn.Module):
     attention_channels: int = 128
     embedding: int = 192
 
+    @property
+    def fewest_frames(self) -> int:
+        """Frames that an utterance needs for its convolutions to reflect."""
+        reaches = [(k - 1) * d for k, d in zip(self.kernel_sizes, self.dilations, strict=True)]
+        return (max(reaches) + 1) // 2 + 1
+
     @nn.compact
-    def __call__(self, x: Float[Array, "b t f"], train: bool) -> Float[Array, "b d"]:
+    def __call__(
+        self, x: Float[Array, "b t f"], train: bool, frames_b: Int[Array, " b"] | None = None
+    ) -> Float[Array, "b d"]:
         first, *blocks, last = zip(self.channels, self.kernel_sizes, self.dilations, strict=True)
-        x = TDNN(*first, name="blocks_0")(x, train)
+        x = TDNN(*first, name="blocks_0")(x, train, frames_b)
         outputs = []
         for i, layer in enumerate(blocks, start=1):
             block = SERes2NetBlock(*layer, self.res2net_scale, self.se_channels, name=f"blocks_{i}")
-            x = block(x, train)
+            x = block(x, train, frames_b)
             outputs.append(x)
-        x = TDNN(*last, name="mfa")(jnp.concatenate(outputs, axis=-1), train)
-        x = AttentiveStatistics(self.attention_channels, name="asp")(x, train)
+        x = TDNN(*last, name="mfa")(jnp.concatenate(outputs, axis=-1), train, frames_b)
+        x = AttentiveStatistics(self.attention_channels, name="asp")(x, train, frames_b)
         x = BatchNorm(name="asp_bn")(x, train)
         return Conv1d(self.embedding, name="fc")(x[:, None])[:, 0]

@@ -1,4 +1,9 @@
-"""Layers that the encoders share. Arrays are (b, t, c): time before channels."""
+"""Layers that the encoders share. Arrays are (b, t, c): time before channels.
+
+`frames_b` says how many frames of each row are the utterance's, where rows are padded to one
+length; the outputs of these frames are those that the utterance has alone, and what stands in the
+frames after them is ignored. None: all frames of all rows.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +12,36 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 
 def torch_uniform(key, shape, dtype=jnp.float32):
     """PyTorch's default weight of a layer (..., c_in, c_out): uniform in +-1/sqrt(fan_in)."""
     bound = max(1, math.prod(shape[:-1])) ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def valid(frames_b: Int[Array, " b"] | None, frames: int) -> Bool[Array, "b t 1"] | None:
+    """Which of `frames` frames are the utterance's: the `where` of a mean, maximum or softmax."""
+    if frames_b is None:
+        return None
+    return (jnp.arange(frames) < frames_b[:, None])[..., None]
+
+
+def pad_reflect(
+    x: Float[Array, "b t c"], left: int, right: int, frames_b: Int[Array, " b"] | None = None
+) -> Float[Array, "b t2 c"]:
+    """Frames mirrored at an utterance's first and last, as many as `left` and `right` say."""
+    if frames_b is None:
+        return jnp.pad(x, ((0, 0), (left, right), (0, 0)), mode="reflect")
+    past = frames_b[:, None] + jnp.arange(right)
+    mirrored = jnp.take_along_axis(x, (2 * frames_b[:, None] - 2 - past)[..., None], axis=1)
+    x = jnp.pad(x, ((0, 0), (left, 0), (0, 0)), mode="reflect")
+    x = jnp.pad(x, ((0, 0), (0, right), (0, 0)))
+    frame = jnp.arange(x.shape[1]) - left
+    for i in range(right):  # selections are fused with what follows; a scatter is not
+        x = jnp.where((frame == past[:, i, None])[..., None], mirrored[:, i, None], x)
+    return x
 
 
 class Conv1d(nn.Module):
@@ -29,7 +57,9 @@ class Conv1d(nn.Module):
     dilation: int = 1
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t d"]:
+    def __call__(
+        self, x: Float[Array, "b t c"], frames_b: Int[Array, " b"] | None = None
+    ) -> Float[Array, "b t d"]:
         taps, inputs = self.kernel_size, x.shape[-1]
         kernel = self.param("kernel", torch_uniform, (taps, inputs, self.channels))
         bound = (taps * inputs) ** -0.5
@@ -44,7 +74,7 @@ class Conv1d(nn.Module):
         frames = x.shape[1]
         if frames <= (reach + 1) // 2:
             raise ValueError(f"{frames} frames are too few for a convolution that reaches {reach}")
-        padded = jnp.pad(x, ((0, 0), (reach // 2, reach - reach // 2), (0, 0)), mode="reflect")
+        padded = pad_reflect(x, reach // 2, reach - reach // 2, frames_b)
         shifted = [padded[:, i * self.dilation : i * self.dilation + frames] for i in range(taps)]
         return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, self.channels) + bias
 
@@ -89,8 +119,10 @@ class TDNN(nn.Module):
     dilation: int = 1
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t c"], train: bool) -> Float[Array, "b t d"]:
-        x = Conv1d(self.channels, self.kernel_size, self.dilation, name="conv")(x)
+    def __call__(
+        self, x: Float[Array, "b t c"], train: bool, frames_b: Int[Array, " b"] | None = None
+    ) -> Float[Array, "b t d"]:
+        x = Conv1d(self.channels, self.kernel_size, self.dilation, name="conv")(x, frames_b)
         return BatchNorm(name="norm")(nn.relu(x), train)
 
 
@@ -100,8 +132,10 @@ class SqueezeExcitation(nn.Module):
     bottleneck: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
-        squeezed = x.mean(axis=1, keepdims=True)
+    def __call__(
+        self, x: Float[Array, "b t c"], frames_b: Int[Array, " b"] | None = None
+    ) -> Float[Array, "b t c"]:
+        squeezed = jnp.mean(x, axis=1, keepdims=True, where=valid(frames_b, x.shape[1]))
         hidden = nn.relu(Conv1d(self.bottleneck, name="conv1")(squeezed))
         return x * nn.sigmoid(Conv1d(x.shape[-1], name="conv2")(hidden))
 
@@ -115,13 +149,17 @@ class AttentiveStatistics(nn.Module):
     attention_channels: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t c"], train: bool) -> Float[Array, "b 2c"]:
-        mean = x.mean(axis=1, keepdims=True)
-        deviation = jnp.sqrt(jnp.maximum(jnp.square(x - mean).mean(axis=1, keepdims=True), 1e-12))
+    def __call__(
+        self, x: Float[Array, "b t c"], train: bool, frames_b: Int[Array, " b"] | None = None
+    ) -> Float[Array, "b 2c"]:
+        where = valid(frames_b, x.shape[1])
+        mean = jnp.mean(x, axis=1, keepdims=True, where=where)
+        variance = jnp.mean(jnp.square(x - mean), axis=1, keepdims=True, where=where)
+        deviation = jnp.sqrt(jnp.maximum(variance, 1e-12))
         context = [x, jnp.broadcast_to(mean, x.shape), jnp.broadcast_to(deviation, x.shape)]
         hidden = TDNN(self.attention_channels, name="tdnn")(jnp.concatenate(context, -1), train)
         score = Conv1d(x.shape[-1], name="conv")(jnp.tanh(hidden))
-        weight = jax.nn.softmax(score, axis=1)
+        weight = jax.nn.softmax(score, axis=1, where=where)
         mean = (weight * x).sum(axis=1, keepdims=True)
         variance = (weight * jnp.square(x - mean)).sum(axis=1, keepdims=True)
         deviation = jnp.sqrt(jnp.maximum(variance, 1e-12))

@@ -3,6 +3,10 @@
 Images are (b, height, width, c). The network halves the height twice more often than the width; the
 height is then averaged away and attention runs over the width. The original lays mel bands along
 the height and so attends over time; the authors of CHNS lay time along it.
+
+Where rows are padded to one length, `where` (b, height or 1, width or 1, 1) says which pixels are
+the utterance's. The others are set to zero before each convolution, which pads with zeros, and
+counted by no mean. A stride keeps every second pixel, and so of `where`.
 """
 
 from __future__ import annotations
@@ -12,9 +16,9 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from chns_jax.encoders.layers import BatchNorm, torch_uniform
+from chns_jax.encoders.layers import BatchNorm, torch_uniform, valid
 
 SE_REDUCTION = 8
 LEAST_VARIANCE = 1e-5
@@ -28,24 +32,33 @@ class SEBasicBlock(nn.Module):
     stride: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 d"]:
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        train: bool,
+        where: Bool[Array, "b h2|1 w2|1 1"] | None = None,
+    ) -> Float[Array, "b h2 w2 d"]:
+        """`x` is zero past the utterance's end, and so is the result; `where` is the result's."""
         residual = x
         if self.stride != 1 or x.shape[-1] != self.filters:
             residual = _conv(self.filters, 1, self.stride, name="downsample_conv")(x)
             residual = BatchNorm(name="downsample_bn")(residual, train)
         x = nn.relu(_conv(self.filters, 3, self.stride, name="conv1")(x))
-        x = BatchNorm(name="bn1")(x, train)
+        x = _zero_outside(where, BatchNorm(name="bn1")(x, train))
         x = BatchNorm(name="bn2")(_conv(self.filters, 3, 1, name="conv2")(x), train)
-        squeezed = nn.relu(_linear(self.filters // SE_REDUCTION, name="se1")(x.mean((1, 2))))
+        squeezed = jnp.mean(x, (1, 2), where=where)
+        squeezed = nn.relu(_linear(self.filters // SE_REDUCTION, name="se1")(squeezed))
         gate = nn.sigmoid(_linear(self.filters, name="se2")(squeezed))
-        return nn.relu(x * gate[:, None, None] + residual)
+        return _zero_outside(where, nn.relu(x * gate[:, None, None] + residual))
 
 
 class ThinResNet(nn.Module):
     """Log-mel -> speaker embedding.
 
     `pooling` is self-attentive ("sap", Cai et al. 2018) or attentive statistics ("asp", Okabe et
-    al. 2018); `attend_over` is "time", or "frequency" as the authors of CHNS have it.
+    al. 2018); `attend_over` is "time", or "frequency" as the authors of CHNS have it. In evaluation
+    mode, rows may be padded: `frames_b` are then the frames of each utterance, and an embedding is
+    that of the utterance alone.
     """
 
     layers: tuple[int, ...] = (3, 4, 6, 3)
@@ -54,25 +67,47 @@ class ThinResNet(nn.Module):
     attend_over: Literal["time", "frequency"] = "time"
     embedding: int = 192
 
+    @property
+    def fewest_frames(self) -> int:
+        """Frames that an utterance needs."""
+        return 1
+
     @nn.compact
-    def __call__(self, x: Float[Array, "b t f"], train: bool) -> Float[Array, "b d"]:
-        x = (x.swapaxes(1, 2) if self.attend_over == "time" else x)[..., None]
-        x = _conv(self.filters[0], 7, (2, 1), name="conv1")(x)
-        x = nn.relu(BatchNorm(name="bn1")(x, train))
+    def __call__(
+        self, x: Float[Array, "b t f"], train: bool, frames_b: Int[Array, " b"] | None = None
+    ) -> Float[Array, "b d"]:
+        over_time = self.attend_over == "time"
+        where = valid(frames_b, x.shape[1])
+        if where is not None:
+            where = where[:, None] if over_time else where[:, :, None]
+        x = (x.swapaxes(1, 2) if over_time else x)[..., None]
+        x = _conv(self.filters[0], 7, (2, 1), name="conv1")(_zero_outside(where, x))
+        where = _strided(where, 2, 1)
+        x = _zero_outside(where, nn.relu(BatchNorm(name="bn1")(x, train)))
         for stage, (blocks, filters) in enumerate(zip(self.layers, self.filters, strict=True), 1):
             for i in range(blocks):
                 stride = 2 if i == 0 and stage in (2, 3) else 1
-                x = SEBasicBlock(filters, stride, name=f"layer{stage}_{i}")(x, train)
-        x_bxwxc = x.mean(axis=1)
+                where = _strided(where, stride, stride)
+                x = SEBasicBlock(filters, stride, name=f"layer{stage}_{i}")(x, train, where)
+        x_bxwxc = jnp.mean(x, axis=1, where=None if over_time else where)
         hidden = jnp.tanh(_linear(x_bxwxc.shape[-1], name="sap_linear")(x_bxwxc))
         attention = self.param("attention", nn.initializers.xavier_normal(), (hidden.shape[-1], 1))
-        weight_bxwx1 = jax.nn.softmax(hidden @ attention, axis=1)
+        where = where[:, 0] if where is not None and over_time else None
+        weight_bxwx1 = jax.nn.softmax(hidden @ attention, axis=1, where=where)
         pooled = (x_bxwxc * weight_bxwx1).sum(axis=1)
         if self.pooling == "asp":
             variance = (jnp.square(x_bxwxc) * weight_bxwx1).sum(axis=1) - jnp.square(pooled)
             deviation = jnp.sqrt(jnp.maximum(variance, LEAST_VARIANCE))
             pooled = jnp.concatenate([pooled, deviation], axis=-1)
         return _linear(self.embedding, name="fc")(pooled)
+
+
+def _zero_outside(where: Array | None, x: Array) -> Array:
+    return x if where is None else jnp.where(where, x, 0)
+
+
+def _strided(where: Array | None, height: int, width: int) -> Array | None:
+    return None if where is None else where[:, ::height, ::width]
 
 
 def _conv(filters: int, size: int, stride: int | tuple[int, int], name: str) -> nn.Conv:

@@ -1,0 +1,65 @@
+"""What a command line names: audio files, folders of them, and lists."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+from chns_jax.corpus.audio import EXTENSIONS
+from chns_jax.corpus.index import leads_up, read_wav_scp
+from chns_jax.errors import UserError
+
+LISTS = (".txt", ".lst")
+
+
+def utterances(inputs: Sequence[str]) -> dict[str, str]:
+    """The path of each utterance's file, by its name, in order.
+
+    An input is an audio file, named as it is given; a folder, whose audio files are named by their
+    path in it; a Kaldi `wav.scp`, or a folder with one; or a text list of paths (.txt, .lst), named
+    as they are written and relative to the list's folder. Files are not opened. Raises UserError
+    for an input without utterances, for a list that cannot be read, and for two of one name.
+    """
+    found: dict[str, str] = {}
+    for given in inputs:
+        named = list(_utterances(os.path.expanduser(given)))
+        if not named:
+            raise UserError(f"{given} holds no audio ({', '.join(sorted(EXTENSIONS))})")
+        for name, path in named:
+            if name in found:
+                raise UserError(
+                    f"two utterances are called {name}, {found[name]} and {path}: embed them "
+                    "to files of their own, or give a wav.scp, which names them"
+                )
+            found[name] = path
+    return found
+
+
+def _utterances(given: str) -> Iterator[tuple[str, str]]:
+    extension = os.path.splitext(given)[1].lower()
+    if os.path.isdir(given):
+        scp = os.path.join(given, "wav.scp")
+        yield from _utterances(scp) if os.path.isfile(scp) else _walk(given)
+    elif extension == ".scp":
+        root, table = os.path.split(given)
+        for name, path in read_wav_scp(root, table).items():
+            yield name, os.path.join(root, path)
+    elif extension in LISTS:
+        with open(given, encoding="utf-8", errors="surrogateescape") as lines:
+            for path in filter(None, map(str.strip, lines)):
+                yield path, os.path.join(os.path.dirname(given), path)
+    else:
+        yield given, given
+
+
+def _walk(root: str) -> Iterator[tuple[str, str]]:
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and not leads_up(os.path.join(folder, name))
+        )
+        for name in sorted(files):
+            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."):
+                path = os.path.join(folder, name)
+                yield os.path.relpath(path, root), path
