@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from chns_jax.buckets import bucket_lengths, cut, pad, segments
 from chns_jax.config import Config, Sampler
-from chns_jax.corpus.audio import AudioError
+from chns_jax.corpus.audio import AudioError, read_whole
 from chns_jax.errors import UserError
 from chns_jax.features import frame_count, log_mel
 from chns_jax.sampling import clusters
@@ -24,6 +24,7 @@ from chns_jax.sampling.clusters import Table, unit
 from chns_jax.sampling.pipeline import Reader, voiceprint_batches
 from chns_jax.sharding import put, replicated, split
 from chns_jax.step import embed_step
+from chns_jax.threads import ahead
 
 MAX_ROWS = 256
 SHORTEST_SECONDS = 0.2
@@ -144,6 +145,25 @@ def embed_utterances(
     total = np.zeros((len(utterances), embeddings.shape[1]))
     np.add.at(total, owner, embeddings)
     return unit(total).astype(np.float32)
+
+
+def embed_whole(
+    encode: Encode, variables: dict[str, Any], reader: Reader, utterances: np.ndarray
+) -> np.ndarray:
+    """As `embed_utterances`, but each utterance is embedded whole, as by `embed_waveforms`."""
+
+    def waveform(place: int) -> tuple[int, np.ndarray]:
+        try:
+            path = reader.corpus.path(int(utterances[place]))
+            return place, read_whole(path, reader.sample_rate)
+        except AudioError as error:
+            raise UserError(f"{error}: replace the file or leave it out") from error
+
+    waveforms = ahead(waveform, range(len(utterances)), reader.threads)
+    made = embed_waveforms(encode, variables, waveforms, sample_rate=reader.sample_rate)
+    options = {"desc": "embedding utterances", "unit": "utterance", "disable": None, "leave": False}
+    by_place = dict(tqdm(made, total=len(utterances), **options))
+    return np.stack([by_place[place] for place in range(len(utterances))])
 
 
 def make_table(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from chns_jax.embedding import Encode, embed_utterances
+from chns_jax.embedding import Encode, embed_utterances, embed_whole
 from chns_jax.sampling.pipeline import Reader
 from chns_jax.scoring import metrics
 from chns_jax.scoring.trials import Trials
@@ -41,13 +41,17 @@ def score(
     reader: Reader,
     lists: Sequence[Trials],
     *,
-    samples: int,
+    samples: int | None,
 ) -> list[np.ndarray]:
     """Cosine scores (m,) of each of several trial lists; an utterance of several is embedded once.
 
-    The trials are of the reader's corpus; `samples` is the length of a segment. Raises UserError
+    The trials are of the reader's corpus. `samples` is the length of the segments whose embeddings
+    are averaged; without it, utterances are embedded whole. Raises UserError
     when one of their files cannot be read.
     """
     utterances = np.unique(np.concatenate([trials.utterances() for trials in lists]))
-    embeddings = embed_utterances(encode, variables, reader, utterances, samples=samples)
+    if samples is None:
+        embeddings = embed_whole(encode, variables, reader, utterances)
+    else:
+        embeddings = embed_utterances(encode, variables, reader, utterances, samples=samples)
     return [trials.scores(utterances, embeddings) for trials in lists]

@@ -69,7 +69,7 @@ def test_kaldi_reads_what_is_written(untrained, tones, tmp_path, expected, suffi
 def test_segments_average(untrained, tmp_path):
     path = tmp_path / "a.wav"
     write_tone(path, 1.0, hertz=100)
-    waveform = audio.read(str(path), 16_000)
+    waveform = audio.read_whole(str(path), 16_000)
     encoder = SpeakerEncoder.load(untrained)
     halves = encoder.embed([waveform[:8000], waveform[8000:]], sample_rate=16_000)
     run(untrained, tmp_path / "x.npz", path, options=["--segments", "0.5"])

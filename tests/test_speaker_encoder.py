@@ -7,7 +7,7 @@ import soundfile
 from conftest import write_tone
 
 from chns_jax import SpeakerEncoder
-from chns_jax.corpus.audio import read
+from chns_jax.corpus.audio import read_whole
 from chns_jax.corpus.index import index
 from chns_jax.embedding import embed_utterances, embed_waveforms
 from chns_jax.errors import UserError
@@ -28,7 +28,7 @@ def speech(tmp_path_factory):
     for i, seconds in enumerate([0.05, 0.31, 3.0, 1.234, 70.0, 0.2]):
         paths.append(folder / f"{i}.wav")
         write_tone(paths[-1], seconds, hertz=100 + 30 * i, seed=i)
-    return paths, [read(str(path), 16_000) for path in paths]
+    return paths, [read_whole(str(path), 16_000) for path in paths]
 
 
 def alone(encoder, waveform):
@@ -105,7 +105,7 @@ def test_segments_are_those_of_validation(encoder, tones, tmp_path):
     reader = Reader(index(tones, tmp_path), 16_000, 2)
     model, rows = encoder.model, np.arange(0, 48, 5)
     theirs = embed_utterances(model.encode, model.variables, reader, rows, samples=4000)
-    waveforms = ((i, read(reader.corpus.path(row), 16_000)) for i, row in enumerate(rows))
+    waveforms = ((i, read_whole(reader.corpus.path(row), 16_000)) for i, row in enumerate(rows))
     mine = dict(
         embed_waveforms(model.encode, model.variables, waveforms, sample_rate=16_000, segment=4000)
     )
