@@ -204,6 +204,10 @@ class Sampler:
     """Steps (or epochs) between refreshes of the clusters; never: use sampler.table throughout."""
     refresh_unit: Literal["steps", "epochs"] = "steps"
     """Unit of refresh_every."""
+    refresh_ahead: NonNegativeInt = 0
+    """Steps before its first batch at which a refresh begins, beside training and on one device; it
+    clusters with the encoder of that step. Training waits when they are too few. 0: training stops
+    for a refresh."""
     start_step: NonNegativeInt = 0
     """Before this step, batches are random and nothing is clustered."""
     table: str | None = None
