@@ -12,7 +12,10 @@ from chns_jax.sharding import make_mesh
 
 
 def make_encode() -> Encode:
-    return Encode(2, make_mesh(1), lambda variables, audio: audio + variables["w"])
+    def embed(variables, audio):
+        return audio + variables["w"]
+
+    return Encode(2, make_mesh(1), embed, embed_padded=None, batch_samples=0, shortest=0)
 
 
 def test_the_table_is_made_of_the_variables_as_they_were():
