@@ -1,0 +1,114 @@
+"""Two hosts, of two devices each, train what one process with four devices trains."""
+
+import json
+import signal
+import socket
+
+import numpy as np
+import pytest
+from conftest import TINY
+from test_train import finish, step_of, wait_for
+
+from chns_jax.logs import records
+
+pytestmark = pytest.mark.slow
+
+LOST = "another host has stopped"
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def start(program, monkeypatch):
+    """start(arguments): the processes of two hosts, or of as many as `count`; killed at the end."""
+    started = []
+
+    def start_hosts(arguments, count=2, of=None, keys=()):
+        monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
+        where = ["--hosts.coordinator", f"localhost:{free_port()}", "--hosts.count", of or count]
+        made = [
+            program("train", *arguments, *where, "--hosts.heartbeat", 10, "--hosts.index", i, *keys)
+            for i in range(count)
+        ]
+        started.extend(made)
+        return made
+
+    yield start_hosts
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture(scope="module")
+def alone(program, tones, tmp_path_factory):
+    """A run of one process with four devices: its folder and its arguments, without --out."""
+    folder = tmp_path_factory.mktemp("alone")
+    arguments = [*TINY, "--data.root", tones, "--data.cache", folder / "cache"]
+    arguments += ["--training.devices", 4]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_NUM_CPU_DEVICES", "4")
+        finish(program("train", *arguments, "--out", folder / "run"))
+    return folder / "run", arguments
+
+
+def assert_same_run(out, run):
+    """The same batches and clusters; metrics but for the order in which hosts add up."""
+    mine, theirs = (list(records(folder / "metrics.jsonl")) for folder in (out, run))
+    assert [line.keys() for line in mine] == [line.keys() for line in theirs]
+    for one, other in zip(mine, theirs, strict=True):
+        for key in one.keys() - {"utterances_per_second", "data_wait_seconds"}:
+            np.testing.assert_allclose(one[key], other[key], rtol=1e-5, atol=1e-6, err_msg=key)
+    tables = sorted(path.name for path in (run / "tables").iterdir())
+    assert sorted(path.name for path in (out / "tables").iterdir()) == tables
+    for name in tables:
+        with np.load(out / "tables" / name) as one, np.load(run / "tables" / name) as other:
+            np.testing.assert_array_equal(one["cluster"], other["cluster"])
+
+
+def test_two_hosts_train_what_one_trains_and_only_the_first_writes(start, alone, tmp_path):
+    run, arguments = alone
+    processes = start([*arguments, "--out", tmp_path / "run"])
+    (_, said), (_, silent) = (finish(process) for process in processes)
+    assert_same_run(tmp_path / "run", run)
+    assert "training on 9 speakers" in said
+    assert not [line for line in silent.splitlines() if not line.startswith("[Gloo]")]
+    names = {path.name for path in run.iterdir()}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == names
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_host_ends_the_other_and_both_go_on_to_the_same_bytes(
+    start, alone, tmp_path, victim
+):
+    run, arguments = alone
+    arguments = [*arguments, "--out", tmp_path / "run"]
+    processes = start(arguments)
+    wait_for(processes[0], lambda: step_of(tmp_path / "run") >= 5, "step 5")
+    processes[victim].send_signal(signal.SIGKILL)
+    _, errors = processes[1 - victim].communicate(timeout=40)
+    # JAX itself aborts a process that loses host 0, unless that notices first.
+    assert processes[1 - victim].returncode in ((2, -signal.SIGABRT) if victim == 0 else (2,))
+    assert LOST in errors or "another task died" in errors
+    assert not (tmp_path / "run" / "summary.json").exists()
+    (_, said), _ = (finish(process) for process in start(arguments))
+    assert "going on from step" in said
+    assert_same_run(tmp_path / "run", run)
+
+
+def test_a_signal_to_one_host_stops_both_at_the_same_step(start, alone, tmp_path):
+    run, arguments = alone
+    arguments = [*arguments, "--out", tmp_path / "run"]
+    processes = start(arguments)
+    wait_for(processes[0], lambda: step_of(tmp_path / "run") >= 1, "step 1")
+    processes[1].send_signal(signal.SIGTERM)
+    (_, said), _ = (finish(process, 128 + signal.SIGTERM) for process in processes)
+    assert "which is saved" in said
+    (_, said), _ = (finish(process) for process in start(arguments))
+    assert "going on from step" in said
+    assert_same_run(tmp_path / "run", run)
