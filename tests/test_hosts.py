@@ -1,6 +1,5 @@
 """Two hosts, of two devices each, train what one process with four devices trains."""
 
-import json
 import signal
 import socket
 
@@ -24,16 +23,17 @@ def free_port():
 
 @pytest.fixture
 def start(program, monkeypatch):
-    """start(arguments): the processes of two hosts, or of as many as `count`; killed at the end."""
+    """start(arguments): the processes of two hosts, the second with arguments of its own where it
+    is `mistaken`; or of host 0 alone. What is left of them is killed at the end."""
     started = []
 
-    def start_hosts(arguments, count=2, of=None, keys=()):
+    def start_hosts(arguments, mistaken=None, alone=False):
         monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
-        where = ["--hosts.coordinator", f"localhost:{free_port()}", "--hosts.count", of or count]
-        made = [
-            program("train", *arguments, *where, "--hosts.heartbeat", 10, "--hosts.index", i, *keys)
-            for i in range(count)
-        ]
+        where = ["--hosts.coordinator", f"localhost:{free_port()}", "--hosts.count", 2]
+        where += ["--hosts.heartbeat", 10, "--hosts.index"]
+        made = [program("train", *arguments, *where, 0)]
+        if not alone:
+            made.append(program("train", *(mistaken or arguments), *where, 1))
         started.extend(made)
         return made
 
@@ -49,7 +49,8 @@ def alone(program, tones, tmp_path_factory):
     """A run of one process with four devices: its folder and its arguments, without --out."""
     folder = tmp_path_factory.mktemp("alone")
     arguments = [*TINY, "--data.root", tones, "--data.cache", folder / "cache"]
-    arguments += ["--training.devices", 4]
+    # A higher rate makes more of the order of sums.
+    arguments += ["--training.devices", 4, "--optimizer.learning_rate", 1e-3]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_NUM_CPU_DEVICES", "4")
         finish(program("train", *arguments, "--out", folder / "run"))
@@ -89,7 +90,7 @@ def test_a_killed_host_ends_the_other_and_both_go_on_to_the_same_bytes(
     run, arguments = alone
     arguments = [*arguments, "--out", tmp_path / "run"]
     processes = start(arguments)
-    wait_for(processes[0], lambda: step_of(tmp_path / "run") >= 5, "step 5")
+    wait_for(processes[0], lambda: step_of(tmp_path / "run") >= 5, "step 5", 300)
     processes[victim].send_signal(signal.SIGKILL)
     _, errors = processes[1 - victim].communicate(timeout=40)
     # JAX itself aborts a process that loses host 0, unless that notices first.
@@ -105,10 +106,31 @@ def test_a_signal_to_one_host_stops_both_at_the_same_step(start, alone, tmp_path
     run, arguments = alone
     arguments = [*arguments, "--out", tmp_path / "run"]
     processes = start(arguments)
-    wait_for(processes[0], lambda: step_of(tmp_path / "run") >= 1, "step 1")
+    wait_for(processes[0], lambda: step_of(tmp_path / "run") >= 1, "step 1", 300)
     processes[1].send_signal(signal.SIGTERM)
     (_, said), _ = (finish(process, 128 + signal.SIGTERM) for process in processes)
     assert "which is saved" in said
     (_, said), _ = (finish(process) for process in start(arguments))
     assert "going on from step" in said
     assert_same_run(tmp_path / "run", run)
+
+
+def test_a_host_that_never_comes(start, alone, tmp_path):
+    _, arguments = alone
+    keys = ["--out", tmp_path / "run", "--hosts.timeout", 4]
+    (process,) = start([*arguments, *keys], alone=True)
+    _, errors = finish(process, 2)
+    assert errors.startswith("error: the other hosts were not there within hosts.timeout 4 seconds")
+    assert len(errors.splitlines()) == 1
+
+
+def test_a_mistake_on_one_host_ends_both(start, alone, tmp_path):
+    """Another seed, which only that host can notice; the first one loses it."""
+    _, arguments = alone
+    arguments = [*arguments, "--out", tmp_path / "run", "--training.seed"]
+    processes = start([*arguments, 0], mistaken=[*arguments, 5])
+    _, errors = finish(processes[1], 2)
+    assert "differs in training.seed" in errors
+    _, errors = processes[0].communicate(timeout=60)
+    assert processes[0].returncode in (2, -signal.SIGABRT)
+    assert LOST in errors or "another task died" in errors
