@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +27,7 @@ import numpy as np
 from chns_jax import checkpoint, hosts
 from chns_jax import config as configs
 from chns_jax.checkpoint import Progress
-from chns_jax.config import Config
+from chns_jax.config import Config, Hosts
 from chns_jax.corpus import rooms
 from chns_jax.corpus.audio import check
 from chns_jax.corpus.index import Corpus
@@ -310,7 +311,7 @@ def make_folder(out: Path, config: Config) -> None:
     remove_leftovers(out)
     if not (out / "config.yaml").exists():
         with replacing(out / "config.yaml") as file:
-            file.write(configs.to_yaml(config))
+            file.write(configs.to_yaml(replace(config, hosts=Hosts())))  # what, not where
 
 
 def timed(batches: Iterator) -> Iterator[tuple]:

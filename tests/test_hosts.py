@@ -83,36 +83,41 @@ def test_two_hosts_train_what_one_trains_and_only_the_first_writes(start, alone,
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_host_ends_the_other_and_both_go_on_to_the_same_bytes(
-    start, alone, tmp_path, victim
-):
+def test_stopped_and_killed_hosts_go_on_to_the_same_run(start, alone, tmp_path):
+    """SIGTERM to one, then SIGKILL of the second, then of the first; each ends both."""
     run, arguments = alone
-    arguments = [*arguments, "--out", tmp_path / "run"]
-    processes = start(arguments)
-    wait_for(processes[0], lambda: step_of(tmp_path / "run") >= 5, "step 5", 300)
-    processes[victim].send_signal(signal.SIGKILL)
-    _, errors = processes[1 - victim].communicate(timeout=40)
-    # JAX itself aborts a process that loses host 0, unless that notices first.
-    assert processes[1 - victim].returncode in ((2, -signal.SIGABRT) if victim == 0 else (2,))
-    assert LOST in errors or "another task died" in errors
-    assert not (tmp_path / "run" / "summary.json").exists()
-    (_, said), _ = (finish(process) for process in start(arguments))
-    assert "going on from step" in said
-    assert_same_run(tmp_path / "run", run)
+    out = tmp_path / "run"
+    arguments = [*arguments, "--out", out]
 
-
-def test_a_signal_to_one_host_stops_both_at_the_same_step(start, alone, tmp_path):
-    run, arguments = alone
-    arguments = [*arguments, "--out", tmp_path / "run"]
-    processes = start(arguments)
-    wait_for(processes[0], lambda: step_of(tmp_path / "run") >= 1, "step 1", 300)
-    processes[1].send_signal(signal.SIGTERM)
-    (_, said), _ = (finish(process, 128 + signal.SIGTERM) for process in processes)
+    first, second = start(arguments)
+    wait_for(first, lambda: step_of(out) >= 1, "step 1", 300)
+    second.send_signal(signal.SIGTERM)
+    (_, said), _ = (finish(process, 128 + signal.SIGTERM) for process in (first, second))
     assert "which is saved" in said
-    (_, said), _ = (finish(process) for process in start(arguments))
-    assert "going on from step" in said
-    assert_same_run(tmp_path / "run", run)
+
+    first, second = start(arguments)
+    wait_for(first, lambda: step_of(out) >= 5, "step 5", 300)
+    second.kill()
+    _, errors = finish(first, 2)
+    assert "going on from step" in errors and LOST in errors
+
+    first, second = start(arguments)
+    wait_for(first, lambda: step_of(out) >= 9, "step 9", 300)
+    first.kill()
+    assert_lost(second)
+    assert not (out / "summary.json").exists()
+
+    for process in start(arguments):
+        finish(process)
+    assert_same_run(out, run)
+
+
+def assert_lost(process):
+    """It ends for want of the other; JAX itself aborts a process that loses host 0, if it is the
+    first to notice."""
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (2, -signal.SIGABRT), errors
+    assert LOST in errors or "another task died" in errors
 
 
 def test_a_host_that_never_comes(start, alone, tmp_path):
@@ -131,6 +136,4 @@ def test_a_mistake_on_one_host_ends_both(start, alone, tmp_path):
     processes = start([*arguments, 0], mistaken=[*arguments, 5])
     _, errors = finish(processes[1], 2)
     assert "differs in training.seed" in errors
-    _, errors = processes[0].communicate(timeout=60)
-    assert processes[0].returncode in (2, -signal.SIGABRT)
-    assert LOST in errors or "another task died" in errors
+    assert_lost(processes[0])
