@@ -44,12 +44,13 @@ def joined(hosts: Hosts) -> Iterator[None]:
         return
     try:
         _initialize(hosts)
+    except UserError as error:
+        _leave(error)
+    try:
         yield
-    except Exception as error:
-        lost = jax.distributed.is_initialized() and any(word in str(error) for word in LOST)
-        _leave(_lost(error) if lost and not isinstance(error, UserError) else error)
-    except KeyboardInterrupt as interrupt:
-        _leave(interrupt)
+    except (Exception, KeyboardInterrupt) as error:
+        lost = not isinstance(error, UserError) and any(word in str(error) for word in LOST)
+        _leave(_lost(error) if lost else error, patience=LAST_WORDS if is_first() else 0)
 
 
 def is_first() -> bool:
@@ -159,11 +160,10 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _leave(error: BaseException) -> None:
+def _leave(error: BaseException, *, patience: float = 0.0) -> None:
     """End the process, without waiting for hosts that may wait for this one."""
     status = report(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    if jax.distributed.is_initialized() and is_first():
-        time.sleep(LAST_WORDS)
+    time.sleep(patience)
     os._exit(status)
