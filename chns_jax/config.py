@@ -32,7 +32,7 @@ from chns_jax.errors import UserError
 BUILTIN_VOICES = "builtin:voices"
 LONGEST_CROP = 600
 # Where a run lives and how fast it goes may change when it is resumed; what it computes may not.
-FREE_TO_CHANGE = ("out", "data.threads", "data.cache", "training.keep")
+FREE_TO_CHANGE = ("out", "data.threads", "data.cache", "training.keep", "hosts")
 
 
 @dataclass(frozen=True)
@@ -339,6 +339,24 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class Hosts:
+    """Several hosts that train one run, each with the same command; one, when none is named."""
+
+    detect: bool = False
+    """Find the others as JAX does on TPU pods, Slurm, Kubernetes and Open MPI."""
+    coordinator: str | None = None
+    """ADDRESS:PORT at which host 0 can be reached by the others."""
+    count: PositiveInt | None = None
+    """Number of hosts."""
+    index: NonNegativeInt | None = None
+    """Which of them this is, from 0."""
+    timeout: PositiveInt = 300
+    """Seconds to wait at the start until all are there."""
+    heartbeat: PositiveInt = 30
+    """Seconds after which a host that gives no sign of life is lost, and all end."""
+
+
+@dataclass(frozen=True)
 class Config:
     """A training run. A run is its config and its seed."""
 
@@ -353,6 +371,7 @@ class Config:
     optimizer: Optimizer = field(default_factory=Optimizer)
     training: Training = field(default_factory=Training)
     validation: Validation = field(default_factory=Validation)
+    hosts: Hosts = field(default_factory=Hosts)
 
     @property
     def crop_samples(self) -> int:
@@ -448,7 +467,11 @@ def to_yaml(config: Config) -> str:
 def differences(one: Config, other: Config) -> list[str]:
     """Keys that change what a run computes, and whose values differ."""
     mine, theirs = (dict(_flat(dataclasses.asdict(config))) for config in (one, other))
-    return [key for key in mine if key not in FREE_TO_CHANGE and mine[key] != theirs[key]]
+    return [key for key in mine if not _is_free(key) and mine[key] != theirs[key]]
+
+
+def _is_free(key: str) -> bool:
+    return key in FREE_TO_CHANGE or key.partition(".")[0] in FREE_TO_CHANGE
 
 
 def _check(config: Config) -> None:
@@ -457,6 +480,8 @@ def _check(config: Config) -> None:
     layers = {len(ecapa.channels), len(ecapa.kernel_sizes), len(ecapa.dilations)}
     inner = ecapa.channels[1:-1]
     resnet = config.encoder.thin_resnet
+    hosts = config.hosts
+    given = [value is not None for value in (hosts.coordinator, hosts.count, hosts.index)]
     noise, speed = config.augment.noise, config.augment.speed
     checks = [
         (
@@ -493,6 +518,15 @@ def _check(config: Config) -> None:
          f"augment.spec_augment.band_width exceeds the {features.bands} bands"),
         (0 <= features.f_min < features.f_max <= features.sample_rate / 2,
          "features.f_min and features.f_max must lie in order between 0 and half the sample rate"),
+        (not any(given) or (all(given) and not hosts.detect),
+         "hosts.coordinator, hosts.count and hosts.index are given together, and without "
+         "hosts.detect"),
+        (not all(given) or (hosts.coordinator.rpartition(":")[0] and
+                            hosts.coordinator.rpartition(":")[2].isdecimal()),
+         f"hosts.coordinator {hosts.coordinator} must be an address and a port, such as "
+         "10.0.0.1:7890"),
+        (not all(given) or hosts.index < hosts.count,
+         f"hosts.index {hosts.index} must lie below hosts.count {hosts.count}: the first is 0"),
         (config.loss.min_temperature < config.loss.temperature,
          "loss.temperature must lie above loss.min_temperature"),
         (features.hop >= 1 and features.window >= 2,

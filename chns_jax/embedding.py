@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from chns_jax import hosts
 from chns_jax.buckets import bucket_lengths, cut, pad, segments
 from chns_jax.config import Config, Sampler
 from chns_jax.corpus.audio import AudioError, read_whole
@@ -22,7 +23,7 @@ from chns_jax.features import frame_count, log_mel
 from chns_jax.sampling import clusters
 from chns_jax.sampling.clusters import Table, unit
 from chns_jax.sampling.pipeline import Reader, voiceprint_batches
-from chns_jax.sharding import put, replicated, split
+from chns_jax.sharding import held, put, replicated, split
 from chns_jax.step import embed_step
 from chns_jax.threads import ahead
 
@@ -48,8 +49,18 @@ class Encode:
     shortest: int  # samples
 
     def __call__(self, variables: dict[str, Any], audio: np.ndarray) -> np.ndarray:
-        full = np.pad(audio, ((0, self.rows - len(audio)), (0, 0)))
-        return np.asarray(self.embed(variables, put(self.mesh, full)))[: len(audio)]
+        mine = audio[self.held[self.held < len(audio)]]
+        return self.together(variables, mine)[: len(audio)]
+
+    @cached_property
+    def held(self) -> np.ndarray:
+        """Those of the rows that are on this host's devices."""
+        return held(self.mesh, self.rows)
+
+    def together(self, variables: dict[str, Any], audio: np.ndarray) -> np.ndarray:
+        """Embeddings (rows, d) of what all hosts hold; this one gives its first `held` rows."""
+        full = np.pad(audio, ((0, len(self.held) - len(audio)), (0, 0)))
+        return np.asarray(self.embed(variables, put(self.mesh, full)))
 
     def padded(
         self, variables: dict[str, Any], audio: np.ndarray, samples: np.ndarray
@@ -140,8 +151,10 @@ def embed_utterances(
         except AudioError as error:
             raise UserError(f"{error}: replace the file or leave it out") from error
 
-    batches = reader.batches(read, len(owner), encode.rows)
-    embeddings = unit(_encode_all(encode, variables, batches, len(owner), "embedding segments"))
+    batches = reader.batches(read, len(owner), encode.rows, encode.held)
+    embeddings = unit(
+        _encode_all(encode, variables, batches, len(owner), samples, "embedding segments")
+    )
     total = np.zeros((len(utterances), embeddings.shape[1]))
     np.add.at(total, owner, embeddings)
     return unit(total).astype(np.float32)
@@ -179,20 +192,23 @@ def make_table(
     """Clusters of the reader's speakers, by their voices as the encoder hears them now.
 
     Embeds `sampler.utterances_per_speaker` random crops of each speaker, a function of seed and
-    round. Source: CHNS, section 2.
+    round. Several hosts read a part each, and all get the table of host 0. Source: CHNS, section 2.
     """
     speakers, per_speaker = len(reader.corpus.speakers), sampler.utterances_per_speaker
     batches = voiceprint_batches(
-        reader, per_speaker=per_speaker, seed=seed, round=round, samples=samples, rows=encode.rows
-    )
+        reader, per_speaker=per_speaker, seed=seed, round=round, samples=samples, rows=encode.rows,
+        held=encode.held,
+    )  # fmt: skip
     count = speakers * per_speaker
-    embeddings = _encode_all(encode, variables, batches, count, "embedding speakers")
+    embeddings = _encode_all(encode, variables, batches, count, samples, "embedding speakers")
     voiceprints = clusters.voiceprints(
         embeddings.reshape(speakers, per_speaker, -1), normalise_first=sampler.normalise_first
     )
-    return clusters.cluster(
+    table = clusters.cluster(
         voiceprints, sampler.clusters, seed=seed, round=round, kmeans=sampler.kmeans
     )
+    # Another version of a library, or another processor, may cluster otherwise.
+    return Table(*hosts.of_first((table.cluster, table.centroids)))
 
 
 def _embed_padded(variables, audio, samples, *, config: Config, encoder: nn.Module):
@@ -215,11 +231,19 @@ def _segments(seconds: np.ndarray, length: float) -> tuple[np.ndarray, np.ndarra
 
 
 def _encode_all(
-    encode: Encode, variables: dict[str, Any], batches: Iterator, count: int, what: str
+    encode: Encode,
+    variables: dict[str, Any],
+    batches: Iterator,
+    count: int,
+    samples: int,
+    what: str,
 ) -> np.ndarray:
-    done = []
-    with tqdm(total=count, desc=what, unit="crop", disable=None, leave=False) as bar:
-        for audio in batches:
-            done.append(encode(variables, audio))
-            bar.update(len(audio))
+    """Embeddings (count, d), of which each host reads the crops that its devices embed."""
+    done, nothing = [], np.zeros((0, samples), np.int16)
+    hidden = None if hosts.is_first() else True  # None: where there is no terminal
+    with tqdm(total=count, desc=what, unit="crop", disable=hidden, leave=False) as bar:
+        for first in range(0, count, encode.rows):
+            embeddings = encode.together(variables, next(batches, nothing))[: count - first]
+            done.append(embeddings)
+            bar.update(len(embeddings))
     return np.concatenate(done)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 
@@ -19,25 +20,31 @@ def run(main: Callable[[list[str]], None]) -> None:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(_say(str(error)))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except OSError as error:
-        if error.filename is None and error.errno not in NO_SPACE:
-            raise
-        where = f" at {error.filename}" if error.filename else ""
-        if error.errno in NO_SPACE:
-            sys.exit(_say(f"no space is left{where}: free some and run the same command again"))
-        sys.exit(_say(f"{error.filename} cannot be used: {error.strerror}"))
-    except Exception as error:  # tensorstore, under orbax, has exceptions of its own
-        if "No space left" not in str(error):
-            raise
-        sys.exit(
-            _say("no space is left for a checkpoint: free some and run the same command again")
-        )
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(report(error))
 
 
-def _say(sentence: str) -> int:
+def report(error: BaseException) -> int:
+    """Say what ended the program, one sentence or else a traceback; returns its exit status."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    sentence = _sentence(error)
+    if sentence is None:
+        traceback.print_exception(error)
+        return 1
     print(f"error: {sentence}", file=sys.stderr)
     return 2
+
+
+def _sentence(error: BaseException) -> str | None:
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        where = f" at {error.filename}" if error.filename else ""
+        return f"no space is left{where}: free some and run the same command again"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename} cannot be used: {error.strerror}"
+    # tensorstore, under orbax, has exceptions of its own
+    if not isinstance(error, OSError) and "No space left" in str(error):
+        return "no space is left for a checkpoint: free some and run the same command again"
+    return None

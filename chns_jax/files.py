@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,8 @@ def replacing(path: Path | str, mode: str = "w") -> Iterator[IO]:
     """A file to write to, which takes the place of `path` when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    # Of two hosts that share the folder, the processes may have one number.
+    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     # File names may hold bytes that are no UTF-8; they are written as they are.
     text = {} if "b" in mode else {"encoding": "utf-8", "errors": "surrogateescape"}
     try:

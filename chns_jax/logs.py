@@ -10,15 +10,22 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from chns_jax import hosts
 from chns_jax.files import replacing
 
 SECONDS_BETWEEN_BARS = {True: 0.5, False: 15.0}  # a terminal redraws; a log file gets a line each
 
 
 class RunLog:
-    """Writes the scalars of a run from `step` on; what was written past it is dropped."""
+    """Writes the scalars of a run from `step` on; what was written past it is dropped.
+
+    Only host 0 writes.
+    """
 
     def __init__(self, folder: Path, step: int):
+        self._writes = hosts.is_first()
+        if not self._writes:
+            return
         from tensorboardX import SummaryWriter
 
         path = folder / "metrics.jsonl"
@@ -30,12 +37,16 @@ class RunLog:
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, **scalars: float) -> None:
+        if not self._writes:
+            return
         self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
         self._jsonl.flush()
         for name, value in scalars.items():
             self._tensorboard.add_scalar(name, value, step)
 
     def close(self) -> None:
+        if not self._writes:
+            return
         self._jsonl.close()
         self._tensorboard.close()
 
@@ -75,11 +86,13 @@ def records(path: Path) -> Iterator[dict]:
 
 
 def progress_bar(first: int, steps: int) -> tqdm:
-    """A bar over the steps of a run, with the time that is left."""
-    seconds = SECONDS_BETWEEN_BARS[sys.stderr.isatty()]
-    return tqdm(initial=first, total=steps, unit="step", mininterval=seconds, dynamic_ncols=True)
+    """A bar over the steps of a run, with the time that is left; only host 0 shows one."""
+    seconds, hidden = SECONDS_BETWEEN_BARS[sys.stderr.isatty()], not hosts.is_first()
+    return tqdm(initial=first, total=steps, unit="step", mininterval=seconds, dynamic_ncols=True,
+                disable=hidden)  # fmt: skip
 
 
 def say(sentence: str) -> None:
-    """A line on standard error that does not tear the progress bar."""
-    tqdm.write(sentence, file=sys.stderr)
+    """A line on standard error that does not tear the progress bar, from host 0."""
+    if hosts.is_first():
+        tqdm.write(sentence, file=sys.stderr)

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from chns_jax.errors import UserError
@@ -19,6 +20,11 @@ def make_mesh(devices: int | None = None) -> Mesh:
     if devices is not None and devices > len(found):
         raise UserError(f"training.devices is {devices}, but JAX finds {len(found)}: lower it")
     chosen = found[:devices]
+    if len(chosen) < len(found) and jax.process_count() > 1:
+        raise UserError(
+            f"training.devices is {devices}, but {jax.process_count()} hosts have {len(found)}, "
+            "all of which are used: leave it out"
+        )
     return jax.make_mesh((len(chosen),), (AXIS,), (AxisType.Auto,), devices=chosen)
 
 
@@ -32,15 +38,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def held(mesh: Mesh, rows: int) -> np.ndarray:
+    """Which of so many rows, split over the mesh, the devices of this host hold, ascending."""
+    slices = split(mesh).addressable_devices_indices_map((rows,)).values()
+    return np.sort(np.concatenate([np.arange(rows)[of_device] for of_device in slices]))
+
+
 def put(mesh: Mesh, rows: Any) -> Any:
-    """This host's rows, an array or a tree of them, as part of arrays split over the mesh."""
+    """The rows that this host's devices hold, an array or a tree of them, as part of arrays split
+    over the mesh."""
     return jax.tree.map(partial(jax.make_array_from_process_local_data, split(mesh)), rows)
 
 
 def check_divides(mesh: Mesh, speakers: int) -> None:
     """Raises UserError when the rows of a batch of `speakers` cannot be split evenly."""
+    of_hosts = f"of {jax.process_count()} hosts " if jax.process_count() > 1 else ""
     if (2 * speakers) % mesh.size:
         raise UserError(
             f"sampler.speakers {speakers} makes {2 * speakers} rows, which {mesh.size} devices "
-            "cannot share evenly: change it, or set training.devices"
+            f"{of_hosts}cannot share evenly: change it, or set training.devices"
         )

@@ -17,16 +17,17 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from chns_jax import checkpoint
+from chns_jax import checkpoint, hosts
 from chns_jax import config as configs
 from chns_jax.checkpoint import Progress
-from chns_jax.config import Config
+from chns_jax.config import Config, Hosts
 from chns_jax.corpus import rooms
 from chns_jax.corpus.audio import check
 from chns_jax.corpus.index import Corpus
@@ -45,7 +46,7 @@ from chns_jax.sampling.clusters import Table, unit
 from chns_jax.sampling.pipeline import Reader, training_batches
 from chns_jax.scoring.floor import floor_eer
 from chns_jax.scoring.plots import training_picture
-from chns_jax.sharding import check_divides, make_mesh, put, replicated, split
+from chns_jax.sharding import check_divides, held, make_mesh, put, replicated, split
 from chns_jax.split import make_split
 from chns_jax.step import TrainState, init, sha256, train_step
 from chns_jax.validate import validate
@@ -54,8 +55,9 @@ PICTURE_ROWS = 256
 
 
 def main(argv: list[str]) -> None:
-    with ExitStack() as opened:
-        train(configs.load(argv, description=__doc__.splitlines()[0]), opened)
+    config = configs.load(argv, description=__doc__.splitlines()[0])
+    with ExitStack() as opened, hosts.joined(config.hosts):
+        train(config, opened)
 
 
 def train(config: Config, opened: ExitStack) -> None:
@@ -77,7 +79,9 @@ def train(config: Config, opened: ExitStack) -> None:
     noise = find_noise(config.augment.noise, sample_rate)
     reader = Reader(corpus, sample_rate, config.data.threads)
     skipped = Skipped(
-        out / "skipped.txt", len(corpus) + len(broken), partial(check, sample_rate=sample_rate)
+        hosts.own_file(out / "skipped.txt"),
+        len(corpus) + len(broken),
+        partial(check, sample_rate=sample_rate),
     )
     skipped.record({file.path: file.why for file in broken})
     skipped.limit()
@@ -147,7 +151,7 @@ def train(config: Config, opened: ExitStack) -> None:
     step = int(state.step)
     log = opened.enter_context(closing(RunLog(out, step)))
     eer_at = {r["step"]: r["eer"] for r in records(out / "metrics.jsonl") if "eer" in r}
-    stopped = opened.enter_context(stop_signals())
+    stopped, agreement = opened.enter_context(stop_signals()), hosts.Agreement(mesh)
     bar = opened.enter_context(progress_bar(step, steps))
     pace = Pace(2 * sampler.speakers)
     started = time.perf_counter() - progress.seconds
@@ -164,7 +168,8 @@ def train(config: Config, opened: ExitStack) -> None:
             else:
                 table = new_table(encode, state.variables)
             progress = progress._replace(round=progress.round + 1)
-            clusters.save(out / "tables" / f"step_{step:07d}.npz", table, corpus.speakers)
+            if hosts.is_first():
+                clusters.save(out / "tables" / f"step_{step:07d}.npz", table, corpus.speakers)
             log.write(step, round=progress.round, smallest_cluster=int(table.sizes.min()),
                       largest_cluster=int(table.sizes.max()))  # fmt: skip
             pace.restart()
@@ -172,6 +177,7 @@ def train(config: Config, opened: ExitStack) -> None:
         batches = training_batches(
             reader, sampler, table, samples=config.read_samples, seed=seed, first_step=step,
             end_step=rounds.end(step, sampler, round_length, steps), noise=noise,
+            held=held(mesh, 2 * sampler.speakers),
         )  # fmt: skip
         refresh_step = rounds.refresh(step, sampler, round_length, steps)
         with closing(batches):
@@ -180,16 +186,17 @@ def train(config: Config, opened: ExitStack) -> None:
                     refresh = begin(new_table, encode_beside, state.variables)
                 state, metrics = update(state, put(mesh, batch), responses)
                 step += 1
-                late.append((step, metrics, batch["labels"], table))
+                stop = agreement(stopped)
+                late.append((step, metrics, table))
                 pace.waited(waited)
                 skipped.record(reader.skipped)
                 skipped.limit()
 
                 validates = trials is not None and is_due(step, config.validation.every, steps)
                 checkpoints = is_due(step, config.training.checkpoint_every, steps)
-                saves = validates or checkpoints or bool(stopped)
+                saves = validates or checkpoints or stop > 0
                 while len(late) > (0 if saves else 1):
-                    at, metrics, labels, of_round = late.popleft()
+                    at, metrics, of_round = late.popleft()
                     if not math.isfinite(metrics["loss"]):  # waits until the device has made it
                         bad = plan.plan(seed, at - 1, sampler, corpus, of_round)
                         raise bad_batch(out, corpus, at, bad.utterances)
@@ -198,6 +205,7 @@ def train(config: Config, opened: ExitStack) -> None:
                     bar.update()
                     if is_due(at, config.training.log_every, steps):
                         z = np.asarray(metrics.pop("z"))
+                        labels = plan.plan(seed, at - 1, sampler, corpus, of_round).labels
                         log.write(
                             at, **{name: float(value) for name, value in metrics.items()},
                             **pace.scalars(),
@@ -219,10 +227,10 @@ def train(config: Config, opened: ExitStack) -> None:
                     refresh=refresh and refresh.variables,
                 )  # fmt: skip
                 pace.restart()
-                if stopped and step < steps:
+                if stop and step < steps:
                     manager.wait_until_finished()
                     say(f"stopped after step {step}, which is saved: the same command goes on")
-                    sys.exit(128 + stopped[0])
+                    sys.exit(128 + stop)
 
     # ------------------------------------------------------------------ summary
     manager.wait_until_finished()
@@ -240,15 +248,16 @@ def train(config: Config, opened: ExitStack) -> None:
         "utterances_per_second": 2 * sampler.speakers * steps / progress.seconds,
         "parameters_sha256": sha256(state.variables),
     }
-    if config.validation.floor and trials is not None:
-        summary["floor_eer"] = floor_eer(trial_reader, trials)
-
     composed = {"CHNS batches": table} if table is not None else {}
     composed["random batches"] = None
     negatives = {
         name: negatives_of(encode, state, reader, config, made_of)
         for name, made_of in composed.items()
     }
+    if not hosts.is_first():
+        return
+    if config.validation.floor and trials is not None:
+        summary["floor_eer"] = floor_eer(trial_reader, trials)
     training_picture(
         out / "training.png", eer_at=eer_at, floor_eer=summary.get("floor_eer"), negatives=negatives
     )
@@ -264,8 +273,9 @@ def is_due(step: int, every: int, steps: int) -> bool:
 
 def bad_batch(out: Path, corpus: Corpus, step: int, utterances: np.ndarray) -> UserError:
     """What to raise when the loss of a step is no number; its batch is written down."""
-    with replacing(out / "bad_batch.txt") as file:
-        file.writelines(f"{corpus.path(row)}\n" for row in utterances)
+    if hosts.is_first():
+        with replacing(out / "bad_batch.txt") as file:
+            file.writelines(f"{corpus.path(row)}\n" for row in utterances)
     return UserError(
         f"the loss is no finite number at step {step}, whose utterances {out / 'bad_batch.txt'} "
         "lists: lower optimizer.learning_rate or raise loss.min_temperature"
@@ -305,7 +315,16 @@ def is_complete(out: Path, config: Config) -> bool:
 
 
 def claim(out: Path, config: Config) -> None:
-    """Make the run folder, and put the complete config into it."""
+    """Make the run folder, and put the complete config into it; all hosts must see it."""
+    if hosts.is_first():
+        make_folder(out, config)
+    hosts.meet("the run folder is made")
+    if not hosts.is_first():
+        hosts.check_seen(out / "config.yaml")
+        is_complete(out, config)  # the config of host 0 must be that of all
+
+
+def make_folder(out: Path, config: Config) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -313,7 +332,7 @@ def claim(out: Path, config: Config) -> None:
     remove_leftovers(out)
     if not (out / "config.yaml").exists():
         with replacing(out / "config.yaml") as file:
-            file.write(configs.to_yaml(config))
+            file.write(configs.to_yaml(replace(config, hosts=Hosts())))  # what, not where
 
 
 def timed(batches: Iterator) -> Iterator[tuple]:

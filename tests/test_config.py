@@ -20,6 +20,8 @@ from chns_jax.step import init, train_step
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
 
+HOSTS = ["--hosts.coordinator", "localhost:7890", "--hosts.count", "2", "--hosts.index", "0"]
+
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_loads_and_is_headed_by_what_to_expect(path):
@@ -152,6 +154,10 @@ def test_overrides_come_after_files(tmp_path):
     assert (config.training.steps, config.training.seed, config.sampler.kind) == (6, 9, "random")
 
 
+def test_hosts_may_be_others_when_a_run_goes_on():
+    assert configs.differences(configs.load([]), configs.load(HOSTS)) == []
+
+
 def test_differences_name_the_keys_that_matter():
     one = Config()
     other = Config(out="elsewhere", sampler=dataclasses.replace(one.sampler, hard_ratio=0.9))
@@ -184,6 +190,10 @@ def test_differences_name_the_keys_that_matter():
         (["--augment.spec_augment.band_width", "81"], "augment.spec_augment.band_width"),
         (["--loss.aam_margin", "1.6"], "loss.aam_margin"),
         (["--features.hop_ms", "0.001"], "features.hop_ms"),
+        (["--hosts.coordinator", "a:1"], "hosts.index are given together"),
+        ([*HOSTS, "--hosts.detect", "true"], "without hosts.detect"),
+        ([*HOSTS, "--hosts.coordinator", "10.0.0.1"], "such as 10.0.0.1:7890"),
+        ([*HOSTS, "--hosts.index", "2"], "hosts.index 2 must lie below hosts.count 2"),
         (["--config", "gone.yaml"], "gone.yaml"),
     ],
 )

@@ -115,6 +115,38 @@ def test_a_broken_file_is_replaced_by_another_of_its_speaker(tmp_path):
     assert all("holds NaN" in reason for reason in reader.skipped.values())
 
 
+@pytest.mark.parametrize("count", [24, 27, 30])
+def test_hosts_read_a_part_each_of_every_batch(reader, count):
+    """Whatever rows their devices hold, and however many are left in the last batch."""
+    parts = [np.array([0, 1, 5]), np.array([2, 3, 4]), np.array([6, 7])]
+    read = []
+    for held in parts:
+        with closing(reader.batches(np.int64, count, 8, held)) as made:
+            read.append([batch.tolist() for batch in made])
+    for part, held in zip(read, parts, strict=True):
+        expected = [
+            [i for i in range(b, min(b + 8, count)) if i - b in held] for b in (0, 8, 16, 24)
+        ]
+        assert part == [batch for batch in expected if batch]
+    assert sorted(sum(sum(read, []), [])) == list(range(count))
+
+
+def test_the_rows_of_a_host_are_those_of_the_whole_batch(reader):
+    held = np.array([1, 2, 6])
+
+    def made(**keys):
+        batches = training_batches(
+            reader, SAMPLER, None, seed=5, samples=SAMPLES, first_step=2, end_step=4, **keys
+        )
+        with closing(batches):
+            return list(batches)
+
+    for whole, part in zip(made(), made(held=held), strict=True):
+        assert part.keys() == whole.keys()
+        for key in whole:
+            np.testing.assert_array_equal(part[key], whole[key][held])
+
+
 def test_a_speaker_without_a_readable_file_is_an_error(tmp_path):
     broken = [f"b/{i}.wav" for i in range(3)]
     reader = Reader(index(broken_corpus(tmp_path / "root", broken), tmp_path), 16_000, threads=2)

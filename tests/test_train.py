@@ -26,11 +26,11 @@ def finish(process, status=0):
     return output, errors
 
 
-def wait_for(process, holds, what):
+def wait_for(process, holds, what, seconds=120):
     started = time.monotonic()
     while not holds():
         assert process.poll() is None, f"ended before {what}: {process.communicate()[1]}"
-        assert time.monotonic() - started < 120, f"waited in vain for {what}"
+        assert time.monotonic() - started < seconds, f"waited in vain for {what}"
         time.sleep(0.002)
 
 

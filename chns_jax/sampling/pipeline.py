@@ -55,17 +55,21 @@ class Reader:
             f"not even {self.corpus.path(utterance)}: repair them or leave the speaker out"
         )
 
-    def batches(self, read: Callable[[int], Any], count: int, rows: int) -> Iterator:
+    def batches(
+        self, read: Callable[[int], Any], count: int, rows: int, held: np.ndarray | None = None
+    ) -> Iterator:
         """read(0), ..., read(count - 1) by threads ahead of time, stacked in batches of `rows`.
 
-        They are arrays, or trees of arrays. The last batch holds what is left. `close()` the
-        iterator to end its threads early.
+        They are arrays, or trees of arrays. The last batch holds what is left. With `held`, only
+        these rows of each batch are read; where they hold nothing of the last one, it is left out.
+        `close()` the iterator to end its threads early.
         """
+        held = np.arange(rows) if held is None else held
         options = grain.ReadOptions(
-            num_threads=self.threads, prefetch_buffer_size=BATCHES_AHEAD * rows
+            num_threads=self.threads, prefetch_buffer_size=BATCHES_AHEAD * len(held)
         )
-        dataset = grain.MapDataset.source(_Rows(read, count)).to_iter_dataset(options)
-        return iter(dataset.batch(rows))
+        dataset = grain.MapDataset.source(_Rows(read, count, rows, held)).to_iter_dataset(options)
+        return iter(dataset.batch(len(held)))
 
 
 def training_batches(
@@ -78,11 +82,12 @@ def training_batches(
     first_step: int,
     end_step: int,
     noise: NoiseFiles | None = None,
+    held: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """What the device needs of steps first_step to end_step - 1, planned with one table.
 
     "audio" (2b, s) int16 and "labels" (2b,) int32, the speakers; with `noise` also "noise" (2b, s)
-    int16 and "snr" (2b,) float32.
+    int16 and "snr" (2b,) float32. With `held`, only those of the 2b rows are read and returned.
     """
     rows = 2 * sampler.speakers
 
@@ -101,15 +106,23 @@ def training_batches(
             row["noise"], row["snr"] = noise.draw(rng, samples)
         return row
 
-    return reader.batches(read, (end_step - first_step) * rows, rows)
+    return reader.batches(read, (end_step - first_step) * rows, rows, held)
 
 
 def voiceprint_batches(
-    reader: Reader, *, per_speaker: int, seed: int, round: int, samples: int, rows: int
+    reader: Reader,
+    *,
+    per_speaker: int,
+    seed: int,
+    round: int,
+    samples: int,
+    rows: int,
+    held: np.ndarray | None = None,
 ) -> Iterator:
     """Random crops for voiceprints: `per_speaker` of each speaker in turn, (rows, s) int16.
 
-    They are of different utterances, as far as the speaker has that many.
+    They are of different utterances, as far as the speaker has that many. `held` as in
+    `Reader.batches`.
     """
 
     def read(i: int) -> np.ndarray:
@@ -119,7 +132,7 @@ def voiceprint_batches(
         rng = generator(seed, Purpose.REFRESH, round, speaker, 1 + j)
         return reader.random_crop(int(order[j % len(order)]), rng, samples)
 
-    return reader.batches(read, len(reader.corpus.speakers) * per_speaker, rows)
+    return reader.batches(read, len(reader.corpus.speakers) * per_speaker, rows, held)
 
 
 @dataclass(frozen=True)
@@ -128,9 +141,13 @@ class _Rows:
 
     read: Callable[[int], Any]
     count: int
+    rows: int  # of a batch
+    held: np.ndarray  # those of them that are read
 
     def __len__(self) -> int:
-        return self.count
+        batches, left = divmod(self.count, self.rows)
+        return batches * len(self.held) + int(np.searchsorted(self.held, left))
 
     def __getitem__(self, i: int) -> Any:
-        return self.read(i)
+        batch, place = divmod(i, len(self.held))
+        return self.read(batch * self.rows + int(self.held[place]))

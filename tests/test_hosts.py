@@ -1,0 +1,142 @@
+"""Two hosts, of two devices each, train what one process with four devices trains."""
+
+import signal
+import socket
+
+import numpy as np
+import pytest
+from conftest import TINY
+from test_train import finish, step_of, wait_for
+
+from chns_jax.logs import records
+
+pytestmark = pytest.mark.slow
+
+LOST = "another host has stopped"
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def start(program, monkeypatch):
+    """start(arguments): the processes of two hosts, the second with arguments of its own where it
+    is `mistaken`; or of host 0 alone. What is left of them is killed at the end."""
+    started = []
+
+    def start_hosts(arguments, mistaken=None, alone=False):
+        monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
+        where = ["--hosts.coordinator", f"localhost:{free_port()}", "--hosts.count", 2]
+        where += ["--hosts.heartbeat", 10, "--hosts.index"]
+        made = [program("train", *arguments, *where, 0)]
+        if not alone:
+            made.append(program("train", *(mistaken or arguments), *where, 1))
+        started.extend(made)
+        return made
+
+    yield start_hosts
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def alone(program, tones, tmp_path_factory):
+    """A run of one process with four devices: its folder and its arguments, without --out."""
+    folder = tmp_path_factory.mktemp("alone")
+    arguments = [*TINY, "--data.root", tones, "--data.cache", folder / "cache"]
+    # A higher rate makes more of the order of sums.
+    arguments += ["--training.devices", 4, "--optimizer.learning_rate", 1e-3]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_NUM_CPU_DEVICES", "4")
+        finish(program("train", *arguments, "--out", folder / "run"))
+    return folder / "run", arguments
+
+
+def assert_same_run(out, run):
+    """The same batches and clusters; metrics but for the order in which hosts add up."""
+
+    def lines(folder):  # where a run stopped, a step may come before the round that begins after it
+        return sorted(records(folder / "metrics.jsonl"), key=lambda r: (r["step"], len(r)))
+
+    mine, theirs = lines(out), lines(run)
+    assert [line.keys() for line in mine] == [line.keys() for line in theirs]
+    for one, other in zip(mine, theirs, strict=True):
+        for key in one.keys() - {"utterances_per_second", "data_wait_seconds"}:
+            np.testing.assert_allclose(one[key], other[key], rtol=1e-5, atol=1e-6, err_msg=key)
+    tables = sorted(path.name for path in (run / "tables").iterdir())
+    assert sorted(path.name for path in (out / "tables").iterdir()) == tables
+    for name in tables:
+        with np.load(out / "tables" / name) as one, np.load(run / "tables" / name) as other:
+            np.testing.assert_array_equal(one["cluster"], other["cluster"])
+
+
+def test_two_hosts_train_what_one_trains_and_only_the_first_writes(start, alone, tmp_path):
+    run, arguments = alone
+    processes = start([*arguments, "--out", tmp_path / "run"])
+    (_, said), (_, silent) = (finish(process) for process in processes)
+    assert_same_run(tmp_path / "run", run)
+    assert "training on 9 speakers" in said
+    assert not [line for line in silent.splitlines() if not line.startswith("[Gloo]")]
+    names = {path.name for path in run.iterdir()}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == names
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
+
+
+def test_stopped_and_killed_hosts_go_on_to_the_same_run(start, alone, tmp_path):
+    """SIGTERM to one, then SIGKILL of the second, then of the first; each ends both."""
+    run, arguments = alone
+    out = tmp_path / "run"
+    arguments = [*arguments, "--out", out]
+
+    first, second = start(arguments)
+    wait_for(first, lambda: step_of(out) >= 1, "step 1", 300)
+    second.send_signal(signal.SIGTERM)
+    (_, said), _ = (finish(process, 128 + signal.SIGTERM) for process in (first, second))
+    assert "which is saved" in said
+
+    first, second = start(arguments)
+    wait_for(first, lambda: step_of(out) >= 5, "step 5", 300)
+    second.kill()
+    _, errors = finish(first, 2)
+    assert "going on from step" in errors and LOST in errors
+
+    first, second = start(arguments)
+    wait_for(first, lambda: step_of(out) >= 9, "step 9", 300)
+    first.kill()
+    assert_lost(second)
+    assert not (out / "summary.json").exists()
+
+    for process in start(arguments):
+        finish(process)
+    assert_same_run(out, run)
+
+
+def assert_lost(process):
+    """It ends for want of the other; JAX itself aborts a process that loses host 0, if it is the
+    first to notice."""
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (2, -signal.SIGABRT), errors
+    assert LOST in errors or "another task died" in errors
+
+
+def test_a_host_that_never_comes(start, alone, tmp_path):
+    _, arguments = alone
+    keys = ["--out", tmp_path / "run", "--hosts.timeout", 4]
+    (process,) = start([*arguments, *keys], alone=True)
+    _, errors = finish(process, 2)
+    assert errors.startswith("error: the other hosts were not there within hosts.timeout 4 seconds")
+    assert len(errors.splitlines()) == 1
+
+
+def test_a_mistake_on_one_host_ends_both(start, alone, tmp_path):
+    """Another seed, which only that host can notice; the first one loses it."""
+    _, arguments = alone
+    arguments = [*arguments, "--out", tmp_path / "run", "--training.seed"]
+    processes = start([*arguments, 0], mistaken=[*arguments, 5])
+    _, errors = finish(processes[1], 2)
+    assert "differs in training.seed" in errors
+    assert_lost(processes[0])
