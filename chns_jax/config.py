@@ -314,6 +314,9 @@ class Training:
     """Steps between lines of metrics."""
     devices: PositiveInt | None = None
     """Devices to use; all when not given."""
+    micro_batch: PositiveInt | None = None
+    """Rows embedded at a time, when memory does not hold the activations of all; batch
+    normalisation then sees so many. The loss compares all rows of the batch in any case."""
 
 
 @dataclass(frozen=True)
@@ -451,6 +454,7 @@ def _check(config: Config) -> None:
     inner = ecapa.channels[1:-1]
     resnet = config.encoder.thin_resnet
     noise, speed = config.augment.noise, config.augment.speed
+    micro_batch = config.training.micro_batch
     checks = [
         (
             len(resnet.layers) == len(resnet.filters),
@@ -473,6 +477,9 @@ def _check(config: Config) -> None:
         (sampler.kind != "utterances" or config.loss.kind == "aam_softmax",
          f"sampler.kind utterances gives no pairs, which loss.kind {config.loss.kind} needs: "
          "use sampler.kind random or chns"),
+        (micro_batch is None or micro_batch > 1 and 2 * sampler.speakers % micro_batch == 0,
+         f"training.micro_batch {micro_batch} must be 2 or more, and divide the "
+         f"{2 * sampler.speakers} rows of a batch"),
         (config.loss.aam_margin < math.pi / 2, "loss.aam_margin must be below pi / 2 radians"),
         (not noise.probability or noise.root,
          "augment.noise.probability needs augment.noise.root, a folder of noise"),

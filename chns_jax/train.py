@@ -90,7 +90,7 @@ def train(config: Config, opened: ExitStack) -> None:
 
     # ------------------------------------------------------------------ encoder and state
     mesh = make_mesh(config.training.devices)
-    check_divides(mesh, sampler.speakers)
+    check_divides(mesh, sampler.speakers, config.training.micro_batch)
     encoder = make_encoder(config.encoder)
     tx = make_optimizer(config.optimizer, steps)
     speakers = len(corpus.speakers)
