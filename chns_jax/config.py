@@ -317,6 +317,12 @@ class Training:
     micro_batch: PositiveInt | None = None
     """Rows embedded at a time, when memory does not hold the activations of all; batch
     normalisation then sees so many. The loss compares all rows of the batch in any case."""
+    compute: Literal["float32", "bfloat16"] = "float32"
+    """What the encoder's convolutions compute in while it trains; parameters, statistics, the loss
+    and the embeddings of voiceprints and validation are float32."""
+    remat: bool = False
+    """Make the activations of the encoder's blocks again for the gradient, instead of keeping
+    them: less memory, a third more work."""
 
 
 @dataclass(frozen=True)

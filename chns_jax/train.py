@@ -91,7 +91,9 @@ def train(config: Config, opened: ExitStack) -> None:
     # ------------------------------------------------------------------ encoder and state
     mesh = make_mesh(config.training.devices)
     check_divides(mesh, sampler.speakers, config.training.micro_batch)
-    encoder = make_encoder(config.encoder)
+    encoder = make_encoder(
+        config.encoder, dtype=config.training.compute, remat=config.training.remat
+    )
     tx = make_optimizer(config.optimizer, steps)
     speakers = len(corpus.speakers)
     state = jax.jit(partial(init, config, encoder, tx, speakers), out_shardings=replicated(mesh))()
@@ -106,7 +108,7 @@ def train(config: Config, opened: ExitStack) -> None:
     )  # fmt: skip
     responses = rooms.make_responses(config.augment.reverberation, sample_rate, seed)
     responses = jax.device_put(responses, replicated(mesh))
-    encode = make_encode(config, encoder, mesh)
+    encode = make_encode(config, make_encoder(config.encoder), mesh)
 
     def judge(state: TrainState) -> dict:
         """EER and minDCF on the validation trials."""

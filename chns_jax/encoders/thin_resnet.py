@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from chns_jax.encoders.layers import BatchNorm, torch_uniform
+from chns_jax.encoders.layers import BatchNorm, rematerialised, torch_uniform
 
 SE_REDUCTION = 8
 LEAST_VARIANCE = 1e-5
@@ -31,14 +31,15 @@ class SEBasicBlock(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 d"]:
         residual = x
         if self.stride != 1 or x.shape[-1] != self.filters:
-            residual = _conv(self.filters, 1, self.stride, name="downsample_conv")(x)
+            residual = _conv(self.filters, 1, self.stride, x.dtype, name="downsample_conv")(x)
             residual = BatchNorm(name="downsample_bn")(residual, train)
-        x = nn.relu(_conv(self.filters, 3, self.stride, name="conv1")(x))
+        x = nn.relu(_conv(self.filters, 3, self.stride, x.dtype, name="conv1")(x))
         x = BatchNorm(name="bn1")(x, train)
-        x = BatchNorm(name="bn2")(_conv(self.filters, 3, 1, name="conv2")(x), train)
-        squeezed = nn.relu(_linear(self.filters // SE_REDUCTION, name="se1")(x.mean((1, 2))))
+        x = BatchNorm(name="bn2")(_conv(self.filters, 3, 1, x.dtype, name="conv2")(x), train)
+        squeezed = x.mean((1, 2), dtype=jnp.float32)
+        squeezed = nn.relu(_linear(self.filters // SE_REDUCTION, name="se1")(squeezed))
         gate = nn.sigmoid(_linear(self.filters, name="se2")(squeezed))
-        return nn.relu(x * gate[:, None, None] + residual)
+        return nn.relu(x * gate[:, None, None] + residual).astype(x.dtype)
 
 
 class ThinResNet(nn.Module):
@@ -46,6 +47,8 @@ class ThinResNet(nn.Module):
 
     `pooling` is self-attentive ("sap", Cai et al. 2018) or attentive statistics ("asp", Okabe et
     al. 2018); `attend_over` is "time", or "frequency" as the authors of CHNS have it.
+    Convolutions compute in `dtype`. With `remat`, a block's activations are made again for its
+    gradient, not kept.
     """
 
     layers: tuple[int, ...] = (3, 4, 6, 3)
@@ -53,17 +56,20 @@ class ThinResNet(nn.Module):
     pooling: Literal["sap", "asp"] = "sap"
     attend_over: Literal["time", "frequency"] = "time"
     embedding: int = 192
+    dtype: str = "float32"
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t f"], train: bool) -> Float[Array, "b d"]:
-        x = (x.swapaxes(1, 2) if self.attend_over == "time" else x)[..., None]
-        x = _conv(self.filters[0], 7, (2, 1), name="conv1")(x)
+        x = (x.swapaxes(1, 2) if self.attend_over == "time" else x)[..., None].astype(self.dtype)
+        x = _conv(self.filters[0], 7, (2, 1), x.dtype, name="conv1")(x)
         x = nn.relu(BatchNorm(name="bn1")(x, train))
+        make_block = rematerialised(SEBasicBlock) if self.remat else SEBasicBlock
         for stage, (blocks, filters) in enumerate(zip(self.layers, self.filters, strict=True), 1):
             for i in range(blocks):
                 stride = 2 if i == 0 and stage in (2, 3) else 1
-                x = SEBasicBlock(filters, stride, name=f"layer{stage}_{i}")(x, train)
-        x_bxwxc = x.mean(axis=1)
+                x = make_block(filters, stride, name=f"layer{stage}_{i}")(x, train)
+        x_bxwxc = x.mean(axis=1, dtype=jnp.float32)
         hidden = jnp.tanh(_linear(x_bxwxc.shape[-1], name="sap_linear")(x_bxwxc))
         attention = self.param("attention", nn.initializers.xavier_normal(), (hidden.shape[-1], 1))
         weight_bxwx1 = jax.nn.softmax(hidden @ attention, axis=1)
@@ -75,11 +81,11 @@ class ThinResNet(nn.Module):
         return _linear(self.embedding, name="fc")(pooled)
 
 
-def _conv(filters: int, size: int, stride: int | tuple[int, int], name: str) -> nn.Conv:
+def _conv(filters: int, size: int, stride: int | tuple[int, int], dtype, name: str) -> nn.Conv:
     """A convolution without bias, padded by half its size."""
     return nn.Conv(
         filters, (size, size), stride, padding=size // 2, use_bias=False,
-        kernel_init=he_normal_out, name=name,
+        dtype=dtype, kernel_init=he_normal_out, name=name,
     )  # fmt: skip
 
 
