@@ -32,7 +32,13 @@ from chns_jax.errors import UserError
 BUILTIN_VOICES = "builtin:voices"
 LONGEST_CROP = 600
 # Where a run lives and how fast it goes may change when it is resumed; what it computes may not.
-FREE_TO_CHANGE = ("out", "data.threads", "data.cache", "training.keep")
+FREE_TO_CHANGE = (
+    "out",
+    "data.threads",
+    "data.cache",
+    "training.keep",
+    "training.compilation_cache",
+)
 
 
 @dataclass(frozen=True)
@@ -322,7 +328,10 @@ class Training:
     and the embeddings of voiceprints and validation are float32."""
     remat: bool = False
     """Make the activations of the encoder's blocks again for the gradient, instead of keeping
-    them: less memory, a third more work."""
+    them: less memory, a third more work. On a CPU it saves nothing: XLA makes them once there."""
+    compilation_cache: str | None = "compiled"
+    """Folder, relative to data.cache, for compiled programs, with which a run starts sooner when it
+    is started again; null: none."""
 
 
 @dataclass(frozen=True)

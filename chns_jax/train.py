@@ -26,6 +26,7 @@ import numpy as np
 from chns_jax import checkpoint
 from chns_jax import config as configs
 from chns_jax.checkpoint import Progress
+from chns_jax.compilation_cache import keep_compiled
 from chns_jax.config import Config
 from chns_jax.corpus import rooms
 from chns_jax.corpus.audio import check
@@ -89,6 +90,8 @@ def train(config: Config, opened: ExitStack) -> None:
     )
 
     # ------------------------------------------------------------------ encoder and state
+    if config.training.compilation_cache is not None:
+        keep_compiled(Path(config.data.cache, config.training.compilation_cache).expanduser())
     mesh = make_mesh(config.training.devices)
     check_divides(mesh, sampler.speakers, config.training.micro_batch)
     encoder = make_encoder(
