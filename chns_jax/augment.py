@@ -34,22 +34,22 @@ def augment_audio(
     step: Int[Array, ""],
     samples: int,
     speakers: int,
-    pairs: bool,
+    pairs: int | None,
 ) -> tuple[Float[Array, "b s"], Int[Array, " b"]]:
     """Waveforms in [-1, 1], of `samples` samples, and their labels.
 
-    `batch` holds "audio" (b, s or longer), "labels" (b,) and, when noise is on, "noise" (b, s) and
-    "snr" (b,) in dB. `responses` are those of rooms. Of `speakers` speakers, the one at speed
-    factor i is speaker + (i + 1) * speakers if the config counts it as another; then, with
-    `pairs`, the two views of a speaker get the same speed.
+    `batch` holds "audio" (b, s or longer), "labels" (b,), "slot" (b,) and, when noise is on,
+    "noise" (b, s) and "snr" (b,) in dB. `responses` are those of rooms. Of `speakers` speakers, the
+    one at speed factor i is speaker + (i + 1) * speakers if the config counts it as another; then
+    the two views of a speaker, in slots j and j + `pairs`, get the same speed.
     """
     audio, labels = to_float(batch["audio"]), batch["labels"]
-    slot = jnp.arange(len(audio))
+    slot = batch["slot"]
     keys = slot_keys(seed, step, slot)
     speed = augment.speed
     if speed.probability:
-        twins_alike = pairs and speed.new_speakers
-        slot = slot % (len(audio) // 2) if twins_alike else slot
+        twins_alike = pairs is not None and speed.new_speakers
+        slot = slot % pairs if twins_alike else slot
         choice = draw_speeds(slot_keys(seed, step, slot), speed.probability, len(speed.factors))
         audio = change_speed(audio, choice, speed.factors, samples)
         if speed.new_speakers:

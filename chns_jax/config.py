@@ -32,7 +32,14 @@ from chns_jax.errors import UserError
 BUILTIN_VOICES = "builtin:voices"
 LONGEST_CROP = 600
 # Where a run lives and how fast it goes may change when it is resumed; what it computes may not.
-FREE_TO_CHANGE = ("out", "data.threads", "data.cache", "training.keep", "hosts")
+FREE_TO_CHANGE = (
+    "out",
+    "data.threads",
+    "data.cache",
+    "training.keep",
+    "training.compilation_cache",
+    "hosts",
+)
 
 
 @dataclass(frozen=True)
@@ -321,6 +328,18 @@ class Training:
     """Steps between lines of metrics."""
     devices: PositiveInt | None = None
     """Devices to use; all when not given."""
+    micro_batch: PositiveInt | None = None
+    """Rows embedded at a time, when memory does not hold the activations of all; batch
+    normalisation then sees so many. The loss compares all rows of the batch in any case."""
+    compute: Literal["float32", "bfloat16"] = "float32"
+    """What the encoder's convolutions compute in while it trains; parameters, statistics, the loss
+    and the embeddings of voiceprints and validation are float32."""
+    remat: bool = False
+    """Make the activations of the encoder's blocks again for the gradient, instead of keeping
+    them: less memory, a third more work. On a CPU it saves nothing: XLA makes them once there."""
+    compilation_cache: str | None = "compiled"
+    """Folder, relative to data.cache, for compiled programs, with which a run starts sooner when it
+    is started again; null: none."""
 
 
 @dataclass(frozen=True)
@@ -483,6 +502,7 @@ def _check(config: Config) -> None:
     hosts = config.hosts
     given = [value is not None for value in (hosts.coordinator, hosts.count, hosts.index)]
     noise, speed = config.augment.noise, config.augment.speed
+    micro_batch = config.training.micro_batch
     checks = [
         (
             len(resnet.layers) == len(resnet.filters),
@@ -505,6 +525,9 @@ def _check(config: Config) -> None:
         (sampler.kind != "utterances" or config.loss.kind == "aam_softmax",
          f"sampler.kind utterances gives no pairs, which loss.kind {config.loss.kind} needs: "
          "use sampler.kind random or chns"),
+        (micro_batch is None or micro_batch > 1 and 2 * sampler.speakers % micro_batch == 0,
+         f"training.micro_batch {micro_batch} must be 2 or more, and divide the "
+         f"{2 * sampler.speakers} rows of a batch"),
         (config.loss.aam_margin < math.pi / 2, "loss.aam_margin must be below pi / 2 radians"),
         (not noise.probability or noise.root,
          "augment.noise.probability needs augment.noise.root, a folder of noise"),
@@ -516,6 +539,8 @@ def _check(config: Config) -> None:
          "augment.speed.factors must be one or more speeds from 0.5 to 2"),
         (config.augment.spec_augment.band_width <= features.bands,
          f"augment.spec_augment.band_width exceeds the {features.bands} bands"),
+        (not sampler.refresh_ahead or not (hosts.detect or hosts.coordinator),
+         "sampler.refresh_ahead works on one host: leave it 0 with hosts.*"),
         (0 <= features.f_min < features.f_max <= features.sample_rate / 2,
          "features.f_min and features.f_max must lie in order between 0 and half the sample rate"),
         (not any(given) or (all(given) and not hosts.detect),

@@ -50,11 +50,17 @@ def put(mesh: Mesh, rows: Any) -> Any:
     return jax.tree.map(partial(jax.make_array_from_process_local_data, split(mesh)), rows)
 
 
-def check_divides(mesh: Mesh, speakers: int) -> None:
-    """Raises UserError when the rows of a batch of `speakers` cannot be split evenly."""
+def check_divides(mesh: Mesh, speakers: int, micro_batch: int | None = None) -> None:
+    """Raises UserError when the rows of a batch of `speakers`, or those of a micro-batch, cannot be
+    split evenly."""
     of_hosts = f"of {jax.process_count()} hosts " if jax.process_count() > 1 else ""
     if (2 * speakers) % mesh.size:
         raise UserError(
             f"sampler.speakers {speakers} makes {2 * speakers} rows, which {mesh.size} devices "
             f"{of_hosts}cannot share evenly: change it, or set training.devices"
+        )
+    if micro_batch is not None and micro_batch % mesh.size:
+        raise UserError(
+            f"training.micro_batch {micro_batch} is no multiple of the {mesh.size} devices that "
+            "share it: change it, or set training.devices"
         )

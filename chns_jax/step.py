@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Int, Int16
 from chns_jax.augment import augment_audio, mask_spectrogram, slot_keys
 from chns_jax.config import Config
 from chns_jax.features import frame_count, log_mel
+from chns_jax.gradient_caching import embed_in_micro_batches
 from chns_jax.losses import init_params, training_loss
 from chns_jax.optimizer import schedule
 from chns_jax.randomness import Purpose, generator
@@ -68,27 +70,41 @@ def train_step(
     `responses` are impulse responses of rooms, where the config asks for them; `speakers` is the
     number of training speakers. Returns the next state and {"loss", "learning_rate", "z"}, z (2b,
     d) being the L2-normalised embeddings, and {"temperature"} of losses that have one. Under jit
-    with rows split over the mesh, loss and batch statistics are global.
+    with rows split over the mesh, the loss is global, and so are the batch statistics: those of all
+    rows, or with `training.micro_batch` of a micro-batch (see gradient_caching.py).
     """
-    seed, step = config.training.seed, state.step
-    audio, labels = augment_audio(
-        batch, responses, config.augment, seed=seed, step=step, samples=config.crop_samples,
-        speakers=speakers, pairs=config.sampler.kind != "utterances",
-    )  # fmt: skip
-    frames = log_mel(audio, config.features)
-    if config.augment.spec_augment.probability:
-        keys = slot_keys(seed, step, jnp.arange(len(audio)))
-        frames = mask_spectrogram(frames, config.augment.spec_augment, keys)
+    seed, step, rows = config.training.seed, state.step, len(batch["audio"])
+    micro_batch = config.training.micro_batch
+    batch = {**batch, "slot": jnp.arange(rows)}
 
-    def loss_of(params):
+    def embed(params, batch_stats, batch):
+        """New batch statistics, and the embeddings and labels of some rows of the batch."""
+        audio, labels = augment_audio(
+            batch, responses, config.augment, seed=seed, step=step, samples=config.crop_samples,
+            speakers=speakers, pairs=None if config.sampler.kind == "utterances" else rows // 2,
+        )  # fmt: skip
+        frames = log_mel(audio, config.features)
+        if config.augment.spec_augment.probability:
+            keys = slot_keys(seed, step, batch["slot"])
+            frames = mask_spectrogram(frames, config.augment.spec_augment, keys)
         embedding, updated = encoder.apply(
-            {"params": params["encoder"], "batch_stats": state.variables["batch_stats"]},
+            {"params": params, "batch_stats": batch_stats},
             frames,
             train=True,
             mutable=["batch_stats"],
         )
+        return jax.lax.stop_gradient(updated["batch_stats"]), (embedding, labels)
+
+    def loss_of(params):
+        batch_stats, embed_rows = state.variables["batch_stats"], partial(embed, params["encoder"])
+        if micro_batch is None:
+            batch_stats, (embedding, labels) = embed_rows(batch_stats, batch)
+        else:
+            batch_stats, (embedding, labels) = embed_in_micro_batches(
+                embed_rows, batch_stats, batch, rows=rows, micro_batch=micro_batch
+            )
         loss, metrics = training_loss(embedding, labels, params.get("loss", {}), config.loss, mesh)
-        return loss, (updated["batch_stats"], {"loss": loss, **metrics})
+        return loss, (batch_stats, {"loss": loss, **metrics})
 
     params = state.variables["params"]
     gradient, (batch_stats, metrics) = jax.grad(loss_of, has_aux=True)(params)

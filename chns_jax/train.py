@@ -27,6 +27,7 @@ import numpy as np
 from chns_jax import checkpoint, hosts
 from chns_jax import config as configs
 from chns_jax.checkpoint import Progress
+from chns_jax.compilation_cache import keep_compiled
 from chns_jax.config import Config, Hosts
 from chns_jax.corpus import rooms
 from chns_jax.corpus.audio import check
@@ -95,9 +96,13 @@ def train(config: Config, opened: ExitStack) -> None:
     )
 
     # ------------------------------------------------------------------ encoder and state
+    if config.training.compilation_cache is not None:
+        keep_compiled(Path(config.data.cache, config.training.compilation_cache).expanduser())
     mesh = make_mesh(config.training.devices)
-    check_divides(mesh, sampler.speakers)
-    encoder = make_encoder(config.encoder)
+    check_divides(mesh, sampler.speakers, config.training.micro_batch)
+    encoder = make_encoder(
+        config.encoder, dtype=config.training.compute, remat=config.training.remat
+    )
     tx = make_optimizer(config.optimizer, steps)
     speakers = len(corpus.speakers)
     state = jax.jit(partial(init, config, encoder, tx, speakers), out_shardings=replicated(mesh))()
@@ -112,8 +117,9 @@ def train(config: Config, opened: ExitStack) -> None:
     )  # fmt: skip
     responses = rooms.make_responses(config.augment.reverberation, sample_rate, seed)
     responses = jax.device_put(responses, replicated(mesh))
-    encode = make_encode(config, encoder, mesh)
-    encode_beside = encode if mesh.size == 1 else make_encode(config, encoder, make_mesh(1))
+    embedder = make_encoder(config.encoder)
+    encode = make_encode(config, embedder, mesh)
+    encode_beside = encode if mesh.size == 1 else make_encode(config, embedder, make_mesh(1))
 
     def new_table(encode: Encode, variables: dict) -> Table:
         """The clusters of the next round."""

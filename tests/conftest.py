@@ -83,12 +83,15 @@ def program(tmp_path_factory):
     """program("train", *arguments): start `python -m chns_jax.train` as a user would."""
     compiled = str(tmp_path_factory.mktemp("compiled"))
 
-    def start(name: str, *arguments, largest_file_kb: int | None = None) -> subprocess.Popen:
+    def start(
+        name: str, *arguments, largest_file_kb: int | None = None, **variables: str
+    ) -> subprocess.Popen:
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": compiled,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            **variables,
         }
         command = [sys.executable, "-m", f"chns_jax.{name}", *map(str, arguments)]
         if largest_file_kb is not None:

@@ -162,6 +162,8 @@ def test_differences_name_the_keys_that_matter():
     one = Config()
     other = Config(out="elsewhere", sampler=dataclasses.replace(one.sampler, hard_ratio=0.9))
     assert configs.differences(one, other) == ["sampler.hard_ratio"]
+    moved = dataclasses.replace(one.training, compilation_cache=None, keep=5)
+    assert not configs.differences(one, dataclasses.replace(one, training=moved))
 
 
 @pytest.mark.parametrize(
@@ -189,6 +191,12 @@ def test_differences_name_the_keys_that_matter():
         (["--augment.speed.factors", "[0.1]", "--augment.speed.probability", "1"], "0.5 to 2"),
         (["--augment.spec_augment.band_width", "81"], "augment.spec_augment.band_width"),
         (["--loss.aam_margin", "1.6"], "loss.aam_margin"),
+        (
+            ["--training.micro_batch", "300"],
+            "training.micro_batch 300 must .* divide the 1300 rows",
+        ),
+        (["--training.micro_batch", "1"], "training.micro_batch 1 must be 2 or more"),
+        (["--training.compute", "float16"], "training.compute"),
         (["--features.hop_ms", "0.001"], "features.hop_ms"),
         (["--hosts.coordinator", "a:1"], "hosts.index are given together"),
         ([*HOSTS, "--hosts.detect", "true"], "without hosts.detect"),

@@ -9,7 +9,7 @@ import pytest
 from chns_jax.config import Ecapa, Encoder, ThinResNet
 from chns_jax.convert import from_torch, to_torch
 from chns_jax.encoders import make_encoder
-from chns_jax.encoders.layers import AttentiveStatistics, BatchNorm, Conv1d
+from chns_jax.encoders.layers import AttentiveStatistics, BatchNorm, Conv1d, SqueezeExcitation
 
 SMALL = Encoder(embedding=8, ecapa=Ecapa(channels=(8, 8, 8, 8, 16), res2net_scale=4))
 
@@ -220,3 +220,24 @@ def test_in_evaluation_rows_do_not_see_each_other_and_every_frame_counts():
     gradient = np.abs(jax.grad(first)(jnp.asarray(x))).sum(axis=2)
     assert (gradient[0] > 0).all()
     assert (gradient[1:] == 0).all()
+
+
+def test_sums_over_frames_are_float32_whatever_is_convolved():
+    """19,200 frames, each with a gradient of 1: in bfloat16 the sum would stop at 256."""
+    x = jnp.ones((64, 300, 8), jnp.bfloat16)
+    conv, gate, norm = Conv1d(8, kernel_size=3), SqueezeExcitation(4), BatchNorm()
+    for layer in (conv, gate):
+        assert layer.apply(layer.init(jax.random.key(0), x), x).dtype == jnp.bfloat16
+
+    variables = conv.init(jax.random.key(0), x)
+    gradient = jax.grad(lambda v: conv.apply(v, x).astype(jnp.float32).sum())(variables)
+    np.testing.assert_allclose(gradient["params"]["bias"], 64 * 300)
+
+    variables = norm.init(jax.random.key(0), x, True)
+    noise = (3 + np.random.default_rng(0).normal(size=x.shape)).astype(jnp.bfloat16)
+    y, updated = norm.apply(variables, noise, True, mutable=["batch_stats"])
+    exact = np.asarray(noise, np.float64).reshape(-1, 8)
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * exact.mean(0), rtol=1e-5)
+    assert y.dtype == jnp.bfloat16
+    gradient = jax.grad(lambda v: norm.apply(v, x, False).astype(jnp.float32).sum())(variables)
+    np.testing.assert_allclose(gradient["params"]["bias"], 64 * 300)

@@ -1,4 +1,6 @@
 import dataclasses
+import math
+import re
 from functools import lru_cache, partial
 
 import jax
@@ -7,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from chns_jax.augment import augment_audio, mask_spectrogram, slot_keys
 from chns_jax.config import (
     Augment,
     Config,
@@ -21,10 +24,13 @@ from chns_jax.config import (
     Sampler,
     SpecAugment,
     Speed,
+    ThinResNet,
     Training,
 )
 from chns_jax.encoders import make_encoder
 from chns_jax.errors import UserError
+from chns_jax.features import log_mel
+from chns_jax.losses import training_loss
 from chns_jax.optimizer import make_optimizer, schedule
 from chns_jax.sharding import check_divides, make_mesh, put, replicated, split
 from chns_jax.step import embed_step, init, sha256, train_step
@@ -60,7 +66,8 @@ def noisy(audio):
 
 @lru_cache
 def build(config=CONFIG, devices=1):
-    mesh, encoder = make_mesh(devices), make_encoder(config.encoder)
+    training, mesh = config.training, make_mesh(devices)
+    encoder = make_encoder(config.encoder, dtype=training.compute, remat=training.remat)
     tx = make_optimizer(config.optimizer, config.training.steps)
     state = jax.jit(partial(init, config, encoder, tx, 8), out_shardings=replicated(mesh))()
     step = jax.jit(
@@ -82,11 +89,33 @@ AUGMENTED = Augment(
 )
 
 
-@pytest.mark.parametrize("kind, augment", [("supcon", AUGMENTED), ("aam_softmax", Augment())])
-def test_eight_devices_are_one(kind, augment):
-    config = dataclasses.replace(
-        CONFIG, loss=Loss(kind=kind), augment=augment, data=Data(crop_seconds=0.2)
-    )
+SHALLOW = Encoder(
+    embedding=8,
+    ecapa=Ecapa(
+        channels=(8, 16, 16), kernel_sizes=(5, 3, 1), dilations=(1, 2, 1), res2net_scale=2,
+        se_channels=4, attention_channels=4,
+    ),
+)  # fmt: skip
+RESNET = Encoder(
+    kind="thin_resnet",
+    embedding=8,
+    thin_resnet=ThinResNet(layers=(1, 1), filters=(8, 16)),
+)
+
+
+def replaced(training: dict, **parts) -> Config:
+    """CONFIG with a shallow encoder, short crops, some keys of `training`, and other parts."""
+    parts = {"encoder": SHALLOW, "data": Data(crop_seconds=0.2), **parts}
+    training = dataclasses.replace(CONFIG.training, **training)
+    return dataclasses.replace(CONFIG, training=training, **parts)
+
+
+@pytest.mark.parametrize(
+    "kind, augment, micro_batch",
+    [("supcon", AUGMENTED, None), ("aam_softmax", Augment(), None), ("supcon", AUGMENTED, 8)],
+)
+def test_eight_devices_are_one(kind, augment, micro_batch):
+    config = replaced({"micro_batch": micro_batch}, loss=Loss(kind=kind), augment=augment)
     states = {}
     for devices in (1, 8):
         _, _, state, step = build(config, devices)
@@ -109,6 +138,145 @@ def test_eight_devices_are_one(kind, augment):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest)
 
 
+def gradient_of(state):
+    """The gradient of the first step, without weight decay: ten times Adam's first moment."""
+    return jax.tree.map(lambda mu: 10 * mu, optax.tree.get(state.optimizer, "mu"))
+
+
+def assert_same(mine, theirs, rtol=1e-4):
+    """Trees equal to float accuracy of their largest value."""
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(theirs))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=1e-5 * largest), mine, theirs)
+
+
+NO_DECAY = Optimizer(learning_rate=0.003, weight_decay=0.0)
+
+
+def test_micro_batches_have_the_gradient_of_their_definition():
+    """One gradient through four passes of every fourth row, over crops augmented all at once."""
+    augment = AUGMENTED
+    config = replaced({"micro_batch": 4}, augment=augment, optimizer=NO_DECAY)
+    _, encoder, state, step = build(config)
+    batch = noisy(audio())
+    seed, slot = config.training.seed, jnp.arange(16)
+    crops, labels = augment_audio(
+        {**batch, "slot": slot}, RESPONSES, augment, seed=seed, step=jnp.int32(0),
+        samples=config.crop_samples, speakers=8, pairs=8,
+    )  # fmt: skip
+    frames = log_mel(crops, config.features)
+    frames = mask_spectrogram(frames, augment.spec_augment, slot_keys(seed, 0, slot))
+
+    def loss_of(params):
+        statistics, embeddings = state.variables["batch_stats"], {}
+        for i in range(4):
+            variables = {"params": params["encoder"], "batch_stats": statistics}
+            z, updated = encoder.apply(variables, frames[i::4], True, mutable=["batch_stats"])
+            statistics = updated["batch_stats"]
+            embeddings.update(zip(range(i, 16, 4), z, strict=True))
+        stacked = jnp.stack([embeddings[row] for row in range(16)])
+        loss, metrics = training_loss(stacked, labels, params["loss"], config.loss)
+        return loss, (statistics, metrics["z"])
+
+    gradient, (statistics, z) = jax.jit(jax.grad(loss_of, has_aux=True))(state.variables["params"])
+    after, metrics = step(state, batch)
+    assert_same(metrics["z"], z)
+    assert_same(after.variables["batch_stats"], statistics)
+    assert_same(gradient_of(after), gradient)
+
+
+def test_one_micro_batch_is_the_plain_step():
+    batch = noisy(audio())
+    afters = {}
+    for micro_batch in (None, 16):
+        config = replaced({"micro_batch": micro_batch}, augment=AUGMENTED, optimizer=NO_DECAY)
+        _, _, state, step = build(config)
+        after, metrics = step(state, batch)
+        afters[micro_batch] = (metrics, after.variables["batch_stats"], gradient_of(after))
+    jax.tree.map(assert_same, afters[16], afters[None])
+
+
+def compiled(config, devices=1, samples=16_000):
+    """The compiled step of 16 rows."""
+    training, mesh = config.training, make_mesh(devices)
+    encoder = make_encoder(config.encoder, dtype=training.compute, remat=training.remat)
+    tx = make_optimizer(config.optimizer, training.steps)
+    state = jax.eval_shape(partial(init, config, encoder, tx, 8))
+    batch = {
+        "audio": jax.ShapeDtypeStruct((16, samples), np.int16),
+        "labels": jax.ShapeDtypeStruct((16,), np.int32),
+    }
+    step = jax.jit(
+        partial(
+            train_step, config=config, encoder=encoder, tx=tx, speakers=8,
+            mesh=mesh if devices > 1 else None,
+        ),
+        in_shardings=(replicated(mesh), split(mesh)),
+    )  # fmt: skip
+    return step.lower(state, batch).compile()
+
+
+def test_micro_batches_take_less_memory():
+    config = replaced({}, data=Data(crop_seconds=1.0))
+    few = replaced({"micro_batch": 4}, data=Data(crop_seconds=1.0))
+    whole, parts = (compiled(c).memory_analysis().temp_size_in_bytes for c in (config, few))
+    assert parts < 0.4 * whole
+
+
+def test_no_audio_changes_its_device_for_micro_batches():
+    text = compiled(replaced({"micro_batch": 8}), devices=8, samples=4000).as_text()
+    moves = [
+        line for line in text.splitlines()
+        if any(f" {move}(" in line for move in ("all-gather", "all-to-all", "collective-permute"))
+    ]  # fmt: skip
+    sizes = [math.prod(map(int, re.search(r"\[([\d,]*)\]", move)[1].split(","))) for move in moves]
+    assert sizes and max(sizes) <= 16 * 8, moves  # embeddings, (2b, d)
+
+
+@pytest.mark.parametrize("encoder", [SHALLOW, RESNET], ids=lambda encoder: encoder.kind)
+def test_bfloat16_is_near_float32_and_keeps_its_state_in_float32(encoder):
+    batch = {"audio": audio(), "labels": LABELS}
+    metrics, gradients = {}, {}
+    for compute in ("float32", "bfloat16"):
+        config = replaced({"compute": compute}, encoder=encoder, optimizer=NO_DECAY)
+        _, _, state, step = build(config)
+        after, metrics[compute] = step(state, batch)
+        gradients[compute] = jnp.concatenate(
+            [leaf.ravel() for leaf in jax.tree.leaves(gradient_of(after))]
+        )
+        dtypes = {leaf.dtype for leaf in jax.tree.leaves((after.variables, metrics[compute]))}
+        assert dtypes == {jnp.dtype("float32")}
+    one, other = gradients.values()
+    assert jnp.vdot(one, other) > 0.99 * jnp.linalg.norm(one) * jnp.linalg.norm(other)
+    float32, bfloat16 = metrics.values()
+    np.testing.assert_allclose(bfloat16["loss"], float32["loss"], rtol=0.03)
+    assert 1e-4 < np.abs(bfloat16["z"] - float32["z"]).max() < 0.2
+
+
+@pytest.mark.parametrize("encoder", [SHALLOW, RESNET], ids=lambda encoder: encoder.kind)
+def test_activations_made_again_change_nothing_but_memory(encoder):
+    """The bytes kept for the gradient are measured, as XLA makes everything once on a CPU."""
+    batch = {"audio": audio(), "labels": LABELS}
+    afters, states, kept = {}, {}, {}
+    for remat in (False, True):
+        config = replaced({"remat": remat}, encoder=encoder, optimizer=NO_DECAY)
+        _, module, states[remat], step = build(config)
+        after, metrics = step(states[False], batch)  # of the encoder that keeps them
+        afters[remat] = (metrics, after.variables["batch_stats"], gradient_of(after))
+        statistics = states[remat].variables["batch_stats"]
+
+        def of(params, frames, module=module, statistics=statistics):
+            variables = {"params": params, "batch_stats": statistics}
+            return module.apply(variables, frames, True, mutable=["batch_stats"])[0]
+
+        frames = jnp.zeros((16, 300, 20))
+        with_gradient = partial(jax.vjp, partial(of, frames=frames))
+        _, pullback = jax.eval_shape(with_gradient, states[remat].variables["params"]["encoder"])
+        kept[remat] = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
+    assert sha256(states[True].variables) == sha256(states[False].variables)
+    jax.tree.map(assert_same, afters[True], afters[False])
+    assert kept[True] < 0.8 * kept[False]
+
+
 def test_another_speed_is_another_class():
     augment = Augment(speed=Speed(probability=1.0, factors=(0.8, 1.25), new_speakers=True))
     config = dataclasses.replace(
@@ -118,8 +286,11 @@ def test_another_speed_is_another_class():
     assert state.variables["params"]["loss"]["weight"].shape == (3 * 8, 8)
 
 
-def test_training_separates_the_speakers():
-    mesh, encoder, state, step = build()
+@pytest.mark.parametrize("training", [{}, {"compute": "bfloat16"}], ids=str)
+def test_training_separates_the_speakers(training):
+    config = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, **training))
+    _, _, state, step = build(config)
+    encoder = make_encoder(config.encoder)
     losses = []
     for i in range(40):
         state, metrics = step(state, {"audio": audio(i), "labels": LABELS})
@@ -183,5 +354,7 @@ def test_weight_decay_is_added_to_the_gradient_as_pytorch_does():
 def test_devices_that_cannot_share_a_batch():
     with pytest.raises(UserError, match="sampler.speakers 5 makes 10 rows, which 8 devices"):
         check_divides(make_mesh(), 5)
+    with pytest.raises(UserError, match="training.micro_batch 4 is no multiple of the 8 devices"):
+        check_divides(make_mesh(), 8, 4)
     with pytest.raises(UserError, match="training.devices is 99"):
         make_mesh(99)

@@ -7,8 +7,8 @@ import flax.linen as nn
 from chns_jax.config import Encoder
 
 
-def make_encoder(encoder: Encoder) -> nn.Module:
-    """The Flax module that the config describes."""
+def make_encoder(encoder: Encoder, *, dtype: str = "float32", remat: bool = False) -> nn.Module:
+    """The Flax module that the config describes; `dtype` and `remat` as of `config.Training`."""
     from chns_jax.encoders.ecapa_tdnn import EcapaTdnn
     from chns_jax.encoders.thin_resnet import ThinResNet
 
@@ -19,4 +19,4 @@ def make_encoder(encoder: Encoder) -> nn.Module:
     module, options = kinds[encoder.kind]
     # Modules must be hashable, and a config may hold lists.
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(options).items()}
-    return module(**fields, embedding=encoder.embedding)
+    return module(**fields, embedding=encoder.embedding, dtype=dtype, remat=remat)

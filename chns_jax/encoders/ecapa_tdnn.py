@@ -6,7 +6,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from chns_jax.encoders.layers import TDNN, AttentiveStatistics, BatchNorm, Conv1d, SqueezeExcitation
+from chns_jax.encoders.layers import (
+    TDNN,
+    AttentiveStatistics,
+    BatchNorm,
+    Conv1d,
+    SqueezeExcitation,
+    rematerialised,
+)
 
 
 class Res2Net(nn.Module):
@@ -55,9 +62,10 @@ class EcapaTdnn(nn.Module):
     """Log-mel -> speaker embedding. Defaults: the paper's mobile model, 2,049,952 parameters.
 
     `channels`, `kernel_sizes` and `dilations` have one entry for the first TDNN, one for each
-    SE-Res2Net block and one for the aggregation of the blocks' outputs. In evaluation mode, rows
-    may be padded: `frames_b` are then the frames of each utterance, no fewer than
-    `fewest_frames`, and an embedding is that of the utterance alone.
+    SE-Res2Net block and one for the aggregation of the blocks' outputs. Convolutions compute in
+    `dtype`. With `remat`, a block's activations are made again for its gradient, not kept. In
+    evaluation mode, rows may be padded: `frames_b` are then the frames of each utterance, no fewer
+    than `fewest_frames`, and an embedding is that of the utterance alone.
     """
 
     channels: tuple[int, ...] = (256, 256, 256, 256, 768)
@@ -67,6 +75,8 @@ class EcapaTdnn(nn.Module):
     se_channels: int = 128
     attention_channels: int = 128
     embedding: int = 192
+    dtype: str = "float32"
+    remat: bool = False
 
     @property
     def fewest_frames(self) -> int:
@@ -79,10 +89,11 @@ class EcapaTdnn(nn.Module):
         self, x: Float[Array, "b t f"], train: bool, frames_b: Int[Array, " b"] | None = None
     ) -> Float[Array, "b d"]:
         first, *blocks, last = zip(self.channels, self.kernel_sizes, self.dilations, strict=True)
-        x = TDNN(*first, name="blocks_0")(x, train, frames_b)
+        x = TDNN(*first, name="blocks_0")(x.astype(self.dtype), train, frames_b)
         outputs = []
+        make_block = rematerialised(SERes2NetBlock) if self.remat else SERes2NetBlock
         for i, layer in enumerate(blocks, start=1):
-            block = SERes2NetBlock(*layer, self.res2net_scale, self.se_channels, name=f"blocks_{i}")
+            block = make_block(*layer, self.res2net_scale, self.se_channels, name=f"blocks_{i}")
             x = block(x, train, frames_b)
             outputs.append(x)
         x = TDNN(*last, name="mfa")(jnp.concatenate(outputs, axis=-1), train, frames_b)

@@ -1,5 +1,8 @@
 """Layers that the encoders share. Arrays are (b, t, c): time before channels.
 
+Parameters are float32. A layer computes and answers in the type of its input: of bfloat16, it
+convolves in bfloat16; statistics, and sums over frames, are float32 in any case.
+
 `frames_b` says how many frames of each row are the utterance's, where rows are padded to one
 length; the outputs of these frames are those that the utterance has alone, and what stands in the
 frames after them is ignored. None: all frames of all rows.
@@ -19,6 +22,11 @@ def torch_uniform(key, shape, dtype=jnp.float32):
     """PyTorch's default weight of a layer (..., c_in, c_out): uniform in +-1/sqrt(fan_in)."""
     bound = max(1, math.prod(shape[:-1])) ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def rematerialised(block: type[nn.Module]) -> type[nn.Module]:
+    """The module `block(x, train, ...)`, whose activations are made again for the gradient."""
+    return nn.remat(block, static_argnums=(2,))  # train; the module itself is 0
 
 
 def valid(frames_b: Int[Array, " b"] | None, frames: int) -> Bool[Array, "b t 1"] | None:
@@ -69,14 +77,19 @@ class Conv1d(nn.Module):
             (self.channels,),
         )
         if taps == 1:
-            return x @ kernel[0] + bias
+            return _convolved(x, kernel[0], bias)
         reach = self.dilation * (taps - 1)
         frames = x.shape[1]
         if frames <= (reach + 1) // 2:
             raise ValueError(f"{frames} frames are too few for a convolution that reaches {reach}")
         padded = pad_reflect(x, reach // 2, reach - reach // 2, frames_b)
         shifted = [padded[:, i * self.dilation : i * self.dilation + frames] for i in range(taps)]
-        return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, self.channels) + bias
+        return _convolved(jnp.concatenate(shifted, -1), kernel.reshape(-1, self.channels), bias)
+
+
+def _convolved(x, kernel, bias):
+    # The bias is added in float32, or its gradient would be summed in bfloat16.
+    return (x @ kernel.astype(x.dtype) + bias).astype(x.dtype)
 
 
 class BatchNorm(nn.Module):
@@ -91,7 +104,8 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b c"], train: bool) -> Float[Array, "*b c"]:
-        channels = x.shape[-1]
+        channels, dtype = x.shape[-1], x.dtype
+        x = x.astype(jnp.float32)
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         mean_var = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
@@ -108,7 +122,7 @@ class BatchNorm(nn.Module):
         else:
             mean, var = mean_var.value, var_var.value
         gain = scale * jax.lax.rsqrt(var + self.epsilon)
-        return x * gain + (bias - mean * gain)
+        return (x * gain + (bias - mean * gain)).astype(dtype)
 
 
 class TDNN(nn.Module):
@@ -135,15 +149,18 @@ class SqueezeExcitation(nn.Module):
     def __call__(
         self, x: Float[Array, "b t c"], frames_b: Int[Array, " b"] | None = None
     ) -> Float[Array, "b t c"]:
-        squeezed = jnp.mean(x, axis=1, keepdims=True, where=valid(frames_b, x.shape[1]))
+        where = valid(frames_b, x.shape[1])
+        squeezed = jnp.mean(x, axis=1, keepdims=True, dtype=jnp.float32, where=where)
         hidden = nn.relu(Conv1d(self.bottleneck, name="conv1")(squeezed))
-        return x * nn.sigmoid(Conv1d(x.shape[-1], name="conv2")(hidden))
+        gate = nn.sigmoid(Conv1d(x.shape[-1], name="conv2")(hidden))
+        return (x * gate).astype(x.dtype)
 
 
 class AttentiveStatistics(nn.Module):
     """Attentive statistics pooling with global context (Okabe 2018; Desplanques 2020).
 
-    Every channel has its own attention over *time*; the result is its weighted mean and deviation.
+    Every channel has its own attention over *time*; the result is its weighted mean and deviation,
+    in float32.
     """
 
     attention_channels: int
@@ -152,14 +169,16 @@ class AttentiveStatistics(nn.Module):
     def __call__(
         self, x: Float[Array, "b t c"], train: bool, frames_b: Int[Array, " b"] | None = None
     ) -> Float[Array, "b 2c"]:
+        dtype, x = x.dtype, x.astype(jnp.float32)
         where = valid(frames_b, x.shape[1])
         mean = jnp.mean(x, axis=1, keepdims=True, where=where)
         variance = jnp.mean(jnp.square(x - mean), axis=1, keepdims=True, where=where)
         deviation = jnp.sqrt(jnp.maximum(variance, 1e-12))
         context = [x, jnp.broadcast_to(mean, x.shape), jnp.broadcast_to(deviation, x.shape)]
-        hidden = TDNN(self.attention_channels, name="tdnn")(jnp.concatenate(context, -1), train)
+        context = jnp.concatenate(context, axis=-1).astype(dtype)
+        hidden = TDNN(self.attention_channels, name="tdnn")(context, train)
         score = Conv1d(x.shape[-1], name="conv")(jnp.tanh(hidden))
-        weight = jax.nn.softmax(score, axis=1, where=where)
+        weight = jax.nn.softmax(score.astype(jnp.float32), axis=1, where=where)
         mean = (weight * x).sum(axis=1, keepdims=True)
         variance = (weight * jnp.square(x - mean)).sum(axis=1, keepdims=True)
         deviation = jnp.sqrt(jnp.maximum(variance, 1e-12))

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from chns_jax.encoders.layers import BatchNorm, torch_uniform, valid
+from chns_jax.encoders.layers import BatchNorm, rematerialised, torch_uniform, valid
 
 SE_REDUCTION = 8
 LEAST_VARIANCE = 1e-5
@@ -41,24 +41,26 @@ class SEBasicBlock(nn.Module):
         """`x` is zero past the utterance's end, and so is the result; `where` is the result's."""
         residual = x
         if self.stride != 1 or x.shape[-1] != self.filters:
-            residual = _conv(self.filters, 1, self.stride, name="downsample_conv")(x)
+            residual = _conv(self.filters, 1, self.stride, x.dtype, name="downsample_conv")(x)
             residual = BatchNorm(name="downsample_bn")(residual, train)
-        x = nn.relu(_conv(self.filters, 3, self.stride, name="conv1")(x))
+        x = nn.relu(_conv(self.filters, 3, self.stride, x.dtype, name="conv1")(x))
         x = _zero_outside(where, BatchNorm(name="bn1")(x, train))
-        x = BatchNorm(name="bn2")(_conv(self.filters, 3, 1, name="conv2")(x), train)
-        squeezed = jnp.mean(x, (1, 2), where=where)
+        x = BatchNorm(name="bn2")(_conv(self.filters, 3, 1, x.dtype, name="conv2")(x), train)
+        squeezed = jnp.mean(x, (1, 2), dtype=jnp.float32, where=where)
         squeezed = nn.relu(_linear(self.filters // SE_REDUCTION, name="se1")(squeezed))
         gate = nn.sigmoid(_linear(self.filters, name="se2")(squeezed))
-        return _zero_outside(where, nn.relu(x * gate[:, None, None] + residual))
+        gated = nn.relu(x * gate[:, None, None] + residual).astype(x.dtype)
+        return _zero_outside(where, gated)
 
 
 class ThinResNet(nn.Module):
     """Log-mel -> speaker embedding.
 
     `pooling` is self-attentive ("sap", Cai et al. 2018) or attentive statistics ("asp", Okabe et
-    al. 2018); `attend_over` is "time", or "frequency" as the authors of CHNS have it. In evaluation
-    mode, rows may be padded: `frames_b` are then the frames of each utterance, and an embedding is
-    that of the utterance alone.
+    al. 2018); `attend_over` is "time", or "frequency" as the authors of CHNS have it.
+    Convolutions compute in `dtype`. With `remat`, a block's activations are made again for its
+    gradient, not kept. In evaluation mode, rows may be padded: `frames_b` are then the frames of
+    each utterance, and an embedding is that of the utterance alone.
     """
 
     layers: tuple[int, ...] = (3, 4, 6, 3)
@@ -66,6 +68,8 @@ class ThinResNet(nn.Module):
     pooling: Literal["sap", "asp"] = "sap"
     attend_over: Literal["time", "frequency"] = "time"
     embedding: int = 192
+    dtype: str = "float32"
+    remat: bool = False
 
     @property
     def fewest_frames(self) -> int:
@@ -80,16 +84,18 @@ class ThinResNet(nn.Module):
         where = valid(frames_b, x.shape[1])
         if where is not None:
             where = where[:, None] if over_time else where[:, :, None]
-        x = (x.swapaxes(1, 2) if over_time else x)[..., None]
-        x = _conv(self.filters[0], 7, (2, 1), name="conv1")(_zero_outside(where, x))
+        x = (x.swapaxes(1, 2) if over_time else x)[..., None].astype(self.dtype)
+        x = _conv(self.filters[0], 7, (2, 1), x.dtype, name="conv1")(_zero_outside(where, x))
         where = _strided(where, 2, 1)
         x = _zero_outside(where, nn.relu(BatchNorm(name="bn1")(x, train)))
+        make_block = rematerialised(SEBasicBlock) if self.remat else SEBasicBlock
         for stage, (blocks, filters) in enumerate(zip(self.layers, self.filters, strict=True), 1):
             for i in range(blocks):
                 stride = 2 if i == 0 and stage in (2, 3) else 1
                 where = _strided(where, stride, stride)
-                x = SEBasicBlock(filters, stride, name=f"layer{stage}_{i}")(x, train, where)
-        x_bxwxc = jnp.mean(x, axis=1, where=None if over_time else where)
+                x = make_block(filters, stride, name=f"layer{stage}_{i}")(x, train, where)
+        over_height = None if over_time else where
+        x_bxwxc = jnp.mean(x, axis=1, dtype=jnp.float32, where=over_height)
         hidden = jnp.tanh(_linear(x_bxwxc.shape[-1], name="sap_linear")(x_bxwxc))
         attention = self.param("attention", nn.initializers.xavier_normal(), (hidden.shape[-1], 1))
         where = where[:, 0] if where is not None and over_time else None
@@ -110,11 +116,11 @@ def _strided(where: Array | None, height: int, width: int) -> Array | None:
     return None if where is None else where[:, ::height, ::width]
 
 
-def _conv(filters: int, size: int, stride: int | tuple[int, int], name: str) -> nn.Conv:
+def _conv(filters: int, size: int, stride: int | tuple[int, int], dtype, name: str) -> nn.Conv:
     """A convolution without bias, padded by half its size."""
     return nn.Conv(
         filters, (size, size), stride, padding=size // 2, use_bias=False,
-        kernel_init=he_normal_out, name=name,
+        dtype=dtype, kernel_init=he_normal_out, name=name,
     )  # fmt: skip
 
 
