@@ -1,5 +1,4 @@
 import dataclasses
-import math
 import re
 from functools import lru_cache, partial
 
@@ -143,10 +142,10 @@ def gradient_of(state):
     return jax.tree.map(lambda mu: 10 * mu, optax.tree.get(state.optimizer, "mu"))
 
 
-def assert_same(mine, theirs, rtol=1e-4):
+def assert_same(mine, theirs):
     """Trees equal to float accuracy of their largest value."""
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(theirs))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=1e-4 * largest), mine, theirs)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=3e-5 * largest), mine, theirs)
 
 
 NO_DECAY = Optimizer(learning_rate=0.003, weight_decay=0.0)
@@ -222,14 +221,15 @@ def test_micro_batches_take_less_memory():
     assert parts < 0.4 * whole
 
 
+MOVES = r" (all-gather|all-to-all|collective-permute)\("
+
+
 def test_no_audio_changes_its_device_for_micro_batches():
     text = compiled(replaced({"micro_batch": 8}), devices=8, samples=4000).as_text()
-    moves = [
-        line for line in text.splitlines()
-        if any(f" {move}(" in line for move in ("all-gather", "all-to-all", "collective-permute"))
-    ]  # fmt: skip
-    sizes = [math.prod(map(int, re.search(r"\[([\d,]*)\]", move)[1].split(","))) for move in moves]
-    assert sizes and max(sizes) <= 16 * 8, moves  # embeddings, (2b, d)
+    moves = [line for line in text.splitlines() if re.search(MOVES, line)]
+    # What is gathered: embeddings for the loss, and frames, whose Fourier transform XLA does not
+    # divide in the plain step either.
+    assert moves and not [move for move in moves if " all-gather(" not in move or "s16[" in move]
 
 
 @pytest.mark.parametrize("encoder", [SHALLOW, RESNET], ids=lambda encoder: encoder.kind)
@@ -264,13 +264,16 @@ def test_activations_made_again_change_nothing_but_memory(encoder):
         afters[remat] = (metrics, after.variables["batch_stats"], gradient_of(after))
         statistics = states[remat].variables["batch_stats"]
 
-        def of(params, frames, module=module, statistics=statistics):
+        def of(params, module=module, statistics=statistics):
             variables = {"params": params, "batch_stats": statistics}
-            return module.apply(variables, frames, True, mutable=["batch_stats"])[0]
+            return module.apply(variables, jnp.zeros((16, 300, 20)), True, mutable=["batch_stats"])[
+                0
+            ]
 
-        frames = jnp.zeros((16, 300, 20))
-        with_gradient = partial(jax.vjp, partial(of, frames=frames))
-        _, pullback = jax.eval_shape(with_gradient, states[remat].variables["params"]["encoder"])
+        pullback = jax.eval_shape(
+            lambda params, of=of: jax.vjp(of, params)[1],
+            states[remat].variables["params"]["encoder"],
+        )
         kept[remat] = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
     assert sha256(states[True].variables) == sha256(states[False].variables)
     jax.tree.map(assert_same, afters[True], afters[False])
