@@ -160,7 +160,6 @@ def test_evaluate_prints_what_training_found(finished, program, tones, tmp_path)
     arguments = ["--model", run, "--trials", tmp_path / "trials.txt", "--cache", tmp_path]
     output, _ = finish(program("evaluate", *arguments, "--root", tones))
     result = json.loads(output)
-    assert set(result) == {"eer", "min_dcf", "targets", "nontargets"}
     assert result["targets"] == 24 and result["nontargets"] == 96
     assert 0 <= result["eer"] <= 1 and set(result["min_dcf"]) == {"0.01", "0.05"}
     (tmp_path / "trials.txt").write_text(f"1 {names[0]} {names[2]}\n0 {names[0]} gone/0.wav\n")
