@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
@@ -11,11 +12,16 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from chns_jax.command_line import make_parser, parse
 from chns_jax.errors import UserError, run
 
+if TYPE_CHECKING:
+    from chns_jax.cohort import Cohort
+    from chns_jax.evaluation import Scores
+
 
 def main(argv: list[str]) -> None:
     parser = make_parser(
-        "Print EER, minDCF and minimal Cllr of a trained run on a trial list, with 95 % intervals "
-        "from resampling the speakers of the trials, as one JSON object."
+        "Print EER, minDCF and minimal Cllr of a trained run on a trial list, and of a calibrated "
+        "one actual DCF and Cllr, with 95 % intervals from resampling the speakers of the trials, "
+        "as one JSON object."
     )
     add_trial_arguments(parser)
     parser.add_argument(
@@ -35,11 +41,19 @@ def main(argv: list[str]) -> None:
 
     from chns_jax.evaluation import evaluate
     from chns_jax.files import check_file, replacing
+    from chns_jax.logs import say
+    from chns_jax.scoring import calibration
 
     if chosen.scores:
         check_file(chosen.scores)
-    _, scored, _ = score_trials(chosen, by_speaker=chosen.replicates > 0)
-    result = evaluate(scored, count=chosen.replicates, seed=chosen.seed)
+    scored, _ = score_trials(chosen, by_speaker=chosen.replicates > 0)
+    run_folder = Path(chosen.model).expanduser()
+    made = calibration.load(run_folder)
+    mismatch = made and made.mismatch(scored.made_by)
+    if mismatch:
+        say(f"{run_folder / calibration.FILE} {mismatch} and is not used")
+        made = None
+    result = evaluate(scored, count=chosen.replicates, seed=chosen.seed, calibration=made)
     if chosen.scores:
         trials = scored.trials
         columns = scored.scores.tolist(), trials.labels.tolist(), trials.enrolment, trials.test
@@ -111,11 +125,12 @@ def add_trial_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def score_trials(chosen: Namespace, *, by_speaker: bool) -> tuple[Any, Any, Any]:
-    """The model, its scores of the trials, and the cohort or None, by the command's arguments."""
+def score_trials(chosen: Namespace, *, by_speaker: bool) -> tuple[Scores, Cohort | None]:
+    """The scores of the trials that a command's arguments name, and the cohort of their norm."""
     if chosen.cohort and not chosen.norm:
         raise UserError("--cohort is for --norm as-norm: give both or neither")
 
+    from chns_jax import cohort as cohorts
     from chns_jax import evaluation, model
     from chns_jax.scoring import trials as trial_lists
 
@@ -123,7 +138,7 @@ def score_trials(chosen: Namespace, *, by_speaker: bool) -> tuple[Any, Any, Any]
     encoder = model.load(chosen.model, chosen.checkpoint)
     cohort = None
     if chosen.norm:
-        cohort = evaluation.make_cohort(
+        cohort = cohorts.make_cohort(
             encoder,
             chosen.cache,
             root=chosen.cohort,
@@ -141,7 +156,7 @@ def score_trials(chosen: Namespace, *, by_speaker: bool) -> tuple[Any, Any, Any]
         cohort=cohort,
         by_speaker=by_speaker,
     )
-    return encoder, scored, cohort
+    return scored, cohort
 
 
 if __name__ == "__main__":

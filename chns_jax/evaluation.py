@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,28 +10,19 @@ from typing import Any
 import numpy as np
 
 from chns_jax import embedding_cache
+from chns_jax.cohort import Cohort, describe, means
 from chns_jax.corpus.index import Corpus, index
 from chns_jax.embedding import segment_samples
 from chns_jax.errors import UserError
-from chns_jax.model import Model, digest
-from chns_jax.sampling.clusters import unit
+from chns_jax.model import Model
 from chns_jax.scoring import metrics
 from chns_jax.scoring import trials as trial_lists
 from chns_jax.scoring.bootstrap import interval, replicates
+from chns_jax.scoring.calibration import Calibration
 from chns_jax.scoring.norm import as_norm, statistics
 from chns_jax.scoring.trials import NamedTrials
-from chns_jax.split import make_split
 
 TRIALS_AT_ONCE = 2**16
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """Impostors for AS-norm."""
-
-    embeddings: np.ndarray  # (n, d) L2-normalised, one for each speaker
-    top: int  # how many of the nearest give the statistics
-    made_of: str  # digest of the names of its utterances
 
 
 @dataclass(frozen=True)
@@ -48,12 +37,19 @@ class Scores:
     cohort_mean: np.ndarray | None  # (m,) mean of both sides' means of AS-norm
     made_by: dict[str, Any]  # what `describe` says
 
+    @property
+    def qualities(self) -> dict[str, np.ndarray]:
+        """(m,) of each quality that a calibration may weigh."""
+        of_norm = {} if self.cohort_mean is None else {"cohort_mean": self.cohort_mean}
+        return {"duration": np.log(self.seconds), **of_norm}
+
 
 @dataclass(frozen=True)
 class Evaluation:
     """A trial list, evaluated: all that a report shows."""
 
     scored: Scores
+    log_likelihood_ratios: np.ndarray | None  # (m,); None without a calibration
     metrics: dict[str, Any]  # as the command prints them
     intervals: dict[str, Any]  # of the same names, [low, high] at 95 %; empty without replicates
 
@@ -90,7 +86,7 @@ def score(
 
     utterances, place = np.unique(voices.utterance, return_inverse=True)
     embeddings = embedding_cache.embed(model, corpus, utterances, cache, segment=segment)
-    embeddings = _means(embeddings[place], voices.voice)
+    embeddings = means(embeddings[place], voices.voice)
     scores = _cosines(embeddings, voices.enrolment, voices.test)
     cohort_mean = None
     if cohort is not None:
@@ -106,91 +102,55 @@ def score(
     return Scores(named, scores, *speakers, shorter, cohort_mean, made_by)
 
 
-def describe(model: Model, segments: float | None, cohort: Cohort | None) -> dict[str, Any]:
-    """What scores depend on besides the recordings: a calibration holds for these alone."""
-    norm = cohort and {
-        "kind": "as-norm",
-        "speakers": len(cohort.embeddings),
-        "top": cohort.top,
-        "cohort": cohort.made_of,
-    }
-    return {"checkpoint": digest(model), "segments": segments, "norm": norm}
-
-
-def make_cohort(
-    model: Model,
-    cache: str | Path,
-    *,
-    root: str | Path | None = None,
-    top: int = 300,
-    per_speaker: int = 5,
-    segments: float | None = None,
-) -> Cohort:
-    """One embedding for each training speaker of the model, or for each speaker of folder `root`.
-
-    It is the mean of those of `per_speaker` utterances, evenly spaced among the speaker's. Of fewer
-    speakers than `top`, all give the statistics. Raises UserError when there is no such folder,
-    or a single speaker.
-    """
-    if root is None:
-        data = dataclasses.replace(model.config.data, cache=str(cache))
-        try:
-            corpus = make_split(dataclasses.replace(model.config, data=data)).training
-        except UserError as error:
-            raise UserError(f"{error}; --cohort DIR makes the cohort of another folder") from error
-    else:
-        corpus = index(root, cache)
-    count = len(corpus.speakers)
-    if count < 2:
-        raise UserError(f"{corpus.roots[0]} has a single speaker: AS-norm needs a cohort of more")
-    first, end = corpus.speaker_start[:-1, None], corpus.speaker_start[1:, None]
-    taken = np.minimum(end - first, per_speaker)
-    spaced = first + np.arange(per_speaker) * (end - first) // taken
-    kept = np.arange(per_speaker) < taken
-    utterances, speaker = spaced[kept], np.repeat(np.arange(count), taken[:, 0])
-    segment = segment_samples(model.encode, model.config.features.sample_rate, segments)
-    embeddings = embedding_cache.embed(model, corpus, utterances, cache, segment=segment)
-    names = "\n".join(corpus.names[row] for row in utterances.tolist())
-    made_of = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
-    return Cohort(_means(embeddings, speaker), min(top, count), made_of)
-
-
-def evaluate(scored: Scores, *, count: int, seed: int) -> Evaluation:
+def evaluate(
+    scored: Scores, *, count: int, seed: int, calibration: Calibration | None = None
+) -> Evaluation:
     """Error rates of a scored list, with intervals from `count` replicates of its speakers.
 
-    No intervals when `count` is 0, or nobody says who speaks.
+    Actual costs and Cllr are those of log-likelihood ratios by a calibration of such scores. There
+    are no intervals when `count` is 0, or nobody says who speaks.
     """
     labels = scored.trials.labels
-    ranking = metrics.rank(labels, scored.scores)
-    ordered = scored.scores[ranking.order]
+    llrs = None
+    if calibration is not None:
+        llrs = calibration.log_likelihood_ratios(scored.scores, scored.qualities)
+    # With qualities, log-likelihood ratios rank trials in another order than scores do.
+    values = scored.scores if llrs is None else llrs
+    ranking = metrics.rank(labels, values)
+    falling = values[ranking.order]
 
     def figures(weights: np.ndarray | None) -> dict[str, Any]:
         rates = metrics.rates(ranking, weights)
         weights = None if weights is None else weights[ranking.order]
-        return {
+        trials = ranking.labels, falling
+        found = {
             "eer": metrics.eer_of(rates),
             "min_dcf": {f"{p:g}": metrics.min_dcf_of(rates, p) for p in metrics.P_TARGETS},
-            "min_cllr": metrics.min_cllr(ranking.labels, ordered, weights),
+            "min_cllr": metrics.min_cllr(*trials, weights),
         }
+        if llrs is not None:
+            found["act_dcf"] = {
+                f"{p:g}": metrics.act_dcf(*trials, p, weights=weights) for p in metrics.P_TARGETS
+            }
+            found["cllr"] = metrics.cllr(*trials, weights)
+        return found
 
     found = figures(None)
     counts = {"targets": int(labels.sum()), "nontargets": int((~labels).sum())}
-    if scored.enrolment_speaker is None:
-        return Evaluation(scored, {**found, **counts}, {})
-    speakers = scored.enrolment_speaker, scored.test_speaker
-    counts["speakers"] = len(np.union1d(*speakers))
     intervals = {}
-    if count:
-        drawn = replicates(
-            lambda weights: np.array(_leaves(figures(weights))),
-            labels,
-            *speakers,
-            seed=seed,
-            count=count,
-        )
-        ends = np.stack(interval(drawn), axis=1).tolist()
-        intervals = _like(found, iter(ends))
-    return Evaluation(scored, {**found, **counts}, intervals)
+    if scored.enrolment_speaker is not None:
+        speakers = scored.enrolment_speaker, scored.test_speaker
+        counts["speakers"] = len(np.union1d(*speakers))
+        if count:
+            drawn = replicates(
+                lambda weights: np.array(_leaves(figures(weights))),
+                labels,
+                *speakers,
+                seed=seed,
+                count=count,
+            )
+            intervals = _like(found, iter(np.stack(interval(drawn), axis=1).tolist()))
+    return Evaluation(scored, llrs, {**found, **counts}, intervals)
 
 
 @dataclass(frozen=True)
@@ -264,13 +224,6 @@ def _check_labels(
             "not: correct the list, give a root of one folder for each speaker or a Kaldi folder "
             "with utt2spk, or evaluate with --replicates 0"
         )
-
-
-def _means(embeddings: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """L2-normalised means (v, d) of the embeddings (w, d) that each owner, ascending, has."""
-    starts = np.searchsorted(owner, np.arange(owner[-1] + 1))
-    total = np.add.reduceat(embeddings.astype(np.float64), starts)
-    return unit(total).astype(np.float32)
 
 
 def _cosines(embeddings: np.ndarray, enrolment: np.ndarray, test: np.ndarray) -> np.ndarray:
