@@ -68,6 +68,7 @@ def main(argv: list[str]) -> None:
     if cohort is not None:
         cohorts.save(folder, cohort, scored.made_by)
     path = calibration.save(folder, made)
+    cohorts.remove_others(folder, scored.made_by)
     print(json.dumps(dataclasses.asdict(made)))
     print(f"calibrated: {path}", file=sys.stderr)
 

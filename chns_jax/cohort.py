@@ -93,6 +93,13 @@ def save(run: Path, cohort: Cohort, made_by: dict[str, Any]) -> None:
         np.savez(file, embeddings=cohort.embeddings)
 
 
+def remove_others(run: Path, made_by: dict[str, Any]) -> None:
+    """Remove the cohorts of earlier calibrations."""
+    for path in run.glob("cohort-*.npz"):
+        if path != _file(run, made_by):
+            path.unlink(missing_ok=True)
+
+
 def load(run: Path, made_by: dict[str, Any]) -> Cohort | None:
     """The cohort that `save` kept; None for scores without one. Raises UserError when it is gone or
     damaged."""
