@@ -254,6 +254,8 @@ def test_a_speaker_who_cannot_be_read_stops_the_run_and_is_listed(program, tmp_p
         ("evaluate", [], "required"),
         ("evaluate", ["--model", "x", "--trials", "gone", "--root", "y"], "gone cannot be read"),
         ("verify", ["gone.wav", "b.wav", "--model", "x"], "x is not a run folder"),
+        ("calibrate", [], "required"),
+        ("gallery", ["remove", "Ann", "--gallery", "{tmp}"], "nobody is enrolled as Ann"),
         ("cluster", ["--clusters", "0"], "clusters"),
         ("cluster", ["--model", "x", "--root", "y", "--out", "{tmp}"], "is a folder"),
         ("cluster", ["--model", "x", "--root", "y", "--out", "{tmp}/f/t.npz"], "is not a folder"),
