@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     from chns_jax.corpus import skipped
     from chns_jax.corpus.audio import AudioError, read_whole
     from chns_jax.corpus.inputs import utterances
-    from chns_jax.embedding import embed_waveforms
+    from chns_jax.embedding import embed_waveforms, segment_samples
     from chns_jax.files import check_file
     from chns_jax.logs import say
     from chns_jax.step import sha256
@@ -66,12 +66,7 @@ def main(argv: list[str]) -> None:
     encoder = model.load(chosen.model, chosen.checkpoint)
     config = encoder.config
     sample_rate = config.features.sample_rate
-    segment = round(chosen.segments * sample_rate) if chosen.segments else None
-    if segment is not None and segment < encoder.encode.shortest:
-        raise UserError(
-            f"--segments {chosen.segments:g} must be {encoder.encode.shortest / sample_rate:g} "
-            "seconds at least"
-        )
+    segment = segment_samples(encoder.encode, sample_rate, chosen.segments)
 
     # Embeddings that are done, from an earlier start on.
     parts = out.with_name(f"{out.name}.partial")

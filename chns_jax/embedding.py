@@ -91,6 +91,18 @@ def make_encode(config: Config, encoder: nn.Module, mesh: Mesh) -> Encode:
     return Encode(rows, mesh, embed, embed_padded, batch_samples, shortest)
 
 
+def segment_samples(encode: Encode, sample_rate: int, seconds: float | None) -> int | None:
+    """Samples of the --segments of a command. Raises UserError when they are too short."""
+    if seconds is None:
+        return None
+    segment = round(seconds * sample_rate)
+    if segment < encode.shortest:
+        raise UserError(
+            f"--segments {seconds:g} must be {encode.shortest / sample_rate:g} seconds at least"
+        )
+    return segment
+
+
 def embed_waveforms(
     encode: Encode,
     variables: dict[str, Any],

@@ -3,46 +3,160 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from chns_jax.command_line import make_parser, parse
-from chns_jax.errors import run
+from chns_jax.errors import UserError, run
+
+if TYPE_CHECKING:
+    from chns_jax.cohort import Cohort
+    from chns_jax.evaluation import Scores
 
 
 def main(argv: list[str]) -> None:
     parser = make_parser(
-        "Print EER and minDCF of a trained run on a trial list, as one JSON object."
+        "Print EER, minDCF and minimal Cllr of a trained run on a trial list, and of a calibrated "
+        "one actual DCF and Cllr, with 95 % intervals from resampling the speakers of the trials, "
+        "as one JSON object."
     )
+    add_trial_arguments(parser)
+    parser.add_argument(
+        "--replicates",
+        type=NonNegativeInt,
+        default=1000,
+        help="Times that speakers are resampled; 0: no intervals.",
+    )
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of the resampling.")
+    parser.add_argument(
+        "--scores",
+        type=str | None,
+        default=None,
+        help='File for lines of "<score> <1 or 0> <enrolment> <test>".',
+    )
+    chosen = parse(parser, argv)
+
+    from chns_jax.evaluation import evaluate
+    from chns_jax.files import check_file, replacing
+    from chns_jax.logs import say
+    from chns_jax.scoring import calibration
+
+    if chosen.scores:
+        check_file(chosen.scores)
+    scored, _ = score_trials(chosen, by_speaker=chosen.replicates > 0)
+    run_folder = Path(chosen.model).expanduser()
+    made = calibration.load(run_folder)
+    mismatch = made and made.mismatch(scored.made_by)
+    if mismatch:
+        say(f"{run_folder / calibration.FILE} {mismatch} and is not used")
+        made = None
+    result = evaluate(scored, count=chosen.replicates, seed=chosen.seed, calibration=made)
+    if chosen.scores:
+        trials = scored.trials
+        columns = scored.scores.tolist(), trials.labels.tolist(), trials.enrolment, trials.test
+        with replacing(chosen.scores) as file:
+            file.writelines(
+                f"{score:.6f} {label:d} {enrolment} {test}\n"
+                for score, label, enrolment, test in zip(*columns, strict=True)
+            )
+    norm = {"norm": scored.made_by["norm"]} if chosen.norm else {}
+    print(json.dumps({**result.metrics, **norm, "intervals": result.intervals}))
+
+
+def add_trial_arguments(parser: ArgumentParser) -> None:
+    """What `score_trials` reads."""
     parser.add_argument("--model", type=str, required=True, help="Run folder of chns_jax.train.")
     parser.add_argument(
-        "--trials", type=str, required=True, help='Lines of "<1 or 0> <enrolment> <test>".'
+        "--trials",
+        type=str,
+        required=True,
+        help='Lines of "<1 or 0> <enrolment> <test>", or "<enrolment> <test> <target or '
+        'nontarget>".',
     )
     parser.add_argument(
         "--root", type=str, required=True, help="Folder of the files that the list names."
     )
     parser.add_argument(
+        "--enrolment",
+        type=str | None,
+        default=None,
+        help='Lines of "<model> <utterance> <utterance> ...": the trials name models.',
+    )
+    parser.add_argument(
+        "--segments",
+        type=PositiveFloat | None,
+        default=None,
+        help="Seconds: average the embeddings of evenly spaced segments, as validation does; "
+        "utterances are embedded whole when not given.",
+    )
+    parser.add_argument(
+        "--norm",
+        type=Literal["as-norm"] | None,
+        default=None,
+        help="Normalise scores by those of the nearest impostors.",
+    )
+    parser.add_argument(
+        "--cohort",
+        type=str | None,
+        default=None,
+        help="Folder of the impostors' speech, of other speakers than the trials'; the run's "
+        "training speakers when not given.",
+    )
+    parser.add_argument(
+        "--cohort_size",
+        type=PositiveInt,
+        default=300,
+        help="Nearest impostors that count, or all of fewer.",
+    )
+    parser.add_argument(
+        "--cohort_utterances", type=PositiveInt, default=5, help="Utterances of each impostor."
+    )
+    parser.add_argument(
         "--checkpoint", type=str, default="last", help="last, best (lowest EER) or a step number."
     )
     parser.add_argument(
-        "--cache", type=str, default="~/.cache/chns_jax", help="Folder for corpus indices."
+        "--cache",
+        type=str,
+        default="~/.cache/chns_jax",
+        help="Folder for corpus indices and embeddings.",
     )
-    chosen = parse(parser, argv)
 
-    from chns_jax import model
-    from chns_jax.corpus.index import index
-    from chns_jax.sampling.pipeline import Reader
+
+def score_trials(chosen: Namespace, *, by_speaker: bool) -> tuple[Scores, Cohort | None]:
+    """The scores of the trials that a command's arguments name, and the cohort of their norm."""
+    if chosen.cohort and not chosen.norm:
+        raise UserError("--cohort is for --norm as-norm: give both or neither")
+
+    from chns_jax import cohort as cohorts
+    from chns_jax import evaluation, model
     from chns_jax.scoring import trials as trial_lists
-    from chns_jax.validate import validate
 
-    named = trial_lists.read(chosen.trials)
+    trial_lists.read(chosen.trials)  # what is wrong with the list is said before much is loaded
     encoder = model.load(chosen.model, chosen.checkpoint)
-    config = encoder.config
-    corpus = index(chosen.root, chosen.cache)
-    trials = trial_lists.locate(named, corpus, chosen.trials)
-    reader = Reader(corpus, config.features.sample_rate, config.data.threads)
-    result = validate(
-        encoder.encode, encoder.variables, reader, trials, samples=config.segment_samples
+    cohort = None
+    if chosen.norm:
+        cohort = cohorts.make_cohort(
+            encoder,
+            chosen.cache,
+            root=chosen.cohort,
+            top=chosen.cohort_size,
+            per_speaker=chosen.cohort_utterances,
+            segments=chosen.segments,
+        )
+    scored = evaluation.score(
+        encoder,
+        chosen.trials,
+        chosen.root,
+        chosen.cache,
+        enrolment=chosen.enrolment,
+        segments=chosen.segments,
+        cohort=cohort,
+        by_speaker=by_speaker,
     )
-    print(json.dumps(result))
+    return scored, cohort
 
 
 if __name__ == "__main__":

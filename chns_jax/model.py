@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +15,7 @@ from chns_jax.embedding import Encode, make_encode
 from chns_jax.encoders import make_encoder
 from chns_jax.errors import UserError
 from chns_jax.sharding import make_mesh, replicated
+from chns_jax.step import sha256
 
 
 class Model(NamedTuple):
@@ -33,3 +37,10 @@ def load(run: Path | str, checkpoint: str = "last") -> Model:
     mesh, encoder = make_mesh(), make_encoder(config.encoder)
     saved = restore_variables(run, checkpoint, replicated(mesh))
     return Model(config, saved.step, saved.variables, make_encode(config, encoder, mesh))
+
+
+def digest(model: Model) -> str:
+    """Which checkpoint this is: of all that its embeddings depend on."""
+    config = [dataclasses.asdict(part) for part in (model.config.features, model.config.encoder)]
+    about = [config, model.step, sha256(model.variables)]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()

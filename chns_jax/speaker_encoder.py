@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from chns_jax import cohort as cohorts
 from chns_jax import model
+from chns_jax.cohort import Cohort, means
 from chns_jax.corpus.audio import AudioError, read_whole, to_int16
-from chns_jax.embedding import embed_waveforms
+from chns_jax.embedding import SHORTEST_SECONDS, embed_waveforms, segment_samples
 from chns_jax.errors import UserError
 from chns_jax.model import Model
+from chns_jax.scoring import calibration as calibrations
+from chns_jax.scoring.calibration import Calibration
+from chns_jax.scoring.norm import Statistics, as_norm, statistics
 from chns_jax.threads import ahead
 
 LARGEST_FLOAT = 16.0  # full scale is 1, which sums and filters exceed
 Speech = np.ndarray | str | PathLike
+
+
+class Decision(NamedTuple):
+    """Whether two recordings are of one speaker, by a calibrated run."""
+
+    cosine: float
+    log_likelihood_ratio: float  # natural logarithm
+    same_speaker: bool
+    threshold: float  # of the log-likelihood ratio
+    set_for: dict[str, float]  # {"false_accept_rate": r} or {"prior": p}
+
+
+class Voice(NamedTuple):
+    """What is compared: an enrolled speaker, or the recording of someone."""
+
+    embedding: np.ndarray  # (d,) L2-normalised
+    seconds: float  # of speech
 
 
 @dataclass(frozen=True)
@@ -29,11 +53,20 @@ class SpeakerEncoder:
     """
 
     model: Model
+    calibration: Calibration | None = None
+    cohort: Cohort | None = None  # of the calibration's norm
+    uncalibrated: str = "the run is not calibrated"  # why, where there is no calibration
 
     @classmethod
     def load(cls, run: str | Path, checkpoint: str = "last") -> SpeakerEncoder:
         """The encoder of a run folder; `checkpoint` is "last", "best" (lowest EER) or a step."""
-        return cls(model.load(run, checkpoint))
+        loaded, run = model.load(run, checkpoint), Path(run).expanduser()
+        made = calibrations.load(run)
+        if made is None:
+            return cls(loaded)
+        if made.scores["checkpoint"] != model.digest(loaded):
+            return cls(loaded, uncalibrated="the run's calibration is for another checkpoint")
+        return cls(loaded, made, cohorts.load(run, made.scores))
 
     def embed(self, speech: Speech | list[Speech], *, sample_rate: int | None = None) -> np.ndarray:
         """L2-normalised embedding (d,) float32 of a recording, or (n, d) of a list of them.
@@ -42,22 +75,93 @@ class SpeakerEncoder:
         """
         if not isinstance(speech, list | tuple):
             return self.embed([speech], sample_rate=sample_rate)[0]
-        config, encode, variables = self.model.config, self.model.encode, self.model.variables
-        rate = config.features.sample_rate
-
-        def waveform(i: int) -> tuple[int, np.ndarray]:
-            return i, _waveform(speech[i], sample_rate, rate)
-
-        waveforms = ahead(waveform, range(len(speech)), config.data.threads)
-        embeddings = np.zeros((len(speech), config.encoder.embedding), np.float32)
-        for i, embedding in embed_waveforms(encode, variables, waveforms, sample_rate=rate):
-            embeddings[i] = embedding
-        return embeddings
+        rate = self.model.config.features.sample_rate
+        return self._embed(len(speech), lambda i: _waveform(speech[i], sample_rate, rate), None)
 
     def similarity(self, one: Speech, other: Speech, *, sample_rate: int | None = None) -> float:
         """Cosine, -1 to 1, of the embeddings of two recordings: higher for the same speaker."""
         embeddings = self.embed([one, other], sample_rate=sample_rate)
         return float(embeddings[0] @ embeddings[1])
+
+    def verify(self, one: Speech, other: Speech, *, sample_rate: int | None = None) -> Decision:
+        """Whether two recordings are of one speaker, as `chns_jax.calibrate` set it.
+
+        Also raises UserError when the run is not calibrated, or its calibration is for another
+        checkpoint; and for silence, or less than 0.2 s.
+        """
+        self.check_calibrated()
+        first, second = (self.voice([speech], sample_rate=sample_rate) for speech in (one, other))
+        return self.decide(first, second)
+
+    def check_calibrated(self) -> None:
+        """Raises UserError, which says what to do, when there are no decisions."""
+        if self.calibration is None:
+            raise UserError(
+                f"{self.uncalibrated}, so that no score means the same speaker: python -m "
+                "chns_jax.calibrate --model RUN --trials LIST --root DIR sets a threshold, on "
+                "trials of speakers who were not trained on"
+            )
+
+    def voice(self, recordings: list[Speech], *, sample_rate: int | None = None) -> Voice:
+        """The voice of a speaker, from recordings of nobody else: the mean of their embeddings.
+
+        They are embedded as the calibration has it. Also raises UserError for silence, and for a
+        recording of less than 0.2 s.
+        """
+        rate = self.model.config.features.sample_rate
+        waveforms = [_waveform(speech, sample_rate, rate) for speech in recordings]
+        for speech, waveform in zip(recordings, waveforms, strict=True):
+            name = "a waveform" if isinstance(speech, np.ndarray) else speech
+            if len(waveform) < SHORTEST_SECONDS * rate:
+                raise UserError(
+                    f"{name} has {len(waveform) / rate:.2g} s, too short to tell who speaks: give "
+                    f"{SHORTEST_SECONDS:g} s at least, better several seconds"
+                )
+            if waveform.min() == waveform.max():
+                raise UserError(f"{name} is silent: give a recording of speech")
+        embeddings = self._embed(len(waveforms), waveforms.__getitem__, self.segments)
+        seconds = sum(len(waveform) for waveform in waveforms) / rate
+        return Voice(means(embeddings, np.zeros(len(embeddings), int))[0], seconds)
+
+    @property
+    def segments(self) -> float | None:
+        """Seconds of the segments that the calibration averages; None: recordings are whole."""
+        return self.calibration and self.calibration.scores["segments"]
+
+    @property
+    def checkpoint(self) -> str:
+        """Digest of the checkpoint: embeddings of one digest may be compared."""
+        return model.digest(self.model)
+
+    def decide(self, one: Voice, other: Voice) -> Decision:
+        """Whether two voices are of one speaker. Raises UserError as `check_calibrated`."""
+        self.check_calibrated()
+        cosine = float(one.embedding @ other.embedding)
+        score, qualities = np.array([cosine]), {}
+        if self.cohort is not None:
+            both = np.stack([one.embedding, other.embedding])
+            mean, deviation = statistics(both, self.cohort.embeddings, self.cohort.top)
+            sides = [Statistics(mean[[i]], deviation[[i]]) for i in (0, 1)]
+            score = as_norm(score, *sides)
+            qualities["cohort_mean"] = mean.mean(keepdims=True)
+        qualities["duration"] = np.log([min(one.seconds, other.seconds)])
+        (llr,) = self.calibration.log_likelihood_ratios(score, qualities).tolist()
+        threshold = self.calibration.threshold
+        return Decision(cosine, llr, llr >= threshold, threshold, self.calibration.set_for)
+
+    def _embed(
+        self, count: int, read: Callable[[int], np.ndarray], segments: float | None
+    ) -> np.ndarray:
+        """(n, d), of waveforms (s,) int16 that threads read."""
+        config, encode, variables = self.model.config, self.model.encode, self.model.variables
+        rate = config.features.sample_rate
+        segment = segment_samples(encode, rate, segments)
+        waveforms = ahead(lambda i: (i, read(i)), range(count), config.data.threads)
+        embeddings = np.zeros((count, config.encoder.embedding), np.float32)
+        made = embed_waveforms(encode, variables, waveforms, sample_rate=rate, segment=segment)
+        for i, embedding in made:
+            embeddings[i] = embedding
+        return embeddings
 
 
 def _waveform(speech: Speech, rate: int | None, sample_rate: int) -> np.ndarray:

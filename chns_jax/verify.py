@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from chns_jax.command_line import make_parser, parse
-from chns_jax.errors import run
+from chns_jax.errors import UserError, run
 
 
 def similarity(run_folder: str | Path, one: str | Path, other: str | Path) -> float:
@@ -20,12 +20,31 @@ def similarity(run_folder: str | Path, one: str | Path, other: str | Path) -> fl
 
 
 def main(argv: list[str]) -> None:
-    parser = make_parser("Print the cosine of the speaker embeddings of two recordings.")
+    parser = make_parser(
+        "Print the cosine of the speaker embeddings of two recordings and, by the calibration of "
+        "the run, the log-likelihood ratio and whether it is one speaker, as one JSON object."
+    )
     parser.add_argument("one", type=str, help="An audio file.")
     parser.add_argument("other", type=str, help="Another one.")
     parser.add_argument("--model", type=str, required=True, help="Run folder of chns_jax.train.")
+    parser.add_argument(
+        "--checkpoint", type=str, default="last", help="last, best (lowest EER) or a step number."
+    )
     chosen = parse(parser, argv)
-    print(json.dumps({"cosine": similarity(chosen.model, chosen.one, chosen.other)}))
+
+    from chns_jax import SpeakerEncoder
+    from chns_jax.logs import say
+
+    encoder = SpeakerEncoder.load(chosen.model, chosen.checkpoint)
+    one, other = (encoder.voice([path]) for path in (chosen.one, chosen.other))
+    try:
+        encoder.check_calibrated()
+    except UserError as error:
+        say(str(error))
+        cosine = float(one.embedding @ other.embedding)
+        print(json.dumps({"cosine": cosine, "calibrated": False}))
+        return
+    print(json.dumps(encoder.decide(one, other)._asdict()))
 
 
 if __name__ == "__main__":

@@ -87,7 +87,8 @@ def test_the_table_of_runs_is_what_evaluate_prints(program, tones, tmp_path):
     evaluated = {}
     for name, seed in [("all", 0), ("all", 1), ("all", 2), ("half", 0)]:
         one = ["--model", tmp_path / f"run{seed}", "--trials", tmp_path / f"{name}.txt"]
-        output, _ = finish(program("evaluate", *one, "--root", tones, *cache))
+        options = ["--segments", 0.5, "--replicates", 0, *cache]  # as validation does
+        output, _ = finish(program("evaluate", *one, "--root", tones, *options))
         result = json.loads(output)
         costs = {f"min_dcf_{p}": cost for p, cost in result["min_dcf"].items()}
         evaluated[name, seed] = {"eer": result["eer"], **costs}

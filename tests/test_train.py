@@ -181,7 +181,6 @@ def test_evaluate_prints_what_training_found(finished, program, tones, tmp_path)
     arguments = ["--model", run, "--trials", tmp_path / "trials.txt", "--cache", tmp_path]
     output, _ = finish(program("evaluate", *arguments, "--root", tones))
     result = json.loads(output)
-    assert set(result) == {"eer", "min_dcf", "targets", "nontargets"}
     assert result["targets"] == 24 and result["nontargets"] == 96
     assert 0 <= result["eer"] <= 1 and set(result["min_dcf"]) == {"0.01", "0.05"}
     (tmp_path / "trials.txt").write_text(f"1 {names[0]} {names[2]}\n0 {names[0]} gone/0.wav\n")
@@ -276,6 +275,8 @@ def test_a_speaker_who_cannot_be_read_stops_the_run_and_is_listed(program, tmp_p
         ("evaluate", [], "required"),
         ("evaluate", ["--model", "x", "--trials", "gone", "--root", "y"], "gone cannot be read"),
         ("verify", ["gone.wav", "b.wav", "--model", "x"], "x is not a run folder"),
+        ("calibrate", [], "required"),
+        ("gallery", ["remove", "Ann", "--gallery", "{tmp}"], "nobody is enrolled as Ann"),
         ("cluster", ["--clusters", "0"], "clusters"),
         ("cluster", ["--model", "x", "--root", "y", "--out", "{tmp}"], "is a folder"),
         ("cluster", ["--model", "x", "--root", "y", "--out", "{tmp}/f/t.npz"], "is not a folder"),

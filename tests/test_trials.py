@@ -28,6 +28,8 @@ def test_a_list_is_read_and_located(corpus, tmp_path):
     [
         ("1 a b\n2 a b\n", "line 2 is not"),
         ("1 a b\n0 a\n", "line 2 is not"),
+        ("a b target\na b 0\n", "line 2 is not '<enrolment> <test> <target or nontarget>'"),
+        ("a b 1\na b\n", "line 2 is not '<enrolment> <test> <1 or 0>'"),
         ("1 a b\n", "needs both"),
         ("", "needs both"),
     ],
@@ -36,6 +38,31 @@ def test_mistakes_in_a_list(tmp_path, text, message):
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(UserError, match=message):
         trials.read(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1 a b\n\n0 a 1\n", "a b target\na 1 nontarget\n", "a b 1\na 1 0\n"],
+)
+def test_the_layouts_of_a_list(tmp_path, text):
+    (tmp_path / "list.txt").write_text(text)
+    named = trials.read(tmp_path / "list.txt")
+    assert named.labels.tolist() == [True, False]
+    assert (named.enrolment, named.test) == (["a", "a"], ["b", "1"])
+
+
+def test_enrolled_models(tmp_path):
+    path = tmp_path / "models.txt"
+    path.write_text("m a b c\n\nn d\n")
+    assert trials.read_enrolment(path) == {"m": ["a", "b", "c"], "n": ["d"]}
+    path.write_text("m a\nn\n")
+    with pytest.raises(UserError, match="line 2 names no utterance of the model n"):
+        trials.read_enrolment(path)
+    path.write_text("m a\nm b\n")
+    with pytest.raises(UserError, match="line 2 names the model m again"):
+        trials.read_enrolment(path)
+    with pytest.raises(UserError, match="enrolment list .*gone cannot be read"):
+        trials.read_enrolment(tmp_path / "gone")
 
 
 def test_files_that_are_no_list(tmp_path):

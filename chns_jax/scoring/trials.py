@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,12 +16,25 @@ from chns_jax.randomness import Purpose, generator
 MOST_UTTERANCES = 4_000  # eight million pairs
 
 
+class Layout(NamedTuple):
+    """Of the lines of a trial list."""
+
+    written: str
+    label: int  # column
+    values: tuple[str, str]  # of a target, and of a non-target
+
+
+VOXCELEB = Layout("<1 or 0> <enrolment> <test>", 0, ("1", "0"))
+CN_CELEB = Layout("<enrolment> <test> <1 or 0>", -1, ("1", "0"))
+KALDI = Layout("<enrolment> <test> <target or nontarget>", -1, ("target", "nontarget"))
+
+
 @dataclass(frozen=True)
 class NamedTrials:
     """A trial list as written."""
 
     labels: np.ndarray  # (m,) bool: the same speaker
-    enrolment: list[str]  # (m,) utterance names
+    enrolment: list[str]  # (m,) names of utterances, or of enrolled models
     test: list[str]  # (m,)
 
 
@@ -43,45 +58,63 @@ class Trials:
 
 
 def read(path: Path | str) -> NamedTrials:
-    """A VoxCeleb trial list: lines of "<1 or 0> <enrolment> <test>". Raises UserError."""
+    """A trial list: VoxCeleb's lines "<1 or 0> <enrolment> <test>", Kaldi's "<enrolment> <test>
+    <target or nontarget>", or CN-Celeb's "<enrolment> <test> <1 or 0>".
+
+    The first line says which of them. Raises UserError.
+    """
     labels, enrolment, test = [], [], []
-    try:
-        with open(Path(path).expanduser(), encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                parts = line.split()
-                if not parts:
-                    continue
-                if len(parts) != 3 or parts[0] not in ("0", "1"):
-                    raise UserError(
-                        f"{path} line {number} is not '<1 or 0> <enrolment> <test>': "
-                        f"{line.strip()[:80]}"
-                    )
-                labels.append(parts[0] == "1")
-                enrolment.append(parts[1])
-                test.append(parts[2])
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise UserError(f"the trial list {path} cannot be read: {reason}") from error
+    layout = None
+    for number, line in _lines(path, "the trial list"):
+        parts = line.split()
+        layout = layout or _layout(parts)
+        if len(parts) != 3 or parts[layout.label] not in layout.values:
+            raise UserError(f"{path} line {number} is not '{layout.written}': {line.strip()[:80]}")
+        labels.append(parts[layout.label] == layout.values[0])
+        names = parts[1:] if layout.label == 0 else parts[:2]
+        enrolment.append(names[0])
+        test.append(names[1])
     if all(labels) or not any(labels):
         raise UserError(f"{path} needs both target (1) and non-target (0) trials")
     return NamedTrials(np.array(labels), enrolment, test)
 
 
+def read_enrolment(path: Path | str) -> dict[str, list[str]]:
+    """The utterances of each enrolled model: lines of "<model> <utterance> <utterance> ...".
+
+    Raises UserError for a model without utterances, or one that comes twice.
+    """
+    models: dict[str, list[str]] = {}
+    for number, line in _lines(path, "the enrolment list"):
+        model, *utterances = line.split()
+        if not utterances:
+            raise UserError(f"{path} line {number} names no utterance of the model {model}")
+        if model in models:
+            raise UserError(f"{path} line {number} names the model {model} again: join its lines")
+        models[model] = utterances
+    return models
+
+
 def locate(named: NamedTrials, corpus: Corpus, path: Path | str) -> Trials:
-    """The trials as rows of `corpus`. Raises UserError naming the first file it does not have."""
-    rows = corpus.rows([*named.enrolment, *named.test])
+    """The trials as rows of `corpus`. Raises UserError as `locate_names`."""
+    rows = locate_names([*named.enrolment, *named.test], corpus, path)
+    return Trials(named.labels, *np.split(rows, 2))
+
+
+def locate_names(names: Sequence[str], corpus: Corpus, path: Path | str) -> np.ndarray:
+    """Rows (v,) of `corpus` of the utterances that the list `path` names.
+
+    Raises UserError naming the first that it does not have.
+    """
+    rows = corpus.rows(names)
     reasons = {broken.name: broken.why for broken in corpus.broken}
-    for name in [*named.enrolment, *named.test]:
+    for name in names:
         if name not in rows:
             why = reasons.get(name, f"is not in {corpus.roots[0]}")
             raise UserError(
                 f"{path} names {name}, which {why}: correct the list or give the right folder"
             )
-    return Trials(
-        named.labels,
-        np.array([rows[name] for name in named.enrolment]),
-        np.array([rows[name] for name in named.test]),
-    )
+    return np.array([rows[name] for name in names])
 
 
 def check_speakers(trials: Trials, corpus: Corpus, path: Path | str) -> None:
@@ -127,3 +160,22 @@ def make(corpus: Corpus, *, max_trials: int, seed: int) -> Trials:
     kept = np.concatenate([target, nontarget])
     labels = np.arange(len(kept)) < len(target)
     return Trials(labels, first[kept], second[kept])
+
+
+def _layout(parts: list[str]) -> Layout:
+    """What the words of a list's first line look like; VoxCeleb's when nothing fits."""
+    if parts[-1] in KALDI.values:
+        return KALDI
+    if parts[0] not in VOXCELEB.values and parts[-1] in CN_CELEB.values:
+        return CN_CELEB
+    return VOXCELEB
+
+
+def _lines(path: Path | str, what: str) -> Iterator[tuple[int, str]]:
+    """The lines of a list that are not empty, with their numbers."""
+    try:
+        with open(Path(path).expanduser(), encoding="utf-8") as lines:
+            yield from ((i, line) for i, line in enumerate(lines, start=1) if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise UserError(f"{what} {path} cannot be read: {reason}") from error

@@ -1,0 +1,77 @@
+"""Make scores of a trained run mean something: `python -m chns_jax.calibrate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse.typing import OpenUnitInterval
+
+from chns_jax.command_line import make_parser, parse
+from chns_jax.errors import UserError, run
+from chns_jax.evaluate import add_trial_arguments, score_trials
+
+FALSE_ACCEPT_RATE = 0.01
+
+
+def main(argv: list[str]) -> None:
+    parser = make_parser(
+        "Fit the map from the scores of a trained run to log-likelihood ratios on a trial list, "
+        "set the threshold of verify and gallery, write both to RUN/calibration.json, and print "
+        "them. The trials must be of speakers who were not trained on."
+    )
+    add_trial_arguments(parser)
+    parser.add_argument(
+        "--false_accept_rate",
+        type=OpenUnitInterval | None,
+        default=None,
+        help=f"Share of impostors that the threshold accepts; {FALSE_ACCEPT_RATE} by default.",
+    )
+    parser.add_argument(
+        "--prior",
+        type=OpenUnitInterval | None,
+        default=None,
+        help="Or: how often the speaker is the same, where both errors cost the same.",
+    )
+    parser.add_argument(
+        "--quality",
+        type=Literal["duration", "cohort_mean"],
+        nargs="+",
+        default=[],
+        help="Also weigh duration (log of that of the shorter side), cohort_mean (of --norm).",
+    )
+    chosen = parse(parser, argv)
+    if chosen.false_accept_rate and chosen.prior:
+        raise UserError("--false_accept_rate and --prior both set the threshold: give one of them")
+    rate = chosen.false_accept_rate or (None if chosen.prior else FALSE_ACCEPT_RATE)
+    if "cohort_mean" in chosen.quality and not chosen.norm:
+        raise UserError("--quality cohort_mean needs --norm as-norm")
+
+    from chns_jax import cohort as cohorts
+    from chns_jax.scoring import calibration
+
+    scored, cohort = score_trials(chosen, by_speaker=True)
+    made = calibration.calibrate(
+        scored.trials.labels,
+        scored.scores,
+        {name: scored.qualities[name] for name in dict.fromkeys(chosen.quality)},
+        scored.enrolment_speaker,
+        scored.test_speaker,
+        made_by=scored.made_by,
+        false_accept_rate=rate,
+        prior=chosen.prior,
+    )
+    folder = Path(chosen.model).expanduser()
+    if cohort is not None:
+        cohorts.save(folder, cohort, scored.made_by)
+    path = calibration.save(folder, made)
+    cohorts.remove_others(folder, scored.made_by)
+    print(json.dumps(dataclasses.asdict(made)))
+    print(f"calibrated: {path}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run(main)

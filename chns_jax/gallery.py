@@ -1,0 +1,114 @@
+"""Who is speaking, of some enrolled speakers: `python -m chns_jax.gallery`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
+
+from chns_jax.command_line import make_parser, parse
+from chns_jax.errors import run
+
+
+def main(argv: list[str]) -> None:
+    parser = make_parser("Enroll speakers, and identify who speaks in a recording.")
+    commands = parser.add_subcommands()
+    enroll = make_parser("Add a speaker.")
+    enroll.add_argument("name", type=str, help="The speaker's name.")
+    enroll.add_argument("files", type=str, nargs="+", help="Recordings of nobody else.")
+    identify = make_parser(
+        "Print the names whose voices are nearest to that of a recording, as one JSON object; the "
+        "first of them is who speaks, or nobody where all are under the run's threshold. That is "
+        "set for one name: of n names, impostors are accepted up to n times as often."
+    )
+    identify.add_argument("file", type=str, help="A recording.")
+    identify.add_argument("--names", type=PositiveInt, default=5, help="Names to print at most.")
+    for command in (enroll, identify):
+        command.add_argument(
+            "--model", type=str, required=True, help="Run folder of chns_jax.train."
+        )
+        command.add_argument(
+            "--checkpoint",
+            type=str,
+            default="last",
+            help="last, best (lowest EER) or a step number.",
+        )
+    listed = make_parser("Print who is enrolled, as one JSON object.")
+    remove = make_parser("Remove a speaker.")
+    remove.add_argument("name", type=str, help="The speaker's name.")
+    named = {"enroll": enroll, "identify": identify, "list": listed, "remove": remove}
+    for name, command in named.items():
+        command.add_argument("--gallery", type=str, required=True, help="Folder of the gallery.")
+        commands.add_subcommand(name, command, help=command.description.partition(".")[0])
+    chosen = parse(parser, argv)
+    actions = {"enroll": _enroll, "identify": _identify, "list": _list, "remove": _remove}
+    options = chosen[chosen.subcommand]
+    actions[chosen.subcommand](Path(options.gallery).expanduser(), options)
+
+
+def _enroll(folder: Path, options: Namespace) -> None:
+    from chns_jax import SpeakerEncoder, gallery_files
+
+    encoder = SpeakerEncoder.load(options.model, options.checkpoint)
+    speaker = gallery_files.enroll(folder, options.name, options.files, encoder)
+    print(
+        f"enrolled {speaker.name} with {speaker.seconds:.1f} s of {speaker.recordings} recordings",
+        file=sys.stderr,
+    )
+
+
+def _identify(folder: Path, options: Namespace) -> None:
+    from chns_jax import SpeakerEncoder, gallery_files
+    from chns_jax.logs import say
+
+    encoder = SpeakerEncoder.load(options.model, options.checkpoint)
+    enrolled = gallery_files.voices(folder, encoder)
+    voice = encoder.voice([options.file])
+    if encoder.calibration is None:
+        say(f"{encoder.uncalibrated}, so that nobody can be rejected: chns_jax.calibrate sets a "
+            "threshold")  # fmt: skip
+        cosines = {
+            name: float(other.embedding @ voice.embedding) for name, other in enrolled.items()
+        }
+        nearest = sorted(cosines, key=cosines.get, reverse=True)[: options.names]
+        found = [{"name": name, "cosine": cosines[name]} for name in nearest]
+        print(json.dumps({"calibrated": False, "nearest": found}))
+        return
+    decisions = {name: encoder.decide(other, voice) for name, other in enrolled.items()}
+    nearest = sorted(decisions, key=lambda name: -decisions[name].log_likelihood_ratio)
+    best = decisions[nearest[0]]
+    found = [
+        {
+            "name": name,
+            "cosine": decisions[name].cosine,
+            "log_likelihood_ratio": decisions[name].log_likelihood_ratio,
+        }
+        for name in nearest[: options.names]
+    ]
+    name = nearest[0] if best.same_speaker else gallery_files.UNKNOWN
+    about = {"threshold": best.threshold, "set_for": best.set_for}
+    print(json.dumps({"name": name, **about, "nearest": found}))
+
+
+def _list(folder: Path, options: Namespace) -> None:
+    from chns_jax import gallery_files
+
+    speakers = [
+        {"name": speaker.name, "recordings": speaker.recordings, "seconds": speaker.seconds}
+        for speaker in gallery_files.read(folder)
+    ]
+    print(json.dumps({"speakers": speakers}))
+
+
+def _remove(folder: Path, options: Namespace) -> None:
+    from chns_jax import gallery_files
+
+    gallery_files.remove(folder, options.name)
+    print(f"removed {options.name}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run(main)
