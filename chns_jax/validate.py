@@ -26,12 +26,17 @@ def validate(
     Arguments and errors as in `score`.
     """
     (scores,) = score(encode, variables, reader, [trials], samples=samples)
-    rates = metrics.error_rates(trials.labels, scores)
+    return summary(trials.labels, scores)
+
+
+def summary(labels: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+    """What `validate` returns, of scores (m,)."""
+    rates = metrics.error_rates(labels, scores)
     return {
         "eer": metrics.eer_of(rates),
         "min_dcf": {f"{p:g}": metrics.min_dcf_of(rates, p) for p in metrics.P_TARGETS},
-        "targets": int(np.count_nonzero(trials.labels)),
-        "nontargets": int(np.count_nonzero(~trials.labels)),
+        "targets": int(np.count_nonzero(labels)),
+        "nontargets": int(np.count_nonzero(~labels)),
     }
 
 
