@@ -189,7 +189,7 @@ def _det_figure(labels, scores, rates: Rates, threshold: float) -> Html:
     def marker(false_alarm: float, miss: float, name: str, symbol: str) -> go.Scatter:
         return go.Scatter(
             x=[point(false_alarm)], y=[point(miss)], mode="markers", name=name,
-            marker={"size": 11, "symbol": symbol, "color": OTHER, "line": {"width": 1}},
+            marker={"size": 11, "symbol": symbol, "color": OTHER, "line": {"width": 2}},
             hovertemplate=f"false alarms {100 * false_alarm:.2f} %, misses {100 * miss:.2f} %",
         )  # fmt: skip
 
@@ -203,22 +203,25 @@ def _det_figure(labels, scores, rates: Rates, threshold: float) -> Html:
         )
     )  # fmt: skip
     equal = eer_of(rates)
-    drawn.add_trace(marker(equal, equal, f"EER {100 * equal:.2f} %", "circle-open"))
+    drawn.add_trace(marker(equal, equal, f"EER {100 * equal:.2f} %", "circle"))
     false_alarm = float(np.mean(scores[~labels] >= threshold))
     miss = float(np.mean(scores[labels] < threshold))
-    drawn.add_trace(marker(false_alarm, miss, f"threshold {threshold:.4g}", "x"))
+    drawn.add_trace(marker(false_alarm, miss, f"threshold {threshold:.4g}", "x-thin-open"))
     ticks = [1e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99]
-    # From what one trial in the fewer kind resolves to where a system is of no more use.
-    low = max(LOWEST_RATE, 0.5 / max(labels.sum(), (~labels).sum()))
+    # As far as the curve goes before one of the rates makes it of no use.
+    high = max(0.6, min(1.5 * equal, 0.99))
+    useful = (rates.false_alarm <= high) & (rates.miss <= high)
+    low = min(0.5 * min(rates.false_alarm[useful].min(), rates.miss[useful].min()), 0.05)
     axis = {
-        "range": [point(low), point(max(0.6, min(1.5 * equal, 0.99)))],
+        "range": [point(low), point(high)],
         "tickvals": [point(tick) for tick in ticks],
         "ticktext": [f"{100 * tick:g}" for tick in ticks],
         "zeroline": False, "constrain": "domain",
     }  # fmt: skip
     drawn.update_xaxes(title="false-alarm rate (%)", **axis)
     drawn.update_yaxes(title="miss rate (%)", scaleanchor="x", **axis)
-    return pages.figure(drawn, "det", height=620)
+    drawn.update_layout(width=780)
+    return pages.figure(drawn, "det", height=600)
 
 
 def _histogram(labels: np.ndarray, scores: np.ndarray, threshold: float) -> Html:
