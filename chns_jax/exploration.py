@@ -1,4 +1,4 @@
-"""What the voiceprints of a corpus say: confusable speakers, likely label errors, clusters over time.
+"""What voiceprints say of a corpus: confusable speakers, label errors, clusters over time.
 
 Embeddings (v, d) are L2-normalised, one an utterance; `speaker` (v,) are their speakers, ascending
 from 0 to n - 1 with none left out. Matrices of all speakers are made in blocks of rows.
@@ -75,15 +75,14 @@ def layout(voiceprints: np.ndarray, seed: int) -> np.ndarray:
 
     Source: van der Maaten & Hinton, "Visualizing data using t-SNE", JMLR 9 (2008).
     """
-    from sklearn.decomposition import PCA
+    centred = voiceprints - voiceprints.mean(axis=0)
+    principal = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
+    if len(voiceprints) < FEWEST_FOR_TSNE:
+        return principal
     from sklearn.manifold import TSNE
 
-    if len(voiceprints) < FEWEST_FOR_TSNE:
-        return PCA(2, svd_solver="full").fit_transform(voiceprints)
     perplexity = min(PERPLEXITY, (len(voiceprints) - 1) / 3)
-    # PCA's solver of many rows adds up in any order; the exact one does not.
-    start = PCA(2, svd_solver="full").fit_transform(voiceprints)
-    start *= 1e-4 / max(float(start[:, 0].std()), 1e-12)
+    start = principal * (1e-4 / max(float(principal[:, 0].std()), 1e-12))
     return TSNE(perplexity=perplexity, init=start, random_state=seed).fit_transform(voiceprints)
 
 

@@ -80,14 +80,14 @@ def _map(voices: Voices, voiceprints: np.ndarray, pairs: Pairs, seed: int) -> Ht
         )  # fmt: skip
     blank = {"showticklabels": False, "zeroline": False, "title": None}
     drawn.update_xaxes(**blank)
-    drawn.update_yaxes(scaleanchor="x", **blank)
+    drawn.update_yaxes(**blank)
     method = "PCA" if len(x) < exploration.FEWEST_FOR_TSNE else "t-SNE"
     return pages.section(
         "Speakers",
         f"Each point is a speaker's voiceprint, drawn in two dimensions by {method}: near ones "
         "sound alike to the encoder, while far distances and the axes mean little. The colour and "
         f"shape are its k-means cluster; lines join the {len(pairs.one)} most confusable pairs.",
-        pages.figure(drawn, "map", height=640),
+        pages.figure(drawn, "map", height=680),
     )
 
 
@@ -123,7 +123,7 @@ def _confusable(
     shared = exploration.shared(tables, *_names(voices, pairs))
     columns = {"#": "d", "cosine": ".3f", "one": "", "other": "", "one cluster": ""}
     if tables:
-        columns |= {"refreshes together": "d", "of": "d"}
+        columns |= {"refreshes together": "d", "of those that knew both": "d"}
     if player is not None:
         columns |= {"hear one": "", "hear the other": ""}
     rows = []
@@ -171,7 +171,7 @@ def _movement(voices: Voices, pairs: Pairs, tables: Sequence[Refresh]) -> Iterat
         ]
         drawn = go.Figure(
             go.Heatmap(
-                x=steps, y=[label for label, is_known in zip(labels, known, strict=True) if is_known],
+                x=steps, y=[labels[row] for row in np.flatnonzero(known)],
                 z=shared[known], zmin=0, zmax=1, xgap=2, ygap=2, showscale=False,
                 colorscale=[[0, "#e3e3e3"], [1, COLOURS[0]]],
                 hovertemplate="step %{x}: %{y}<extra></extra>",
@@ -229,8 +229,8 @@ def _likely_one(voices: Voices, pairs: Pairs) -> Html:
         heading,
         f"Pairs of speakers whose voiceprints have a cosine above {threshold:.3f}, the "
         f"{SAME_PERCENTILE:g}th percentile of the cosines of {len(same):,} pairs of utterances of "
-        f"one speaker from different recordings: {found if found < TOP else f'{TOP} or more'}"
-        f"{'.' if found else ' here.'}",
+        f"one speaker from different recordings: "
+        f"{found or 'none'}{' or more' if found == TOP else ''} here.",
         *([pages.table({"#": "d", "cosine": ".3f", "one": "", "other": ""}, rows)] if rows else []),
     )
 
@@ -253,10 +253,10 @@ def _misplaced(voices: Voices, fit: Fit) -> Html:
     ]
     return pages.section(
         "Likely label errors: utterances of another speaker",
-        f"{len(wrong)} of {len(voices.speaker)} utterances have a cosine to the voiceprint of their "
-        "speaker's other utterances that is below the cosine to another speaker's voiceprint, or "
-        f"among the lowest {FIT_PERCENTILE:g} % of all; the {len(rows)} with the lowest difference "
-        "of the two.",
+        f"{len(wrong)} of {len(voices.speaker)} utterances have a cosine to the voiceprint of "
+        "their speaker's other utterances that is below the cosine to another speaker's "
+        f"voiceprint, or among the lowest {FIT_PERCENTILE:g} % of all; the {len(rows)} with the "
+        "lowest difference of the two.",
         pages.table(columns, rows),
     )
 
