@@ -32,6 +32,7 @@ class Restored(NamedTuple):
     state: TrainState
     table: Table | None
     progress: Progress
+    refresh: dict[str, Any] | None  # the variables of a refresh that was under way
 
 
 class Saved(NamedTuple):
@@ -71,19 +72,21 @@ def save(
     progress: Progress,
     config: str,
     eer: float | None,
+    refresh: dict[str, Any] | None = None,
 ) -> None:
     """Start to save; the state may be donated as soon as this returns.
 
-    The checkpoint appears under its final name only when it is complete.
+    The checkpoint appears under its final name only when it is complete. `refresh` are the
+    variables of a refresh under way.
     """
-    clusters = {} if table is None else dataclasses.asdict(table)
+    trees = {"table": table and dataclasses.asdict(table), "refresh": refresh}
     manager.save(
         int(state.step),
         args=ocp.args.Composite(
             variables=ocp.args.StandardSave(state.variables),
             optimizer=ocp.args.StandardSave(state.optimizer),
             about=ocp.args.JsonSave({**progress._asdict(), "config": config, "eer": eer}),
-            **({"table": ocp.args.StandardSave(clusters)} if clusters else {}),
+            **{name: ocp.args.StandardSave(tree) for name, tree in trees.items() if tree},
         ),
         metrics=None if eer is None else {"eer": eer},
     )
@@ -100,17 +103,19 @@ def restore(manager: ocp.CheckpointManager, like: TrainState) -> Restored | None
         "optimizer": ocp.args.StandardRestore(shapes.optimizer),
         "about": ocp.args.JsonRestore(),
     }
-    has_table = "table" in manager.item_metadata(step)
-    if has_table:
-        args["table"] = ocp.args.StandardRestore()
+    saved = manager.item_metadata(step)
+    for name in ("table", "refresh"):
+        if name in saved:
+            args[name] = ocp.args.StandardRestore()
     items = manager.restore(step, args=ocp.args.Composite(**args))
     table = None
-    if has_table:
+    if "table" in args:
         table = Table(*(np.asarray(items["table"][key]) for key in ("cluster", "centroids")))
+    refresh = items["refresh"] if "refresh" in args else None
     count = jax.device_put(np.int32(step), like.step.sharding)
     state = TrainState(count, items["variables"], items["optimizer"])
     progress = Progress(*(items["about"][key] for key in Progress._fields))
-    return Restored(state, table, progress)
+    return Restored(state, table, progress, refresh)
 
 
 def save_variables(manager: ocp.CheckpointManager, variables: dict[str, Any], config: str) -> None:

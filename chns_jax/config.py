@@ -186,6 +186,9 @@ class Sampler:
     """Share of a batch's speakers that come from clusters, 0 to 1."""
     clusters: PositiveInt = 50
     """Number of clusters K."""
+    kmeans: Literal["auto", "full", "sampled"] = "auto"
+    """full: k-means of all speakers; sampled: of a sixth of them, then ten iterations over all, for
+    a fifth of the time; auto: full below 20,000 speakers."""
     fill: Literal["pool", "whole"] = "pool"
     """pool: draw the hard speakers from all those of the clusters drawn; whole: take clusters
     whole, one after another, until there are enough (harder)."""
@@ -201,6 +204,10 @@ class Sampler:
     """Steps (or epochs) between refreshes of the clusters; never: use sampler.table throughout."""
     refresh_unit: Literal["steps", "epochs"] = "steps"
     """Unit of refresh_every."""
+    refresh_ahead: NonNegativeInt = 0
+    """Steps before its first batch at which a refresh begins, beside training and on one device; it
+    clusters with the encoder of that step. Training waits when they are too few. 0: training stops
+    for a refresh."""
     start_step: NonNegativeInt = 0
     """Before this step, batches are random and nothing is clustered."""
     table: str | None = None

@@ -190,7 +190,9 @@ def make_table(
     voiceprints = clusters.voiceprints(
         embeddings.reshape(speakers, per_speaker, -1), normalise_first=sampler.normalise_first
     )
-    return clusters.cluster(voiceprints, sampler.clusters, seed=seed, round=round)
+    return clusters.cluster(
+        voiceprints, sampler.clusters, seed=seed, round=round, kmeans=sampler.kmeans
+    )
 
 
 def _embed_padded(variables, audio, samples, *, config: Config, encoder: nn.Module):

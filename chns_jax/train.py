@@ -39,6 +39,7 @@ from chns_jax.files import remove_leftovers, replacing
 from chns_jax.finetuning import start_from
 from chns_jax.logs import Pace, RunLog, progress_bar, records, say
 from chns_jax.optimizer import make_optimizer
+from chns_jax.refresh import begin
 from chns_jax.sampling import clusters, hardness, plan, rounds
 from chns_jax.sampling.clusters import Table, unit
 from chns_jax.sampling.pipeline import Reader, training_batches
@@ -108,6 +109,14 @@ def train(config: Config, opened: ExitStack) -> None:
     responses = rooms.make_responses(config.augment.reverberation, sample_rate, seed)
     responses = jax.device_put(responses, replicated(mesh))
     encode = make_encode(config, encoder, mesh)
+    encode_beside = encode if mesh.size == 1 else make_encode(config, encoder, make_mesh(1))
+
+    def new_table(encode: Encode, variables: dict) -> Table:
+        """The clusters of the next round."""
+        return make_table(
+            encode, variables, reader, sampler,
+            samples=config.crop_samples, seed=seed, round=progress.round,
+        )  # fmt: skip
 
     def judge(state: TrainState) -> dict:
         """EER and minDCF on the validation trials."""
@@ -120,14 +129,18 @@ def train(config: Config, opened: ExitStack) -> None:
     )
     names = hashlib.sha256(os.fsencode("\0".join(corpus.speakers))).hexdigest()
     table, progress = None, Progress(round=0, seconds=0.0, speakers=names)
+    refresh = None  # for the next round, beside training
+    opened.callback(lambda: refresh and refresh.close())
     restored = checkpoint.restore(manager, state)
     if restored is not None:
-        state, table, progress = restored
+        state, table, progress, copied = restored
         if progress.speakers != names:
             raise UserError(
                 f"{out} was begun with other training speakers than the {len(corpus.speakers)} "
                 f"that {corpus.roots[0]} has now: put them back, or give another --out"
             )
+        if copied is not None:
+            refresh = begin(new_table, encode_beside, copied)
         say(f"going on from step {int(state.step)}")
     elif config.training.start_from:
         state = start_from(config.training.start_from, state, names)
@@ -146,11 +159,10 @@ def train(config: Config, opened: ExitStack) -> None:
         if rounds.begins(step, sampler, round_length):
             if step == sampler.start_step and start_table is not None:
                 table = start_table
+            elif refresh is not None:
+                table, refresh = refresh.table.result(), None
             else:
-                table = make_table(
-                    encode, state.variables, reader, sampler,
-                    samples=config.crop_samples, seed=seed, round=progress.round,
-                )  # fmt: skip
+                table = new_table(encode, state.variables)
             progress = progress._replace(round=progress.round + 1)
             clusters.save(out / "tables" / f"step_{step:07d}.npz", table, corpus.speakers)
             log.write(step, round=progress.round, smallest_cluster=int(table.sizes.min()),
@@ -161,8 +173,11 @@ def train(config: Config, opened: ExitStack) -> None:
             reader, sampler, table, samples=config.read_samples, seed=seed, first_step=step,
             end_step=rounds.end(step, sampler, round_length, steps), noise=noise,
         )  # fmt: skip
+        refresh_step = rounds.refresh(step, sampler, round_length, steps)
         with closing(batches):
             for batch, waited in timed(batches):
+                if step == refresh_step and refresh is None:
+                    refresh = begin(new_table, encode_beside, state.variables)
                 state, metrics = update(state, put(mesh, batch), responses)
                 step += 1
                 late.append((step, metrics, batch["labels"], table))
@@ -199,7 +214,10 @@ def train(config: Config, opened: ExitStack) -> None:
                     log.write(step, eer=eer, **costs)
                     say(f"step {step}: EER {100 * eer:.2f} %")
                 progress = progress._replace(seconds=time.perf_counter() - started)
-                checkpoint.save(manager, state, table, progress, configs.to_yaml(config), eer)
+                checkpoint.save(
+                    manager, state, table, progress, configs.to_yaml(config), eer,
+                    refresh=refresh and refresh.variables,
+                )  # fmt: skip
                 pace.restart()
                 if stopped and step < steps:
                     manager.wait_until_finished()

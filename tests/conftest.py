@@ -116,7 +116,7 @@ def untrained(tmp_path_factory) -> Path:
     config = configs.load([*TINY, "--out", str(run)])
     (run / "config.yaml").write_text(configs.to_yaml(config))
     tx = make_optimizer(config.optimizer, config.training.steps)
-    state = jax.jit(partial(init, config, make_encoder(config.encoder), tx))()
+    state = jax.jit(partial(init, config, make_encoder(config.encoder), tx, 9))()
     with checkpoint.open_manager(run / "checkpoints") as manager:
         checkpoint.save(manager, state, None, checkpoint.Progress(0, 0.0, ""), "", None)
     return run

@@ -13,6 +13,7 @@ from chns_jax.sampling.clusters import Table
 from chns_jax.step import sha256, train_step
 
 TABLE = Table(np.array([1, 0, 1], np.int32), np.eye(2, dtype=np.float32))
+UNDER_WAY = {"params": {"w": np.arange(3, dtype=np.float32)}}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,10 @@ def run(tmp_path_factory):
             state, _ = step(state, {"audio": audio(i), "labels": LABELS})
             digests[i + 1] = sha256(state.variables)
             table = None if i == 0 else TABLE
-            checkpoint.save(manager, state, table, Progress(i, 2.5 * i, "names"), "seed: 0", eer)
+            checkpoint.save(
+                manager, state, table, Progress(i, 2.5 * i, "names"), "seed: 0", eer,
+                refresh=UNDER_WAY if i == 5 else None,
+            )  # fmt: skip
     return tmp_path, state, digests
 
 
@@ -40,6 +44,8 @@ def test_the_latest_checkpoint_comes_back_whole(run):
     np.testing.assert_array_equal(back.table.cluster, TABLE.cluster)
     np.testing.assert_array_equal(back.table.centroids, TABLE.centroids)
     assert back.progress == Progress(5, 12.5, "names")
+    assert jax.tree.structure(back.refresh) == jax.tree.structure(UNDER_WAY)
+    np.testing.assert_array_equal(back.refresh["params"]["w"], UNDER_WAY["params"]["w"])
 
 
 def test_the_last_ones_and_the_best_are_kept(run):

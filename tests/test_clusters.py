@@ -38,14 +38,52 @@ def test_clustering_is_a_function_of_seed_and_round():
     np.testing.assert_array_equal(one.centroids, same.centroids)
 
 
+def voices(count: int, dimensions: int, families: int, seed: int = 0) -> np.ndarray:
+    """Voiceprints around the centres of families."""
+    rng = np.random.default_rng(seed)
+    centres = clusters.unit(rng.normal(size=(families, dimensions)))
+    own = rng.normal(size=(count, dimensions)) / dimensions**0.5
+    return clusters.unit(centres[rng.integers(families, size=count)] + own).astype(np.float32)
+
+
+def objective(points: np.ndarray, table: Table) -> float:
+    """Sum of squared distances to the mean of the own cluster."""
+    of_cluster = [points[table.speakers_of(c)] for c in np.flatnonzero(table.sizes)]
+    return sum(float(np.square(own - own.mean(0)).sum()) for own in of_cluster)
+
+
+@pytest.mark.parametrize("families", [60, 300])
+def test_sampled_k_means_comes_near_the_full_one(families):
+    points = voices(6000, 32, families)
+    full, sampled, same = (
+        clusters.cluster(points, 20, seed=1, kmeans=kind) for kind in ("full", "sampled", "sampled")
+    )
+    assert objective(points, sampled) < 1.02 * objective(points, full)
+    np.testing.assert_array_equal(sampled.cluster, same.cluster)
+    np.testing.assert_array_equal(sampled.centroids, same.centroids)
+    distance = np.square(points[:, None] - sampled.centroids).sum(-1)
+    np.testing.assert_array_equal(distance.argmin(1), sampled.cluster)
+
+
+def test_speakers_decide_which_k_means(monkeypatch):
+    points = voices(300, 4, 10)
+    full, sampled = (clusters.cluster(points, 9, seed=0, kmeans=k) for k in ("full", "sampled"))
+    assert (full.cluster != sampled.cluster).any()
+    for below, expected in ((301, full), (300, sampled)):
+        monkeypatch.setattr(clusters, "FULL_BELOW", below)
+        table = clusters.cluster(points, 9, seed=0)
+        np.testing.assert_array_equal(table.cluster, expected.cluster)
+
+
 def test_more_clusters_than_speakers_warn():
     with pytest.warns(UserWarning, match="50 clusters were asked of 4 speakers: 4 are made"):
         table = clusters.cluster(np.eye(4), 50, seed=0)
     assert sorted(table.cluster) == [0, 1, 2, 3]
 
 
-def test_identical_voiceprints_leave_clusters_empty():
-    table = clusters.cluster(np.ones((6, 3)), 3, seed=0)
+@pytest.mark.parametrize("kmeans", ["full", "sampled"])
+def test_identical_voiceprints_leave_clusters_empty(kmeans):
+    table = clusters.cluster(np.ones((6, 3)), 3, seed=0, kmeans=kmeans)
     assert table.sizes.sum() == 6 and (table.sizes == 0).any()
 
 

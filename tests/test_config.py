@@ -93,6 +93,17 @@ def test_every_config_trains(names, tones, tmp_path):
     assert np.isfinite(losses).all() and len(losses) == 2
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_small_corpus_changes_sizes_and_no_strategy(strategy):
+    def kinds(*names):
+        files = [word for name in names for word in ("--config", str(FOLDER / f"{name}.yaml"))]
+        config = configs.load(files)
+        return config.loss.kind, config.sampler.kind, config.sampler.hard_ratio, config.loss.beta
+
+    assert kinds(strategy, "small") == kinds(strategy)
+    assert len({kinds(name, "small") for name in STRATEGIES}) == len(STRATEGIES)
+
+
 def two_steps(config) -> list[float]:
     """Losses of two steps with batches of the corpus, hard ones if the config has them.
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +23,22 @@ def test_rounds_cover_all_steps_and_end_where_the_next_begins(kind, start, every
         assert step < end <= steps
         assert not any(rounds.begins(s, sampler, length) for s in range(step + 1, end))
         assert end == steps or rounds.begins(end, sampler, length)
+
+
+@given(st.integers(0, 30), st.integers(1, 20), st.integers(1, 30), st.none() | st.just("t.npz"))
+def test_a_refresh_begins_so_many_steps_before_its_round(start, every, ahead, table):
+    steps = 60
+    sampler = Sampler(start_step=start, refresh_every=every, refresh_ahead=ahead, table=table)
+    length = rounds.length(sampler, Training(), 1000)
+    for step in range(steps):
+        following = rounds.end(step, sampler, length, steps)
+        at = rounds.refresh(step, sampler, length, steps)
+        if following == steps or (table and following == start):
+            assert at is None
+        else:
+            assert at == max(step, following - ahead)
+    stopping = dataclasses.replace(sampler, refresh_ahead=0)
+    assert rounds.refresh(0, stopping, length, steps) is None
 
 
 def test_a_round_may_be_counted_in_epochs():

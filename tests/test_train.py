@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -142,6 +143,26 @@ def test_a_signal_to_stop_saves_first(finished, program, tmp_path):
         for folder in (run, out)
     ]
     assert digests[0] == digests[1]
+
+
+def test_a_refresh_beside_training_is_begun_again(program, tones, tmp_path):
+    """At step 9 the refresh for step 10 is under way, with the encoder of step 7."""
+    run = tmp_path / "run"
+    arguments = [*TINY, "--data.root", tones, "--data.cache", tmp_path / "cache", "--out", run]
+    arguments += ["--sampler.start_step", 2, "--sampler.refresh_ahead", 3, "--training.keep", 9]
+    finish(program("train", *arguments))
+    tables = sorted((run / "tables").iterdir())
+    assert [path.name for path in tables] == [f"step_{s:07d}.npz" for s in (2, 6, 10)]
+    expected = tables[-1].read_bytes(), json.loads((run / "summary.json").read_text())
+    for path in (run / "summary.json", tables[-1]):
+        path.unlink()
+    for path in (run / "checkpoints").iterdir():
+        if int(path.name) > 9:
+            shutil.rmtree(path)
+    finish(program("train", *arguments))
+    assert tables[-1].read_bytes() == expected[0]
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["parameters_sha256"] == expected[1]["parameters_sha256"]
 
 
 def test_another_config_for_a_run_is_refused(finished, program):

@@ -33,3 +33,13 @@ def end(step: int, sampler: Sampler, length: int | None, steps: int) -> int:
     if length is None:
         return steps
     return min(step + length - (step - sampler.start_step) % length, steps)
+
+
+def refresh(step: int, sampler: Sampler, length: int | None, steps: int) -> int | None:
+    """The step, `step` or later, before which the refresh for the next round begins beside
+    training; None where none does."""
+    following = end(step, sampler, length, steps)
+    from_file = sampler.table is not None and following == sampler.start_step
+    if not sampler.refresh_ahead or following == steps or from_file:
+        return None
+    return max(step, following - sampler.refresh_ahead)
