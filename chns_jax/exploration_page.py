@@ -20,7 +20,11 @@ COLOURS = (
     "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
 )  # fmt: skip
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x")
-MEASURES = {"rand_index": "adjusted Rand index", "kept": "co-members kept", "changed": "changed"}
+MEASURES = {
+    "rand_index": "adjusted Rand index",
+    "kept": "co-members kept",
+    "changed": "speakers changed",
+}
 
 
 class Voices(NamedTuple):
@@ -195,9 +199,12 @@ def _movement(voices: Voices, pairs: Pairs, tables: Sequence[Refresh]) -> Iterat
     if len(found) > 1:
         at = [c.step for c in found]
         drawn = go.Figure(
-            go.Scatter(x=at, y=[getattr(c, key) for c in found], name=name, mode="lines+markers")
-            for key, name in MEASURES.items()
+            [
+                go.Scatter(x=at, y=[getattr(c, key) for c in found], name=name)
+                for key, name in MEASURES.items()
+            ]
         )
+        drawn.update_traces(mode="lines+markers")
         drawn.update_xaxes(title="step of the refresh")
         drawn.update_yaxes(title="index or share", range=[-0.05, 1.05])
         parts.insert(0, pages.figure(drawn, "changes", height=360))

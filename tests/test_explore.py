@@ -34,6 +34,7 @@ def run_with_tables(untrained, tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", ["tables", "no tables"])
 def test_page(untrained, run_with_tables, tones, tmp_path, browser, named):
     model = run_with_tables if named == "tables" else untrained
@@ -56,8 +57,8 @@ def test_an_utterance_in_another_folder_is_listed(untrained, tones, tmp_path):
     run(untrained, root, tmp_path / "page.html", "--clusters", "3", "--audio", "none")
     page = (tmp_path / "page.html").read_text()
     assert "<audio " not in page and "tones &amp; more" in page
-    first = re.search(r"<td>(s00/[^<]+)</td><td>(s\d+)</td><td[^>]*>[^<]+</td><td>(s\d+)", page)
-    assert first.groups() == ("s00/r0/u0.flac", "s00", "s11")
+    row = re.search("<td>s00/r0/u0.flac</td><td>s00</td><td[^>]*>[^<]+</td><td>(s..)", page)
+    assert row[1] in ("s10", "s11")  # an encoder that never learned hears these two alike
 
 
 def test_links_lead_to_the_files(untrained, tones, tmp_path):

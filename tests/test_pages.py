@@ -1,6 +1,5 @@
 """Pages: what is written is text, tables sort, nothing is fetched."""
 
-import re
 import sys
 
 import pytest
@@ -32,22 +31,24 @@ def page(tmp_path, *sections):
     return tmp_path / "page.html"
 
 
+CLICK = """<script>addEventListener("load", () => {
+  for (const column of [0, 0, 1, 1, 0]) {
+    document.querySelectorAll("th")[column].click();
+    const names = [...document.querySelectorAll("tbody tr")].map(row => row.cells[0].textContent);
+    document.body.append(`${names.join("")};`);
+  }
+})</script>"""
+
+
+@pytest.mark.slow
 def test_a_click_sorts(tmp_path, browser):
-    click = "<script>addEventListener('load', () => { const head = document.querySelectorAll('th');"
     rows = [("c", 10.0), ("a", 2.0), ("d", None), ("b", -1.0)]
     table = pages.table({"name": "", "score": ".1f"}, rows)
-
-    def order(*columns):
-        clicks = "".join(f"head[{column}].click();" for column in columns)
-        dom = browser(page(tmp_path, table, pages.Html(f"{click}{clicks}}})</script>")))
-        return "".join(re.findall("<td>(.)</td>", dom))
-
-    assert order() == "cadb"
-    assert order(0, 1) == "cadb"
-    assert order(1, 1) == "bdac"
-    assert order(0) == "abcd" and order(0, 0) == "dcba"
+    dom = browser(page(tmp_path, table, pages.Html(CLICK)))
+    assert "abcd;dcba;cadb;bdac;abcd;" in dom
 
 
+@pytest.mark.slow
 def test_the_network_is_refused(tmp_path, browser):
     picture = pages.Html('<img src="https://example.com/picture.png">')
     with pytest.raises(AssertionError, match="example.com/picture.png.* violates"):
