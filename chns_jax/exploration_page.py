@@ -127,7 +127,7 @@ def _confusable(
     shared = exploration.shared(tables, *_names(voices, pairs))
     columns = {"#": "d", "cosine": ".3f", "one": "", "other": "", "one cluster": ""}
     if tables:
-        columns |= {"refreshes together": "d", "of those that knew both": "d"}
+        columns |= {"together": "d", "refreshes": "d"}
     if player is not None:
         columns |= {"hear one": "", "hear the other": ""}
     rows = []

@@ -27,7 +27,7 @@ p { max-width: 860px; margin: 6px 0 14px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; margin: 8px 0 20px; }
 th, td { padding: 4px 12px 4px 0; text-align: left; border-bottom: 1px solid #eee; }
-td { overflow-wrap: anywhere; min-width: 44px; }
+td { overflow-wrap: break-word; min-width: 44px; max-width: 420px; }
 th { cursor: pointer; border-bottom: 2px solid #bbb; vertical-align: bottom; }
 th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; }
 th.sorted::after { content: " \\25BE"; } th.sorted.rising::after { content: " \\25B4"; }
