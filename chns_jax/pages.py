@@ -88,7 +88,8 @@ def figure(drawn: Figure, name: str, height: int = 480) -> Html:
             full_html=False,
             include_plotlyjs=False,
             div_id=name,
-            config={"displaylogo": False, "responsive": True},
+            # No button that uploads the figure.
+            config={"displaylogo": False, "responsive": True, "showSendToCloud": False},
         )
     )
 

@@ -147,6 +147,7 @@ def browser(tmp_path_factory):
         assert picture.stat().st_size > 10_000
         figures = re.split('class="plotly-graph-div', done.stdout)[1:]
         assert all('class="main-svg"' in drawn for drawn in figures)
+        assert all('data-title="Share' not in drawn for drawn in figures)  # that would upload it
         return done.stdout
 
     return look
