@@ -128,8 +128,11 @@ def test_changes_of_tables():
     tables = [refresh(step, names, rng.permutation(30) % 4) for step in (10, 20)]
     tables.append(refresh(30, names, (tables[1].table.cluster + 1) % 4))  # the same, renamed
     tables.append(refresh(40, [*names[10:][::-1], "new"], [*range(10), *range(10), 3]))
+    tables.append(refresh(50, names, [0] * 15 + [1] * 15))
+    tables.append(refresh(60, names, [0] * 30))  # everyone keeps and gains co-members
     found = list(exploration.changes(tables))
-    assert [change.step for change in found] == [20, 30, 40]
+    assert [change.step for change in found] == [20, 30, 40, 50, 60]
+    assert (found[4].changed, found[4].kept) == (1.0, 1.0)
     assert (found[1].rand_index, found[1].changed, found[1].kept) == (1.0, 0.0, 1.0)
     for change, (before, after) in zip(found, itertools.pairwise(tables), strict=True):
         common = sorted(set(before.speakers.tolist()) & set(after.speakers.tolist()))
@@ -147,7 +150,7 @@ def test_changes_of_tables():
         a, b = together
         expected = a.sum() * b.sum() / len(a)
         index = ((a & b).sum() - expected) / ((a.sum() + b.sum()) / 2 - expected)
-        assert change.rand_index == pytest.approx(index)
+        assert change.rand_index == pytest.approx(index, abs=1e-9)
 
 
 def test_pairs_in_tables():

@@ -42,7 +42,7 @@ def test_a_thinned_det_curve_is_the_curve(count, decimals):
     probit = np.vectorize(NormalDist().inv_cdf)
     full = np.stack([probit(np.clip(rate, 1e-4, 1 - 1e-4)) for rate in rates], axis=1)
     sample = full[np.linspace(0, len(full) - 1, 300).astype(int)]
-    assert distance_to_polyline(sample, thinned).max() < 0.015
+    assert distance_to_polyline(sample, thinned).max() < 0.008
     moved = np.abs(thinned[::9, None] - full[None, :]).sum(axis=-1).min(axis=1)
     assert moved.max() < 1e-9  # no point but those of the curve
 

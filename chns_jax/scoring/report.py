@@ -16,7 +16,7 @@ from chns_jax.scoring.metrics import rates as rates_of
 
 HARDEST = 50  # trials in a table
 LOWEST_RATE = 1e-4  # of a DET curve's axes
-DET_BINS = 1000
+DET_POINTS = 2000
 HISTOGRAM_BINS = 100
 DURATION_BINS = 5
 TARGET, IMPOSTOR, OTHER = "#1f77b4", "#d62728", "#555"
@@ -107,7 +107,7 @@ def eer_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
 def det_curve(rates: Rates) -> tuple[np.ndarray, np.ndarray]:
     """Normal deviates of false-alarm and miss rate, (p,) each, of at most 2,000 points.
 
-    Rates are clipped to [0.0001, 0.9999]. What is left out lies within 0.015 of the curve, along
+    Rates are clipped to [0.0001, 0.9999]. What is left out lies within 0.008 of the curve, along
     it, which is less than a pixel. Source: Martin et al., "The DET curve in assessment of detection
     task performance", Eurospeech 1997.
     """
@@ -115,9 +115,8 @@ def det_curve(rates: Rates) -> tuple[np.ndarray, np.ndarray]:
     moved = (np.diff(clipped, axis=1) != 0).any(axis=0)
     false_alarm, miss = (_probit(rate) for rate in clipped[:, np.append(True, moved)])
     length = np.append(0.0, np.cumsum(np.abs(np.diff(false_alarm)) + np.abs(np.diff(miss))))
-    interval = np.floor(length / max(length[-1], 1e-12) * (DET_BINS - 1))
-    changes = np.diff(interval) != 0
-    kept = np.append(True, changes) | np.append(changes, True)  # first and last of each interval
+    interval = np.floor(length / max(length[-1], 1e-12) * (DET_POINTS - 1))
+    kept = np.append(True, np.diff(interval) != 0)  # the first of each interval, and the end
     return false_alarm[kept], miss[kept]
 
 
