@@ -14,7 +14,8 @@ from chns_jax.errors import UserError, run
 
 if TYPE_CHECKING:
     from chns_jax.cohort import Cohort
-    from chns_jax.evaluation import Scores
+    from chns_jax.evaluation import Evaluation, Scores
+    from chns_jax.scoring.calibration import Calibration
 
 
 def main(argv: list[str]) -> None:
@@ -37,13 +38,30 @@ def main(argv: list[str]) -> None:
         default=None,
         help='File for lines of "<score> <1 or 0> <enrolment> <test>".',
     )
+    parser.add_argument(
+        "--report", type=str | None, default=None, help="HTML page to write of what they show."
+    )
+    parser.add_argument(
+        "--metadata",
+        type=str | None,
+        default=None,
+        help="Table of the speakers, for the page: their id and gender.",
+    )
     chosen = parse(parser, argv)
+    if chosen.metadata and not chosen.report:
+        raise UserError("--metadata is only for a page: give --report FILE.html")
 
+    from chns_jax import pages
+    from chns_jax.corpus.metadata import read_genders
     from chns_jax.evaluation import evaluate
     from chns_jax.files import check_file, replacing
     from chns_jax.logs import say
     from chns_jax.scoring import calibration
 
+    genders = read_genders(chosen.metadata) if chosen.metadata else None
+    if chosen.report:
+        pages.check_plotly()
+        check_file(chosen.report)
     if chosen.scores:
         check_file(chosen.scores)
     scored, _ = score_trials(chosen, by_speaker=chosen.replicates > 0)
@@ -62,8 +80,48 @@ def main(argv: list[str]) -> None:
                 f"{score:.6f} {label:d} {enrolment} {test}\n"
                 for score, label, enrolment, test in zip(*columns, strict=True)
             )
+    if chosen.report:
+        _write_report(chosen, result, made, genders)
     norm = {"norm": scored.made_by["norm"]} if chosen.norm else {}
     print(json.dumps({**result.metrics, **norm, "intervals": result.intervals}))
+
+
+def _write_report(
+    chosen: Namespace,
+    result: Evaluation,
+    calibration: Calibration | None,
+    genders: dict[str, str] | None,
+) -> None:
+    """The page, of log-likelihood ratios where a calibration gives them."""
+    import numpy as np
+
+    from chns_jax.scoring.report import trial_genders, write_report
+
+    scored = result.scored
+    of_trials = None
+    if genders is not None and scored.enrolment_speaker is not None:
+        sides = np.stack([scored.enrolment_speaker, scored.test_speaker], axis=1)
+        of_trials = trial_genders(scored.speakers[sides], genders)
+    set_for = None
+    if calibration is not None:
+        ((what, value),) = calibration.set_for.items()
+        set_for = f"a {what.replace('_', ' ')} of {value:g}, by calibration"
+    write_report(
+        chosen.report,
+        title=f"{chosen.model} on {chosen.trials}",
+        labels=scored.trials.labels,
+        scores=scored.scores if calibration is None else result.log_likelihood_ratios,
+        enrolment=scored.trials.enrolment,
+        test=scored.trials.test,
+        seconds=scored.seconds,
+        metrics={
+            **result.metrics,
+            **{f"{name}, 95 % interval": between for name, between in result.intervals.items()},
+        },
+        threshold=None if calibration is None else calibration.threshold,
+        threshold_is=set_for,
+        genders=of_trials,
+    )
 
 
 def add_trial_arguments(parser: ArgumentParser) -> None:

@@ -33,7 +33,8 @@ class Scores:
     scores: np.ndarray  # (m,) cosines, or AS-normalised ones
     enrolment_speaker: np.ndarray | None  # (m,) numbers; None where nobody says who speaks
     test_speaker: np.ndarray | None  # (m,)
-    seconds: np.ndarray  # (m,) duration of the shorter side
+    speakers: np.ndarray  # (n,) their names
+    seconds: np.ndarray  # (m, 2) durations of the sides
     cohort_mean: np.ndarray | None  # (m,) mean of both sides' means of AS-norm
     made_by: dict[str, Any]  # what `describe` says
 
@@ -41,7 +42,7 @@ class Scores:
     def qualities(self) -> dict[str, np.ndarray]:
         """(m,) of each quality that a calibration may weigh."""
         of_norm = {} if self.cohort_mean is None else {"cohort_mean": self.cohort_mean}
-        return {"duration": np.log(self.seconds), **of_norm}
+        return {"duration": np.log(self.seconds.min(axis=1)), **of_norm}
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,9 @@ def score(
         scores = as_norm(scores, *sides)
         cohort_mean = (sides[0].mean + sides[1].mean) / 2
     seconds = np.bincount(voices.voice, corpus.seconds[voices.utterance])
-    shorter = np.minimum(seconds[voices.enrolment], seconds[voices.test])
+    of_sides = np.stack([seconds[voices.enrolment], seconds[voices.test]], axis=1)
     made_by = describe(model, segments, cohort)
-    return Scores(named, scores, *speakers, shorter, cohort_mean, made_by)
+    return Scores(named, scores, *speakers, corpus.speakers, of_sides, cohort_mean, made_by)
 
 
 def evaluate(

@@ -1,6 +1,8 @@
 """Eight fake devices on the CPU, and the corpora that the tests share."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,3 +123,34 @@ def untrained(tmp_path_factory) -> Path:
     with checkpoint.open_manager(run / "checkpoints") as manager:
         checkpoint.save(manager, state, None, checkpoint.Progress(0, 0.0, ""), "", None)
     return run
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """browser(page): its HTML after its scripts ran, given that nothing was wrong with it.
+
+    Every figure is drawn, the console stays empty, and so no request to the network was tried,
+    which the page's own policy would refuse there; a screenshot lies beside the page.
+    """
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium is on the PATH: apt-get install chromium")
+
+    def look(page: Path) -> str:
+        picture = page.with_suffix(".png")
+        command = [
+            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+            "--no-first-run", "--disable-background-networking", "--disable-component-update",
+            "--disable-sync", f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
+            "--enable-logging=stderr", "--v=0", "--virtual-time-budget=20000",
+            "--window-size=1200,2400", f"--screenshot={picture}", "--dump-dom", page.as_uri(),
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+        assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+        assert picture.stat().st_size > 10_000
+        figures = re.split('class="plotly-graph-div', done.stdout)[1:]
+        assert all('class="main-svg"' in drawn for drawn in figures)
+        assert all('data-title="Share' not in drawn for drawn in figures)  # that would upload it
+        return done.stdout
+
+    return look

@@ -126,6 +126,21 @@ def load(path: Path | str, speakers: Sequence[str]) -> Table:
 
     Raises UserError when the file is no table, or does not have one of the speakers.
     """
+    named, table = read(path)
+    order = np.argsort(named)
+    place = np.searchsorted(named, speakers, sorter=order).clip(max=len(named) - 1)
+    row = order[place]
+    missing = np.flatnonzero(named[row] != np.asarray(speakers))
+    if len(missing):
+        raise UserError(
+            f"the table {path} lacks {len(missing)} of the {len(speakers)} training speakers, "
+            f"{speakers[missing[0]]} first: make it from the same corpus with chns_jax.cluster"
+        )
+    return Table(table.cluster[row], table.centroids)
+
+
+def read(path: Path | str) -> tuple[np.ndarray, Table]:
+    """Names of the speakers (n,) and table of a file. Raises UserError when it is no table."""
     try:
         with open(Path(path).expanduser(), "rb") as file, np.load(file) as arrays:
             named, labels, centroids = (arrays[key] for key in ("speakers", "cluster", "centroids"))
@@ -136,16 +151,7 @@ def load(path: Path | str, speakers: Sequence[str]) -> Table:
         raise UserError(f"the table {path} does not exist: make it with chns_jax.cluster") from None
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a table of clusters (.npz of chns_jax.cluster)") from error
-    order = np.argsort(named)
-    place = np.searchsorted(named, speakers, sorter=order).clip(max=len(named) - 1)
-    row = order[place]
-    missing = np.flatnonzero(named[row] != np.asarray(speakers))
-    if len(missing):
-        raise UserError(
-            f"the table {path} lacks {len(missing)} of the {len(speakers)} training speakers, "
-            f"{speakers[missing[0]]} first: make it from the same corpus with chns_jax.cluster"
-        )
-    return Table(labels[row].astype(np.int32), centroids.astype(np.float32))
+    return named, Table(labels.astype(np.int32), centroids.astype(np.float32))
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -1,0 +1,37 @@
+"""Tables of speakers."""
+
+import pytest
+
+from chns_jax.corpus.metadata import read_genders
+from chns_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\nid1\tA_B\tm\tUK\nid2\tC\tf\tUSA\n",
+        "VoxCeleb2 ID ,VGGFace2 ID ,Gender ,Set \nid1 ,n1 ,m ,dev \nid2 ,n2 ,f ,dev \n",
+        "speaker,gender,split\nid1,male,train\nid2,Female,train\nid3,,train\nid4\n",
+        "video,gender,speaker_id\nx,m,id1\ny,f,id2\nz,other,id3\n",
+    ],
+)
+def test_known_tables(tmp_path, text):
+    (tmp_path / "meta.csv").write_text(text)
+    assert read_genders(tmp_path / "meta.csv") == {"id1": "m", "id2": "f"}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "id1,m\nid2,f\n", "speaker,sex\na,f\n", "video,gender\na,f\n"]
+)
+def test_a_table_without_the_columns(tmp_path, text):
+    (tmp_path / "meta.csv").write_text(text)
+    with pytest.raises(UserError, match="meta.csv names no column of speakers"):
+        read_genders(tmp_path / "meta.csv")
+
+
+def test_no_table(tmp_path):
+    (tmp_path / "meta.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="it is not text"):
+        read_genders(tmp_path / "meta.csv")
+    with pytest.raises(UserError, match="gone.csv cannot be read: No such file"):
+        read_genders(tmp_path / "gone.csv")
