@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from chns_jax.encoders.convolution import convolve
 from chns_jax.encoders.layers import BatchNorm, torch_uniform, valid
 
 SE_REDUCTION = 8
@@ -114,7 +115,7 @@ def _conv(filters: int, size: int, stride: int | tuple[int, int], name: str) -> 
     """A convolution without bias, padded by half its size."""
     return nn.Conv(
         filters, (size, size), stride, padding=size // 2, use_bias=False,
-        kernel_init=he_normal_out, name=name,
+        kernel_init=he_normal_out, conv_general_dilated=convolve, name=name,
     )  # fmt: skip
 
 
