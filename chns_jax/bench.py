@@ -72,11 +72,15 @@ def main(argv: list[str]) -> None:
 
 
 def _line(row) -> str:
-    theirs = "" if row.theirs is None else f"{row.theirs:.3g} {row.unit}"
+    theirs = "" if row.theirs is None else _figure(row.theirs, row.unit)
     ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
     met = {True: "yes", False: "no", None: ""}[row.met]
-    cells = (row.what, f"{row.ours:.3g} {row.unit}", row.other, theirs, ratio, row.target, met)
+    cells = (row.what, _figure(row.ours, row.unit), row.other, theirs, ratio, row.target, met)
     return f"| {' | '.join(cells)} |"
+
+
+def _figure(value: float, unit: str) -> str:
+    return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.3g} {unit}"
 
 
 if __name__ == "__main__":

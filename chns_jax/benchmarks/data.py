@@ -95,7 +95,7 @@ def loading(sizes: Sizes) -> Iterator[Row]:
                 functions[kind] = lambda of=corpus_of: list(
                     pool.map(partial(_crop, of, samples), range(len(of)))
                 )
-            took = alternate(functions, sizes.repeats)
+            took = alternate(functions, min(3, sizes.repeats))
     rate = {name: len(corpus) / value for name, value in took.items()}
     other, whole = "features of whole files", rate["whole"]
     yield _more("crops from a FLAC folder", rate["folder"], other, whole, LEAST_LOADING)

@@ -96,8 +96,8 @@ def encoder_of(kind: str, sizes: Sizes) -> Encoder:
     """The encoder that is measured."""
     return Encoder(
         kind=kind,
-        ecapa=Ecapa(channels=sizes.channels),
-        thin_resnet=ThinResNet(layers=sizes.layers),
+        ecapa=Ecapa(channels=sizes.channels, res2net_scale=sizes.res2net_scale),
+        thin_resnet=ThinResNet(layers=sizes.layers, filters=sizes.filters),
     )
 
 
