@@ -23,7 +23,7 @@ def test_quick_rows(without_torch, capsys):
     assert "left out" in said.err
     table = json.loads(said.out)
     assert table["device"]
-    assert len(table["rows"]) == 14
+    assert len(table["rows"]) == 15
     for row in table["rows"]:
         assert row["ours"] > 0 and row["unit"] and row["what"]
         assert (row["theirs"] is None) == (row["ratio"] is None)
