@@ -132,7 +132,7 @@ def test_mistakes_get_one_sentence(untrained, tmp_path, monkeypatch, inputs, opt
 
 def test_a_stopped_job_goes_on(untrained, tones, tmp_path, monkeypatch, expected):
     """What is in the parts is not read again, and the result is that of a job never stopped."""
-    out, reading, asked = tmp_path / "x.npz", audio.read, []
+    out, reading, asked = tmp_path / "x.npz", audio.read_whole, []
 
     def read(path, sample_rate):
         asked.append(path)
@@ -140,7 +140,7 @@ def test_a_stopped_job_goes_on(untrained, tones, tmp_path, monkeypatch, expected
             raise KeyboardInterrupt
         return reading(path, sample_rate)
 
-    monkeypatch.setattr(audio, "read", read)
+    monkeypatch.setattr(audio, "read_whole", read)
     monkeypatch.setattr(embed, "SECONDS_BETWEEN_PARTS", 0)
     monkeypatch.setattr("chns_jax.embedding.bucket_lengths", lambda rate: [60 * rate])  # full soon
     with pytest.raises(KeyboardInterrupt):

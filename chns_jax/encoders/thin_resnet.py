@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from chns_jax.encoders.convolution import convolve
 from chns_jax.encoders.layers import BatchNorm, rematerialised, torch_uniform, valid
 
 SE_REDUCTION = 8
@@ -120,7 +121,7 @@ def _conv(filters: int, size: int, stride: int | tuple[int, int], dtype, name: s
     """A convolution without bias, padded by half its size."""
     return nn.Conv(
         filters, (size, size), stride, padding=size // 2, use_bias=False,
-        dtype=dtype, kernel_init=he_normal_out, name=name,
+        dtype=dtype, kernel_init=he_normal_out, conv_general_dilated=convolve, name=name,
     )  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""What `python -m chns_jax.bench` measures: one file for each group of rows."""

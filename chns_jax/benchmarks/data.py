@@ -1,0 +1,190 @@
+"""Plans, clusters, audio and metrics: what hosts compute."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from chns_jax.benchmarks.measure import Row, Sizes, alternate, below, faster
+from chns_jax.benchmarks.training import batch_of, encoder_of, make_steps
+from chns_jax.config import Config, Optimizer, Sampler
+from chns_jax.corpus import shards, voices
+from chns_jax.corpus.audio import read_crop
+from chns_jax.corpus.index import Corpus, Strings, index
+from chns_jax.embedding import embed_waveforms, make_encode
+from chns_jax.encoders import make_encoder
+from chns_jax.features import frame_count
+from chns_jax.sampling import clusters
+from chns_jax.sampling.plan import plan
+from chns_jax.scoring import metrics
+from chns_jax.sharding import make_mesh
+
+PLAN_MS = (0.2, 1.0)  # targets, for each number of speakers
+MOST_REFRESH_PERCENT = 5
+LEAST_LOADING = 4.0
+VOICEPRINT_CROPS = 10
+THREADS = 8
+
+
+def plans(sizes: Sizes) -> Iterator[Row]:
+    """The plan of a batch."""
+    sampler = Sampler(speakers=sizes.batch_speakers)
+    for speakers, target in zip(sizes.speakers, PLAN_MS, strict=True):
+        corpus = _corpus(speakers, sizes.utterances_per_speaker)
+        rng = np.random.default_rng(0)
+        cluster = rng.integers(sizes.clusters, size=speakers).astype(np.int32)
+        table = clusters.Table(cluster, rng.normal(size=(sizes.clusters, 192)).astype(np.float32))
+        make = partial(plan, 0, 0, sampler, corpus, table)
+        seconds = alternate({"ours": make}, 20 * sizes.repeats)["ours"]
+        what = f"plan of {sampler.speakers} of {speakers:,} speakers"
+        yield below(what, 1000 * seconds, "ms", target)
+
+
+def refresh(sizes: Sizes) -> Iterator[Row]:
+    """A refresh of the clusters, as a share of an epoch."""
+    x, labels = batch_of("ecapa_tdnn", sizes)
+    encoder = encoder_of("ecapa_tdnn", sizes)
+    step, forward, _ = make_steps(encoder, Optimizer(), x, labels)
+    seconds = alternate({"step": step, "forward": forward}, sizes.repeats)
+    speakers = sizes.speakers[0]
+    # A mixture, as voices are, and not white noise, of which k-means makes nothing.
+    rng = np.random.default_rng(0)
+    voiceprints = rng.normal(size=(48, encoder.embedding))[rng.integers(48, size=speakers)]
+    voiceprints = clusters.unit(voiceprints + rng.normal(size=voiceprints.shape))
+    cluster = partial(clusters.cluster, voiceprints.astype(np.float32), sizes.clusters, seed=0)
+    kmeans = alternate({"ours": cluster}, 1)["ours"]
+    yield Row(f"k-means, {speakers:,} speakers, {sizes.clusters} clusters", kmeans, "s")
+    embedding = VOICEPRINT_CROPS * speakers * seconds["forward"] / len(x)
+    epoch = sizes.epoch_utterances * seconds["step"] / len(x)
+    share = 100 * (embedding + kmeans) / epoch
+    what = f"refresh, {VOICEPRINT_CROPS} crops a speaker, of an epoch of {sizes.epoch_utterances:,}"
+    yield below(what, share, "%", MOST_REFRESH_PERCENT)
+
+
+def loading(sizes: Sizes) -> Iterator[Row]:
+    """Crops from a folder of FLAC and from shards, against features of whole files."""
+    speakers, utterances, seconds = sizes.files
+    with tempfile.TemporaryDirectory() as folder:
+        root = voices.write_corpus(
+            Path(folder) / "voices", seed=0, speakers=speakers, utterances=utterances,
+            seconds=seconds, processes=1,
+        )  # fmt: skip
+        corpus = index(root, Path(folder) / "cache")
+        packed = {}
+        for kind in ("flac", "pcm16"):
+            options = shards.Options(kind, Config().features.sample_rate, 256)
+            shards.write(corpus, Path(folder) / kind, options, THREADS)
+            packed[kind] = shards.load(Path(folder) / kind)
+        samples = round(sizes.crop_seconds * Config().features.sample_rate)
+        with ThreadPoolExecutor(THREADS) as pool:
+            functions = {
+                "whole": lambda: list(
+                    pool.map(partial(_features_of_whole, corpus, samples), range(len(corpus)))
+                ),
+                "folder": lambda: list(
+                    pool.map(partial(_crop, corpus, samples), range(len(corpus)))
+                ),
+            }
+            for kind, corpus_of in packed.items():
+                functions[kind] = lambda of=corpus_of: list(
+                    pool.map(partial(_crop, of, samples), range(len(of)))
+                )
+            took = alternate(functions, min(3, sizes.repeats))
+    rate = {name: len(corpus) / value for name, value in took.items()}
+    other, whole = "features of whole files", rate["whole"]
+    yield _more("crops from a FLAC folder", rate["folder"], other, whole, LEAST_LOADING)
+    yield _more("crops from FLAC shards", rate["flac"], other, whole, LEAST_LOADING)
+    yield _more("crops from shards of raw samples", rate["pcm16"], other, whole, None)
+
+
+def embedding(sizes: Sizes) -> Iterator[Row]:
+    """Whole utterances of 2 to 10 s, in batches and one by one."""
+    config = Config(encoder=encoder_of("ecapa_tdnn", sizes))
+    encoder, rng = make_encoder(config.encoder), np.random.default_rng(0)
+    frames = frame_count(config.crop_samples, config.features)
+    x = np.zeros((1, frames, config.features.bands), np.float32)
+    initial = jax.jit(lambda: encoder.init(jax.random.key(0), x, False))()
+    variables = {
+        "params": {"encoder": initial["params"]},
+        "batch_stats": initial["batch_stats"],
+    }
+    encode, rate = make_encode(config, encoder, make_mesh(1)), config.features.sample_rate
+    waveforms = [
+        rng.integers(-9000, 9000, int(rate * seconds)).astype(np.int16)
+        for seconds in rng.uniform(2, 10, sizes.waveforms)
+    ]
+    embed = partial(embed_waveforms, encode, variables, sample_rate=rate)
+    functions = {
+        "batched": lambda: list(embed(list(enumerate(waveforms)))),
+        "alone": lambda: [list(embed([pair])) for pair in enumerate(waveforms)],
+    }
+    seconds = alternate(functions, sizes.repeats)
+    what = f"embedding {len(waveforms)} utterances of 2 to 10 s in batches"
+    yield faster(what, seconds["batched"], "one by one", seconds["alone"])
+
+
+def error_rates(sizes: Sizes) -> Iterator[Row]:
+    """EER and minDCF of a long list of trials."""
+    from sklearn.metrics import roc_curve
+
+    rng = np.random.default_rng(0)
+    labels = np.arange(sizes.trials) % 2
+    scores = rng.normal(labels, 1.0).astype(np.float32)
+
+    def ours() -> None:
+        rates = metrics.error_rates(labels, scores)
+        metrics.eer_of(rates)
+        for p_target in metrics.P_TARGETS:
+            metrics.min_dcf_of(rates, p_target)
+
+    functions = {"ours": ours, "theirs": lambda: roc_curve(labels, scores)}
+    seconds = alternate(functions, sizes.repeats)
+    what = f"EER and two minDCFs of {sizes.trials:,} trials"
+    yield faster(what, seconds["ours"], "scikit-learn's roc_curve", seconds["theirs"])
+
+
+def _corpus(speakers: int, utterances: int) -> Corpus:
+    """Nothing but the arrays that a plan reads: recordings of two utterances each."""
+    count = speakers * utterances
+    nothing = Strings.of([])
+    return Corpus(
+        roots=(),
+        speakers=np.arange(speakers).astype(str),
+        names=nothing,
+        files=nothing,
+        root=np.zeros(count, np.uint8),
+        speaker=np.repeat(np.arange(speakers, dtype=np.int32), utterances),
+        recording=(np.arange(count) // 2).astype(np.int32),
+        seconds=np.full(count, 8, np.float32),
+        rate=np.full(count, 16_000, np.int32),
+    )
+
+
+def _crop(corpus: Corpus, samples: int, row: int) -> np.ndarray:
+    return read_crop(corpus.path(row), 0.5, samples, Config().features.sample_rate)
+
+
+def _features_of_whole(corpus: Corpus, samples: int, row: int) -> np.ndarray:
+    """What loaders often do: decode all, compute all features, and keep a crop of them."""
+    import librosa
+    import soundfile
+
+    features = Config().features
+    waveform, _ = soundfile.read(corpus.path(row), dtype="float32")
+    power = librosa.feature.melspectrogram(
+        y=waveform, sr=features.sample_rate, n_fft=features.window, hop_length=features.hop,
+        n_mels=features.bands, window="hamming",
+    )  # fmt: skip
+    return librosa.power_to_db(power)[:, : frame_count(samples, features)]
+
+
+def _more(what: str, ours: float, other: str, theirs: float, target: float | None) -> Row:
+    ratio = ours / theirs
+    said, met = (f">= {target:g}", ratio >= target) if target else ("", None)
+    return Row(what, ours, "crops/s", other, theirs, ratio, said, met)

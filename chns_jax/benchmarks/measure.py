@@ -1,0 +1,112 @@
+"""Times of functions that run in turn, and the rows of the table that they make."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Sizes(NamedTuple):
+    """How large the measured problems are."""
+
+    repeats: int = 7
+    rows: Mapping[str, int] = {"ecapa_tdnn": 64, "thin_resnet": 32}
+    frames: int = 301  # 3 s
+    channels: tuple[int, ...] = (256, 256, 256, 256, 768)
+    res2net_scale: int = 8
+    layers: tuple[int, ...] = (3, 4, 6, 3)
+    filters: tuple[int, ...] = (16, 32, 64, 128)
+    matrix: int = 2048
+    loss_rows: int = 8192
+    most_loss_rows: int = 65_536
+    batch_speakers: int = 650
+    speakers: tuple[int, ...] = (5_994, 120_000)
+    utterances_per_speaker: int = 20
+    clusters: int = 50
+    epoch_utterances: int = 1_000_000
+    files: tuple[int, int, float] = (12, 4, 8.0)  # speakers, utterances of each, seconds
+    crop_seconds: float = 3.0
+    waveforms: int = 24
+    trials: int = 581_480  # of VoxCeleb1-E
+
+
+QUICK = Sizes(
+    repeats=2,
+    rows={"ecapa_tdnn": 4, "thin_resnet": 4},
+    frames=32,
+    channels=(8, 8, 8, 8, 16),
+    res2net_scale=2,
+    layers=(1, 1),
+    filters=(8, 16),
+    matrix=256,
+    loss_rows=256,
+    most_loss_rows=512,
+    batch_speakers=16,
+    speakers=(60, 120),
+    utterances_per_speaker=4,
+    clusters=5,
+    epoch_utterances=10_000,
+    files=(2, 2, 1.0),
+    crop_seconds=0.5,
+    waveforms=3,
+    trials=1_000,
+)
+
+
+class Row(NamedTuple):
+    """One line of the table: ours, what it is compared with, and the ratio that has a target."""
+
+    what: str
+    ours: float
+    unit: str
+    other: str = ""  # what `theirs` is
+    theirs: float | None = None
+    ratio: float | None = None
+    target: str = ""
+    met: bool | None = None
+
+
+def alternate(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each function; they run in turn, A B A B, after a round that warms up.
+
+    A function returns when its work is done. What else the machine does slows all of them.
+    """
+    seconds = {name: [] for name in functions}
+    for turn in range(repeats + 1):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            function()
+            if turn:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: float(np.median(values)) for name, values in seconds.items()}
+
+
+def faster(what: str, ours: float, other: str, theirs: float, target: float | None = None) -> Row:
+    """A row of seconds, whose ratio says how many times faster ours is."""
+    ratio = theirs / ours
+    said = f">= {target:g}" if target else ""
+    return Row(what, ours, "s", other, theirs, ratio, said, ratio >= target if target else None)
+
+
+def below(what: str, ours: float, unit: str, target: float) -> Row:
+    """A row whose target is an upper bound."""
+    return Row(what, ours, unit, target=f"< {target:g} {unit}".rstrip(), met=ours < target)
+
+
+def torch_is_here() -> bool:
+    """Whether the rows against PyTorch and SpeechBrain can be measured."""
+    return all(importlib.util.find_spec(name) for name in ("torch", "speechbrain"))
+
+
+def child(code: str, environment: Mapping[str, str] | None = None) -> str:
+    """What a Python program prints, in a process of its own. Raises CalledProcessError."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, env=environment, check=True, text=True, stdout=subprocess.PIPE
+    ).stdout
