@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import flax.linen as nn
@@ -23,7 +23,7 @@ from chns_jax.features import frame_count, log_mel
 from chns_jax.sampling import clusters
 from chns_jax.sampling.clusters import Table, unit
 from chns_jax.sampling.pipeline import Reader, voiceprint_batches
-from chns_jax.sharding import held, put, replicated, split
+from chns_jax.sharding import for_own_rows, held, put, replicated, split
 from chns_jax.step import embed_step
 from chns_jax.threads import ahead
 
@@ -73,15 +73,23 @@ class Encode:
 def make_encode(config: Config, encoder: nn.Module, mesh: Mesh) -> Encode:
     """Inference over a mesh: as many rows at once as a training batch has, but no more than 256."""
     rows = math.ceil(min(MAX_ROWS, 2 * config.sampler.speakers) / mesh.size) * mesh.size
-    embed = jax.jit(
-        partial(embed_step, config=config, encoder=encoder),
-        in_shardings=(replicated(mesh), split(mesh)),
-        out_shardings=replicated(mesh),
-    )
+
+    def embed(variables, audio):
+        def of_rows(audio, variables):
+            return embed_step(variables, audio, config=config, encoder=encoder)
+
+        return for_own_rows(of_rows, mesh)(audio, variables)
+
+    def embed_padded(variables, audio, samples):
+        def of_rows(audio_and_samples, variables):
+            return _embed_padded(variables, *audio_and_samples, config=config, encoder=encoder)
+
+        return for_own_rows(of_rows, mesh)((audio, samples), variables)
+
+    whole, rows_of = replicated(mesh), split(mesh)
+    embed = jax.jit(embed, in_shardings=(whole, rows_of), out_shardings=whole)
     embed_padded = jax.jit(
-        partial(_embed_padded, config=config, encoder=encoder),
-        in_shardings=(replicated(mesh), split(mesh), split(mesh)),
-        out_shardings=replicated(mesh),
+        embed_padded, in_shardings=(whole, rows_of, rows_of), out_shardings=whole
     )
     features = config.features
     seconds = BATCH_SECONDS[jax.default_backend()] * mesh.size

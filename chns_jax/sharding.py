@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -48,6 +49,26 @@ def put(mesh: Mesh, rows: Any) -> Any:
     """The rows that this host's devices hold, an array or a tree of them, as part of arrays split
     over the mesh."""
     return jax.tree.map(partial(jax.make_array_from_process_local_data, split(mesh)), rows)
+
+
+def for_own_rows(function: Callable, mesh: Mesh | None) -> Callable:
+    """function(rows, *others), which each device of the mesh calls for the rows that it holds.
+
+    `rows` and the result are trees of arrays split over the mesh; a row's result must not depend on
+    other rows. Left to itself, XLA gathers all rows on all devices for what it does not divide, a
+    Fourier transform above all.
+    """
+    if mesh is None or mesh.size == 1:
+        return function
+
+    def call(rows, *others):
+        specs = (PartitionSpec(AXIS), *(PartitionSpec() for _ in others))
+        own = jax.shard_map(
+            function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(AXIS), check_vma=False
+        )
+        return own(rows, *others)
+
+    return call
 
 
 def check_divides(mesh: Mesh, speakers: int, micro_batch: int | None = None) -> None:

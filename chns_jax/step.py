@@ -21,6 +21,7 @@ from chns_jax.gradient_caching import embed_in_micro_batches
 from chns_jax.losses import init_params, training_loss
 from chns_jax.optimizer import schedule
 from chns_jax.randomness import Purpose, generator
+from chns_jax.sharding import for_own_rows
 
 
 @struct.dataclass
@@ -77,8 +78,8 @@ def train_step(
     micro_batch = config.training.micro_batch
     batch = {**batch, "slot": jnp.arange(rows)}
 
-    def embed(params, batch_stats, batch):
-        """New batch statistics, and the embeddings and labels of some rows of the batch."""
+    def make_frames(batch, step, responses):
+        """Log-mel and labels of some rows of the batch, augmented."""
         audio, labels = augment_audio(
             batch, responses, config.augment, seed=seed, step=step, samples=config.crop_samples,
             speakers=speakers, pairs=None if config.sampler.kind == "utterances" else rows // 2,
@@ -87,6 +88,11 @@ def train_step(
         if config.augment.spec_augment.probability:
             keys = slot_keys(seed, step, batch["slot"])
             frames = mask_spectrogram(frames, config.augment.spec_augment, keys)
+        return frames, labels
+
+    def embed(params, batch_stats, batch):
+        """New batch statistics, and the embeddings and labels of some rows of the batch."""
+        frames, labels = for_own_rows(make_frames, mesh)(batch, step, responses)
         embedding, updated = encoder.apply(
             {"params": params, "batch_stats": batch_stats},
             frames,
