@@ -119,7 +119,9 @@ def train(config: Config, opened: ExitStack) -> None:
     responses = jax.device_put(responses, replicated(mesh))
     embedder = make_encoder(config.encoder)
     encode = make_encode(config, embedder, mesh)
-    encode_beside = encode if mesh.size == 1 else make_encode(config, embedder, make_mesh(1))
+    # Several hosts never refresh beside training, and have no first device in common.
+    one_device = make_mesh(1) if sampler.refresh_ahead else mesh
+    encode_beside = encode if one_device == mesh else make_encode(config, embedder, one_device)
 
     def new_table(encode: Encode, variables: dict) -> Table:
         """The clusters of the next round."""
