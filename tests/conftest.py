@@ -1,16 +1,24 @@
 """Eight fake devices on the CPU, and the corpora that the tests share."""
 
+import atexit
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-import jax
-import numpy as np
-import pytest
-import soundfile
+# What one test compiles, others need not, in this process or another: before jax is imported.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="chns_jax_compiled_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import soundfile  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -81,9 +89,8 @@ def tiny(tones, tmp_path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def program(tmp_path_factory):
+def program():
     """program("train", *arguments): start `python -m chns_jax.train` as a user would."""
-    compiled = str(tmp_path_factory.mktemp("compiled"))
 
     def start(
         name: str, *arguments, largest_file_kb: int | None = None, **variables: str
@@ -91,8 +98,6 @@ def program(tmp_path_factory):
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": compiled,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             **variables,
         }
         command = [sys.executable, "-m", f"chns_jax.{name}", *map(str, arguments)]

@@ -9,9 +9,10 @@ from chns_jax.compilation_cache import keep_compiled
 @pytest.fixture
 def no_cache():
     """JAX without a folder for compiled programs, before and after."""
+    before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     yield
-    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_a_folder_that_cannot_be_made_is_said(no_cache, tmp_path, capsys):
