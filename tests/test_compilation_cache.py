@@ -32,6 +32,7 @@ def test_the_environments_folder_wins(no_cache, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_compiled_programs_kept_or_broken_give_the_same_bytes(program, tiny, tmp_path):
     """Cold, warm, and with entries cut short as by a kill while they were written."""
     digests, kept, folder = [], [], tmp_path / "cache" / "compiled"

@@ -90,7 +90,20 @@ def assert_batched_is_alone(config, features, waveforms, longest):
 
 @pytest.mark.parametrize(
     "name, kind",
-    [("ecapa", "kaldi"), ("ecapa", "kaldi_hamming"), *((n, "speechbrain") for n in ENCODERS)],
+    [
+        ("ecapa", "speechbrain"),
+        ("ecapa", "kaldi"),
+        ("asp-time", "speechbrain"),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in [
+                ("ecapa", "kaldi_hamming"),
+                ("sap-time", "speechbrain"),
+                ("sap-frequency", "speechbrain"),
+                ("asp-frequency", "speechbrain"),
+            ]
+        ),
+    ],
 )
 def test_a_batch_of_random_lengths(name, kind):
     rng = np.random.default_rng(2)
@@ -100,6 +113,7 @@ def test_a_batch_of_random_lengths(name, kind):
     assert_batched_is_alone(ENCODERS[name], features, waveforms, longest=24_000)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["sap-time", "asp-frequency"])
 def test_every_remainder_of_the_strides_and_hops(name):
     """Frame counts 21 to 28: each remainder by 8; lengths on both sides of a frame's edge."""

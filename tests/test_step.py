@@ -253,7 +253,7 @@ def test_bfloat16_is_near_float32_and_keeps_its_state_in_float32(encoder):
     assert 1e-4 < np.abs(bfloat16["z"] - float32["z"]).max() < 0.2
 
 
-@pytest.mark.parametrize("encoder", [SHALLOW, RESNET], ids=lambda encoder: encoder.kind)
+@pytest.mark.parametrize("encoder", [SHALLOW, pytest.param(RESNET, marks=pytest.mark.long)])
 def test_activations_made_again_change_nothing_but_memory(encoder):
     """The bytes kept for the gradient are measured, as XLA makes everything once on a CPU."""
     batch = {"audio": audio(), "labels": LABELS}

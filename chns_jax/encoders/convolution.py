@@ -51,7 +51,7 @@ def _backward(strides, padding, x_and_kernel, dy):
         cpu=lambda x, dy: (weight_gradient(x, dy, kernel.shape, strides, padding),),
         default=lambda x, dy: jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(dy),
     )
-    return dx, dkernel.astype(kernel.dtype)
+    return dx, dkernel
 
 
 _convolve.defvjp(_forward, _backward)
@@ -96,4 +96,4 @@ def weight_gradient(
 
     total = jnp.zeros((width * inputs, height * outputs), jnp.float32)
     total, _ = jax.lax.scan(add_image, total, (x, dy))
-    return total.reshape(width, inputs, height, outputs).transpose(2, 0, 1, 3)
+    return total.reshape(width, inputs, height, outputs).transpose(2, 0, 1, 3).astype(x.dtype)
