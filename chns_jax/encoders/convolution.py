@@ -48,7 +48,9 @@ def _backward(strides, padding, x_and_kernel, dy):
     (dkernel,) = jax.lax.platform_dependent(
         x,
         dy,
-        cpu=lambda x, dy: (weight_gradient(x, dy, kernel.shape, strides, padding),),
+        cpu=lambda x, dy: (
+            weight_gradient(x, dy, kernel.shape, strides, padding).astype(kernel.dtype),
+        ),
         default=lambda x, dy: jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(dy),
     )
     return dx, dkernel
@@ -96,4 +98,4 @@ def weight_gradient(
 
     total = jnp.zeros((width * inputs, height * outputs), jnp.float32)
     total, _ = jax.lax.scan(add_image, total, (x, dy))
-    return total.reshape(width, inputs, height, outputs).transpose(2, 0, 1, 3).astype(x.dtype)
+    return total.reshape(width, inputs, height, outputs).transpose(2, 0, 1, 3)
