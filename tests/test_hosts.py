@@ -116,8 +116,8 @@ def test_stopped_and_killed_hosts_go_on_to_the_same_run(start, alone, tmp_path):
 
 
 def assert_lost(process):
-    """It ends for want of the other and says so, in one sentence; or JAX does, which aborts a process
-    where its heartbeat is the first to notice. Returns what it said."""
+    """It ends for want of the other, and says so in one sentence; or JAX does, which aborts a
+    process where its heartbeat is the first to notice. Returns what it said."""
     _, errors = process.communicate(timeout=60)
     assert process.returncode in (2, -signal.SIGABRT), errors
     assert LOST in errors or "another task died" in errors
