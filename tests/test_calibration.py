@@ -145,6 +145,7 @@ def test_what_a_calibration_is_for():
     assert "--norm as-norm by 3 of 9" in normalised.mismatch({**MADE_BY, "segments": 4.0})
 
 
+@pytest.mark.long
 def test_a_threshold_holds_for_other_speakers(real_data):
     """Set for 1 % of false accepts on half of the speakers; the scores are of MFCCs."""
     named = trials.read(real_data / "librimini_trials.txt")

@@ -5,6 +5,7 @@ import pytest
 from conftest import TINY
 from test_train import finish
 
+from chns_jax import evaluate
 from chns_jax.compare import main, pair_lists, parse_systems
 from chns_jax.errors import UserError
 
@@ -71,8 +72,9 @@ def test_mistakes(tmp_path, arguments, message):
         main([argument.format(tmp=tmp_path) for argument in arguments])
 
 
+@pytest.mark.long
 @pytest.mark.slow
-def test_the_table_of_runs_is_what_evaluate_prints(program, tones, tmp_path):
+def test_the_table_of_runs_is_what_evaluate_prints(program, tones, tmp_path, capsys):
     """One list under one name, half of it under another; one run, and two that are averaged."""
     cache = ["--cache", tmp_path / "cache"]
     where = ["--data.root", tones, "--data.cache", tmp_path / "cache", "--training.steps", 2]
@@ -88,8 +90,8 @@ def test_the_table_of_runs_is_what_evaluate_prints(program, tones, tmp_path):
     for name, seed in [("all", 0), ("all", 1), ("all", 2), ("half", 0)]:
         one = ["--model", tmp_path / f"run{seed}", "--trials", tmp_path / f"{name}.txt"]
         options = ["--segments", 0.5, "--replicates", 0, *cache]  # as validation does
-        output, _ = finish(program("evaluate", *one, "--root", tones, *options))
-        result = json.loads(output)
+        evaluate.main([str(word) for word in [*one, "--root", tones, *options]])
+        result = json.loads(capsys.readouterr().out)
         costs = {f"min_dcf_{p}": cost for p, cost in result["min_dcf"].items()}
         evaluated[name, seed] = {"eer": result["eer"], **costs}
 

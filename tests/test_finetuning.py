@@ -71,6 +71,7 @@ def test_another_encoder_is_named(tmp_path):
         start_from(tmp_path / "gone", build(CONFIG)[2], "names")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_large_margin_fine_tuning_goes_on_where_training_ended(tiny, tmp_path):
     """With a rate of almost 0, the encoder of the second run is that of the first."""

@@ -124,6 +124,7 @@ def assert_lost(process):
     return errors
 
 
+@pytest.mark.long
 def test_a_host_that_never_comes(start, alone, tmp_path):
     _, arguments = alone
     keys = ["--out", tmp_path / "run", "--hosts.timeout", 4]
@@ -133,6 +134,7 @@ def test_a_host_that_never_comes(start, alone, tmp_path):
     assert len(errors.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_a_mistake_on_one_host_ends_both(start, alone, tmp_path):
     """Another seed, which only that host can notice; the first one loses it."""
     _, arguments = alone

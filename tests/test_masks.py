@@ -182,6 +182,7 @@ def test_fewest_frames_is_what_the_convolutions_ask_for():
             init(encoder.fewest_frames - 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["ecapa", "asp-time"])
 def test_real_speech(real_data, name):
     paths = sorted((real_data / "vox2mini").rglob("*.flac"))[::150]

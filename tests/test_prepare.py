@@ -92,6 +92,7 @@ def test_a_disk_that_fills_up(program, speech, tmp_path):
     finish(program("prepare", *arguments))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["flac", pytest.param("pcm16", marks=pytest.mark.long)])
 def test_training_from_shards_is_training_from_the_folder(program, tiny, tones, tmp_path, format):

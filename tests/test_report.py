@@ -95,6 +95,7 @@ def test_genders_of_trials():
     assert trial_genders(speakers, known) == ["fm", "fm", "ff", "mm", None]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_page(tmp_path, browser):
     labels, scores = trials(600)

@@ -290,7 +290,9 @@ def test_another_speed_is_another_class():
     assert state.variables["params"]["loss"]["weight"].shape == (3 * 8, 8)
 
 
-@pytest.mark.parametrize("training", [{}, {"compute": "bfloat16"}], ids=str)
+@pytest.mark.parametrize(
+    "training", [{}, pytest.param({"compute": "bfloat16"}, marks=pytest.mark.long)], ids=str
+)
 def test_training_separates_the_speakers(training):
     config = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, **training))
     _, _, state, step = build(config)

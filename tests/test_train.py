@@ -145,6 +145,7 @@ def test_a_signal_to_stop_saves_first(finished, program, tmp_path):
     assert digests[0] == digests[1]
 
 
+@pytest.mark.long
 def test_a_refresh_beside_training_is_begun_again(program, tones, tmp_path):
     """At step 9 the refresh for step 10 is under way, with the encoder of step 7."""
     run = tmp_path / "run"

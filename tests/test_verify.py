@@ -189,6 +189,7 @@ def test_stereo_at_8_khz_is_speech(calibrated, odd, capsys):
     assert result["cosine"] == pytest.approx(1, abs=1e-5) and result["same_speaker"]
 
 
+@pytest.mark.long
 def test_a_gallery(calibrated, tones, tmp_path, capsys):
     model, where = ["--model", str(calibrated)], ["--gallery", str(tmp_path / "g")]
     names = {"Zoë O'Neil": 0, "a/../b.c": 4, "..": 8}
