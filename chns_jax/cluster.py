@@ -8,7 +8,7 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from chns_jax.command_line import make_parser, parse
+from chns_jax.command_line import add_cache, add_model, make_parser, parse
 from chns_jax.errors import run
 
 
@@ -17,7 +17,7 @@ def main(argv: list[str]) -> None:
         "Cluster the speakers of a folder by voice, and write the table (.npz) that "
         "sampler.table of chns_jax.train reads."
     )
-    parser.add_argument("--model", type=str, required=True, help="Run folder of chns_jax.train.")
+    add_model(parser)
     parser.add_argument("--root", type=str, required=True, help="Folder of the speakers' speech.")
     parser.add_argument("--out", type=str, required=True, help="File to write, .npz.")
     parser.add_argument("--clusters", type=PositiveInt, default=50, help="Number of clusters K.")
@@ -40,13 +40,8 @@ def main(argv: list[str]) -> None:
         default=False,
         help="L2-normalise embeddings before averaging them to a voiceprint.",
     )
-    parser.add_argument(
-        "--checkpoint", type=str, default="last", help="last, best (lowest EER) or a step number."
-    )
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of crops and k-means.")
-    parser.add_argument(
-        "--cache", type=str, default="~/.cache/chns_jax", help="Folder for corpus indices."
-    )
+    add_cache(parser)
     chosen = parse(parser, argv)
 
     from chns_jax import model

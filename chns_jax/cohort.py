@@ -18,7 +18,7 @@ from chns_jax.embedding import segment_samples
 from chns_jax.errors import UserError
 from chns_jax.files import replacing
 from chns_jax.model import Model, digest
-from chns_jax.sampling.clusters import unit
+from chns_jax.sampling.clusters import means
 from chns_jax.split import make_split
 
 
@@ -65,26 +65,15 @@ def make_cohort(
             raise UserError(f"{error}; --cohort DIR makes the cohort of another folder") from error
     else:
         corpus = index(root, cache)
-    count = len(corpus.speakers)
-    if count < 2:
+    if len(corpus.speakers) < 2:
         raise UserError(f"{corpus.roots[0]} has a single speaker: AS-norm needs a cohort of more")
-    first, end = corpus.speaker_start[:-1, None], corpus.speaker_start[1:, None]
-    taken = np.minimum(end - first, per_speaker)
-    spaced = first + np.arange(per_speaker) * (end - first) // taken
-    kept = np.arange(per_speaker) < taken
-    utterances, speaker = spaced[kept], np.repeat(np.arange(count), taken[:, 0])
+    utterances = corpus.evenly_spaced(per_speaker)
     segment = segment_samples(model.encode, model.config.features.sample_rate, segments)
     embeddings = embedding_cache.embed(model, corpus, utterances, cache, segment=segment)
     names = "\n".join(corpus.names[row] for row in utterances.tolist())
     made_of = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
-    return Cohort(means(embeddings, speaker), min(top, count), made_of)
-
-
-def means(embeddings: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """L2-normalised means (v, d) of the embeddings (w, d) that each owner, ascending, has."""
-    starts = np.searchsorted(owner, np.arange(owner[-1] + 1))
-    total = np.add.reduceat(embeddings.astype(np.float64), starts)
-    return unit(total).astype(np.float32)
+    embeddings = means(embeddings, corpus.speaker[utterances])
+    return Cohort(embeddings, min(top, len(embeddings)), made_of)
 
 
 def save(run: Path, cohort: Cohort, made_by: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse.typing import PositiveFloat
 
 from chns_jax.errors import UserError
 
@@ -10,6 +11,43 @@ from chns_jax.errors import UserError
 def make_parser(description: str) -> ArgumentParser:
     """A parser for `parse`."""
     return ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
+
+
+def add_model(parser: ArgumentParser) -> None:
+    """--model, and --checkpoint as `add_checkpoint`."""
+    parser.add_argument("--model", type=str, required=True, help="Run folder of chns_jax.train.")
+    add_checkpoint(parser)
+
+
+def add_checkpoint(parser: ArgumentParser) -> None:
+    """--checkpoint: which of a run's."""
+    parser.add_argument(
+        "--checkpoint",
+        type=str,
+        default="last",
+        help="Of a run: last, best (lowest EER) or a step number.",
+    )
+
+
+def add_segments(parser: ArgumentParser) -> None:
+    """--segments: how utterances are embedded."""
+    parser.add_argument(
+        "--segments",
+        type=PositiveFloat | None,
+        default=None,
+        help="Seconds: average the embeddings of evenly spaced segments, as validation does; "
+        "utterances are embedded whole when not given.",
+    )
+
+
+def add_cache(parser: ArgumentParser) -> None:
+    """--cache: where what can be made again is kept."""
+    parser.add_argument(
+        "--cache",
+        type=str,
+        default="~/.cache/chns_jax",
+        help="Folder for corpus indices and embeddings.",
+    )
 
 
 def parse(parser: ArgumentParser, argv: list[str] | None) -> Namespace:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from chns_jax.command_line import make_parser, parse
+from chns_jax.command_line import add_cache, add_checkpoint, add_segments, make_parser, parse
 from chns_jax.errors import UserError, run
 
 
@@ -31,7 +31,8 @@ def main(argv: list[str]) -> None:
         action="append",
         required=True,
         metavar="LIST",
-        help='Lines of "<1 or 0> <enrolment> <test>"; may be given several times.',
+        help='Lines of "<1 or 0> <enrolment> <test>", or "<enrolment> <test> <target or '
+        'nontarget>"; may be given several times.',
     )
     parser.add_argument(
         "--root",
@@ -50,16 +51,13 @@ def main(argv: list[str]) -> None:
         help="Also write the table to PREFIX.md, and its plain numbers, rates and changes as "
         "fractions, to PREFIX.csv.",
     )
-    parser.add_argument(
-        "--checkpoint", type=str, default="last", help="last, best (lowest EER) or a step number."
-    )
+    add_segments(parser)
+    add_checkpoint(parser)
     parser.add_argument(
         "--replicates", type=PositiveInt, default=1000, help="Times that speakers are resampled."
     )
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of the resampling.")
-    parser.add_argument(
-        "--cache", type=str, default="~/.cache/chns_jax", help="Folder for corpus indices."
-    )
+    add_cache(parser)
     chosen = parse(parser, argv)
     systems = parse_systems(chosen.runs)
     if chosen.baseline is not None and chosen.baseline not in systems:
@@ -68,53 +66,36 @@ def main(argv: list[str]) -> None:
         )
     lists = pair_lists(chosen.trials, chosen.root)
 
-    from chns_jax import model
-    from chns_jax.corpus.index import index
+    from chns_jax import evaluation, model
     from chns_jax.files import check_file, replacing
-    from chns_jax.sampling.pipeline import Reader
     from chns_jax.scoring import comparison
     from chns_jax.scoring import trials as trial_lists
-    from chns_jax.validate import score
 
     outputs = [] if chosen.out is None else [f"{chosen.out}.md", f"{chosen.out}.csv"]
     for path in outputs:
         check_file(path)
-    named = {name: trial_lists.read(path) for name, (path, _) in lists.items()}
+    for path in chosen.trials:  # what is wrong with them is said before much is loaded
+        trial_lists.read(path)
     models = {
         system: [model.load(folder, chosen.checkpoint) for folder in folders]
         for system, folders in systems.items()
     }
-    corpora = {root: index(root, chosen.cache) for _, root in lists.values()}
-    located = {}
-    for name, (path, root) in lists.items():
-        located[name] = trial_lists.locate(named[name], corpora[root], path)
-        trial_lists.check_speakers(located[name], corpora[root], path)
-
-    scores = {name: {system: [] for system in systems} for name in lists}
-    for system, encoders in models.items():
-        for encoder in encoders:
-            config = encoder.config
-            for root, corpus in corpora.items():
-                here = [name for name, (_, its_root) in lists.items() if its_root == root]
-                of_lists = score(
-                    encoder.encode,
-                    encoder.variables,
-                    Reader(corpus, config.features.sample_rate, config.data.threads),
-                    [located[name] for name in here],
-                    samples=config.segment_samples,
-                )
-                for name, of_list in zip(here, of_lists, strict=True):
-                    scores[name][system].append(of_list)
-
     rows = []
-    for name, (_, root) in lists.items():
-        trials, speaker = located[name], corpora[root].speaker
+    for name, (path, root) in lists.items():
+        scored = {
+            system: [
+                evaluation.score(encoder, path, root, chosen.cache, segments=chosen.segments)
+                for encoder in encoders
+            ]
+            for system, encoders in models.items()
+        }
+        of_list = next(iter(scored.values()))[0]
         rows += comparison.compare(
             name,
-            trials.labels,
-            speaker[trials.enrolment],
-            speaker[trials.test],
-            scores[name],
+            of_list.trials.labels,
+            of_list.enrolment_speaker,
+            of_list.test_speaker,
+            {system: [run.scores for run in runs] for system, runs in scored.items()},
             baseline=chosen.baseline,
             seed=chosen.seed,
             count=chosen.replicates,

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from chns_jax import config as configs
-from chns_jax.command_line import make_parser, parse
+from chns_jax.command_line import add_checkpoint, make_parser, parse
 from chns_jax.config import Config, Encoder
 from chns_jax.errors import UserError, run
 from chns_jax.files import check_file, replacing
@@ -353,12 +353,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "target", type=str, help="Run folder to make; of a run, .safetensors file to write."
     )
-    parser.add_argument(
-        "--checkpoint",
-        type=str,
-        default="last",
-        help="Of a run: last, best (lowest EER) or a step number.",
-    )
+    add_checkpoint(parser)
     configs.add_keys(parser)
     chosen = parse(parser, argv)
     source, target = Path(chosen.source).expanduser(), Path(chosen.target).expanduser()

@@ -7,9 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from jsonargparse.typing import PositiveFloat
-
-from chns_jax.command_line import make_parser, parse
+from chns_jax.command_line import add_model, add_segments, make_parser, parse
 from chns_jax.errors import UserError, run
 
 SECONDS_BETWEEN_PARTS = 30
@@ -26,23 +24,14 @@ def main(argv: list[str]) -> None:
         nargs="+",
         help="Audio files, folders, Kaldi wav.scp, or lists of paths (.txt, .lst).",
     )
-    parser.add_argument("--model", type=str, required=True, help="Run folder of chns_jax.train.")
+    add_model(parser)
     parser.add_argument(
         "--out",
         type=str,
         required=True,
         help='File to write: .npz ("names", "embeddings"), or .ark or .scp for both of them.',
     )
-    parser.add_argument(
-        "--segments",
-        type=PositiveFloat | None,
-        default=None,
-        help="Seconds: average the embeddings of evenly spaced segments, as validation does; "
-        "utterances are embedded whole when not given.",
-    )
-    parser.add_argument(
-        "--checkpoint", type=str, default="last", help="last, best (lowest EER) or a step number."
-    )
+    add_segments(parser)
     chosen = parse(parser, argv)
 
     import numpy as np

@@ -19,7 +19,6 @@ from chns_jax.buckets import bucket_lengths, cut, pad, segments
 from chns_jax.config import Config, Sampler
 from chns_jax.corpus.audio import AudioError, read_whole
 from chns_jax.errors import UserError
-from chns_jax.features import frame_count, log_mel
 from chns_jax.sampling import clusters
 from chns_jax.sampling.clusters import Table, unit
 from chns_jax.sampling.pipeline import Reader, voiceprint_batches
@@ -43,8 +42,8 @@ class Encode:
 
     rows: int
     mesh: Mesh
-    embed: Callable[..., jax.Array]  # jitted embed_step
-    embed_padded: Callable[..., jax.Array]  # jitted _embed_padded
+    embed: Callable[..., jax.Array]  # jitted embed_step of crops
+    embed_padded: Callable[..., jax.Array]  # jitted embed_step of padded rows
     batch_samples: int  # of a padded batch
     shortest: int  # samples
 
@@ -74,29 +73,21 @@ def make_encode(config: Config, encoder: nn.Module, mesh: Mesh) -> Encode:
     """Inference over a mesh: as many rows at once as a training batch has, but no more than 256."""
     rows = math.ceil(min(MAX_ROWS, 2 * config.sampler.speakers) / mesh.size) * mesh.size
 
-    def embed(variables, audio):
-        def of_rows(audio, variables):
-            return embed_step(variables, audio, config=config, encoder=encoder)
+    def embed(variables, *rows_in):  # audio, or audio and samples
+        def of_rows(rows_in, variables):
+            return embed_step(variables, *rows_in, config=config, encoder=encoder)
 
-        return for_own_rows(of_rows, mesh)(audio, variables)
-
-    def embed_padded(variables, audio, samples):
-        def of_rows(audio_and_samples, variables):
-            return _embed_padded(variables, *audio_and_samples, config=config, encoder=encoder)
-
-        return for_own_rows(of_rows, mesh)((audio, samples), variables)
+        return for_own_rows(of_rows, mesh)(rows_in, variables)
 
     whole, rows_of = replicated(mesh), split(mesh)
-    embed = jax.jit(embed, in_shardings=(whole, rows_of), out_shardings=whole)
-    embed_padded = jax.jit(
-        embed_padded, in_shardings=(whole, rows_of, rows_of), out_shardings=whole
-    )
+    crops = jax.jit(embed, in_shardings=(whole, rows_of), out_shardings=whole)
+    padded = jax.jit(embed, in_shardings=(whole, rows_of, rows_of), out_shardings=whole)
     features = config.features
     seconds = BATCH_SECONDS[jax.default_backend()] * mesh.size
     reflected = features.window + (encoder.fewest_frames - 1) * features.hop
     shortest = max(math.ceil(SHORTEST_SECONDS * features.sample_rate), reflected)
     batch_samples = seconds * features.sample_rate
-    return Encode(rows, mesh, embed, embed_padded, batch_samples, shortest)
+    return Encode(rows, mesh, crops, padded, batch_samples, shortest)
 
 
 def segment_samples(encode: Encode, sample_rate: int, seconds: float | None) -> int | None:
@@ -229,17 +220,6 @@ def make_table(
     )
     # Another version of a library, or another processor, may cluster otherwise.
     return Table(*hosts.of_first((table.cluster, table.centroids)))
-
-
-def _embed_padded(variables, audio, samples, *, config: Config, encoder: nn.Module):
-    """As `embed_step`, of rows of which the first `samples` samples are an utterance."""
-    encoder_variables = {
-        "params": variables["params"]["encoder"],
-        "batch_stats": variables["batch_stats"],
-    }
-    frames_b = frame_count(samples, config.features)
-    x = log_mel(audio, config.features, samples)
-    return encoder.apply(encoder_variables, x, train=False, frames_b=frames_b)
 
 
 def _segments(seconds: np.ndarray, length: float) -> tuple[np.ndarray, np.ndarray]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from chns_jax.command_line import make_parser, parse
+from chns_jax.command_line import add_cache, add_model, add_segments, make_parser, parse
 from chns_jax.errors import UserError, run
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _write_report(
 
 def add_trial_arguments(parser: ArgumentParser) -> None:
     """What `score_trials` reads."""
-    parser.add_argument("--model", type=str, required=True, help="Run folder of chns_jax.train.")
+    add_model(parser)
     parser.add_argument(
         "--trials",
         type=str,
@@ -143,13 +143,7 @@ def add_trial_arguments(parser: ArgumentParser) -> None:
         default=None,
         help='Lines of "<model> <utterance> <utterance> ...": the trials name models.',
     )
-    parser.add_argument(
-        "--segments",
-        type=PositiveFloat | None,
-        default=None,
-        help="Seconds: average the embeddings of evenly spaced segments, as validation does; "
-        "utterances are embedded whole when not given.",
-    )
+    add_segments(parser)
     parser.add_argument(
         "--norm",
         type=Literal["as-norm"] | None,
@@ -172,15 +166,7 @@ def add_trial_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--cohort_utterances", type=PositiveInt, default=5, help="Utterances of each impostor."
     )
-    parser.add_argument(
-        "--checkpoint", type=str, default="last", help="last, best (lowest EER) or a step number."
-    )
-    parser.add_argument(
-        "--cache",
-        type=str,
-        default="~/.cache/chns_jax",
-        help="Folder for corpus indices and embeddings.",
-    )
+    add_cache(parser)
 
 
 def score_trials(chosen: Namespace, *, by_speaker: bool) -> tuple[Scores, Cohort | None]:

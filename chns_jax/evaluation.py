@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from chns_jax import embedding_cache
-from chns_jax.cohort import Cohort, describe, means
+from chns_jax.cohort import Cohort, describe
 from chns_jax.corpus.index import Corpus, index
 from chns_jax.embedding import segment_samples
 from chns_jax.errors import UserError
 from chns_jax.model import Model
+from chns_jax.sampling.clusters import means
 from chns_jax.scoring import metrics
 from chns_jax.scoring import trials as trial_lists
 from chns_jax.scoring.bootstrap import interval, replicates
@@ -82,7 +83,7 @@ def score(
     if by_speaker:
         speaker = voices.speakers(corpus, enrolment)
         speakers = speaker[voices.enrolment], speaker[voices.test]
-        _check_labels(named, *speakers, trials)
+        trial_lists.check_speakers(named, *speakers, trials)
     segment = segment_samples(model.encode, model.config.features.sample_rate, segments)
 
     utterances, place = np.unique(voices.utterance, return_inverse=True)
@@ -211,20 +212,6 @@ class _Voices:
                 "two speakers: correct it, or give --replicates 0"
             )
         return first
-
-
-def _check_labels(
-    named: NamedTrials, enrolment: np.ndarray, test: np.ndarray, path: str | Path
-) -> None:
-    wrong = named.labels != (enrolment == test)
-    if wrong.any():
-        i = np.argmax(wrong)
-        claim = "one speaker" if named.labels[i] else "two speakers"
-        raise UserError(
-            f"{path} has {named.enrolment[i]} and {named.test[i]} as {claim}, but their folders do "
-            "not: correct the list, give a root of one folder for each speaker or a Kaldi folder "
-            "with utt2spk, or evaluate with --replicates 0"
-        )
 
 
 def _cosines(embeddings: np.ndarray, enrolment: np.ndarray, test: np.ndarray) -> np.ndarray:

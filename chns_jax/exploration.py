@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from chns_jax.corpus.index import Corpus
 from chns_jax.sampling import clusters
-from chns_jax.sampling.clusters import Table, unit
+from chns_jax.sampling.clusters import Table, sums, unit
 
 BLOCK = 1024  # rows of a matrix of cosines
 FEWEST_FOR_TSNE = 10
@@ -53,21 +52,6 @@ class Change(NamedTuple):
     rand_index: float  # adjusted for chance: 1 for the same clusters, 0 for unrelated ones
     changed: float  # share of speakers whose co-members are not exactly the same
     kept: float  # mean share of a speaker's co-members that it keeps
-
-
-def choose(corpus: Corpus, per_speaker: int) -> np.ndarray:
-    """Rows (v,) of utterances, ascending: evenly spaced, `per_speaker` at most of each speaker."""
-    chosen = [
-        np.unique(np.linspace(start, end - 1, min(per_speaker, end - start)).round())
-        for start, end in zip(corpus.speaker_start[:-1], corpus.speaker_start[1:], strict=True)
-    ]
-    return np.concatenate(chosen).astype(np.int64)
-
-
-def sums(embeddings: np.ndarray, speaker: np.ndarray) -> np.ndarray:
-    """Sum of each speaker's embeddings, (n, d), whose direction is the voiceprint."""
-    start = np.searchsorted(speaker, np.arange(speaker[-1] + 1))
-    return np.add.reduceat(embeddings.astype(np.float64), start, axis=0)
 
 
 def layout(voiceprints: np.ndarray, seed: int) -> np.ndarray:

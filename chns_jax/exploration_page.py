@@ -10,7 +10,7 @@ import numpy as np
 from chns_jax import exploration, pages
 from chns_jax.exploration import Fit, Pairs, Refresh
 from chns_jax.pages import Html
-from chns_jax.sampling.clusters import Table, unit
+from chns_jax.sampling.clusters import Table, means
 
 TOP = 50  # rows of a table
 SAME_PERCENTILE = 99.9  # of same-speaker cosines: above it, two names are likely one speaker
@@ -45,7 +45,7 @@ def sections(
 
     The row is that of a table, from 0; without `player` the tables have no sound.
     """
-    voiceprints = unit(exploration.sums(voices.embeddings, voices.speaker)).astype(np.float32)
+    voiceprints = means(voices.embeddings, voices.speaker)
     pairs = exploration.confusable_pairs(voiceprints, TOP)
     fit = exploration.fit(voices.embeddings, voices.speaker)
     yield _map(voices, voiceprints, pairs, seed)

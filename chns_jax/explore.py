@@ -7,7 +7,7 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from chns_jax.command_line import make_parser, parse
+from chns_jax.command_line import add_cache, add_model, make_parser, parse
 from chns_jax.errors import UserError, run
 
 CROP_SECONDS = 3.0  # of embedded sound
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
         "Write an HTML page of the speakers of a folder as a trained run hears them: a map, their "
         "clusters and how these moved in the run, the most confusable pairs, likely label errors."
     )
-    parser.add_argument("--model", type=str, required=True, help="Run folder of chns_jax.train.")
+    add_model(parser)
     parser.add_argument("--root", type=str, required=True, help="Folder of the speakers' speech.")
     parser.add_argument("--out", type=str, required=True, help="HTML page to write.")
     parser.add_argument(
@@ -35,9 +35,6 @@ def main(argv: list[str]) -> None:
         help="Utterances embedded of each speaker, evenly spaced over them; 2 at least.",
     )
     parser.add_argument(
-        "--checkpoint", type=str, default="last", help="last, best (lowest EER) or a step number."
-    )
-    parser.add_argument(
         "--audio",
         type=Literal["embed", "link", "none"],
         default="embed",
@@ -45,17 +42,13 @@ def main(argv: list[str]) -> None:
         f"{PAIRS_WITH_SOUND} in the page, or link to the files of all.",
     )
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of k-means and map.")
-    parser.add_argument(
-        "--cache", type=str, default="~/.cache/chns_jax", help="Folder for corpus indices."
-    )
+    add_cache(parser)
     chosen = parse(parser, argv)
     if chosen.utterances_per_speaker < 2:
         raise UserError("--utterances_per_speaker 1 leaves nothing to compare: give 2 or more")
 
     import os
     from pathlib import Path
-
-    import numpy as np
 
     from chns_jax import exploration, exploration_page, model, pages, sound
     from chns_jax.corpus import records
@@ -78,12 +71,12 @@ def main(argv: list[str]) -> None:
     config = encoder.config
     reader = Reader(corpus, config.features.sample_rate, config.data.threads)
 
-    utterances = exploration.choose(corpus, chosen.utterances_per_speaker)
+    utterances = corpus.evenly_spaced(chosen.utterances_per_speaker)
     embeddings = embed_utterances(
         encoder.encode, encoder.variables, reader, utterances, samples=config.segment_samples
     )
     speaker = corpus.speaker[utterances]
-    voiceprints = clusters.unit(exploration.sums(embeddings, speaker)).astype(np.float32)
+    voiceprints = clusters.means(embeddings, speaker)
     table = clusters.cluster(
         voiceprints, chosen.clusters or config.sampler.clusters, seed=chosen.seed
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
-from chns_jax.command_line import make_parser, parse
+from chns_jax.command_line import add_model, make_parser, parse
 from chns_jax.errors import run
 
 
@@ -27,15 +27,7 @@ def main(argv: list[str]) -> None:
     identify.add_argument("file", type=str, help="A recording.")
     identify.add_argument("--names", type=PositiveInt, default=5, help="Names to print at most.")
     for command in (enroll, identify):
-        command.add_argument(
-            "--model", type=str, required=True, help="Run folder of chns_jax.train."
-        )
-        command.add_argument(
-            "--checkpoint",
-            type=str,
-            default="last",
-            help="last, best (lowest EER) or a step number.",
-        )
+        add_model(command)
     listed = make_parser("Print who is enrolled, as one JSON object.")
     remove = make_parser("Remove a speaker.")
     remove.add_argument("name", type=str, help="The speaker's name.")

@@ -9,7 +9,7 @@ from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
-from chns_jax.command_line import make_parser, parse
+from chns_jax.command_line import add_cache, make_parser, parse
 from chns_jax.errors import UserError, run
 
 
@@ -37,9 +37,7 @@ def main(argv: list[str]) -> None:
         "--sample_rate", type=PositiveInt, default=16_000, help="Hertz; others are resampled."
     )
     parser.add_argument("--threads", type=PositiveInt, default=os.cpu_count(), help="That decode.")
-    parser.add_argument(
-        "--cache", type=str, default="~/.cache/chns_jax", help="Folder for corpus indices."
-    )
+    add_cache(parser)
     parser.add_argument(
         "--verify", action="store_true", help="Check every shard of ROOT, which may be a URL."
     )

@@ -12,11 +12,12 @@ import numpy as np
 
 from chns_jax import cohort as cohorts
 from chns_jax import model
-from chns_jax.cohort import Cohort, means
+from chns_jax.cohort import Cohort
 from chns_jax.corpus.audio import AudioError, read_whole, to_int16
 from chns_jax.embedding import SHORTEST_SECONDS, embed_waveforms, segment_samples
 from chns_jax.errors import UserError
 from chns_jax.model import Model
+from chns_jax.sampling.clusters import means
 from chns_jax.scoring import calibration as calibrations
 from chns_jax.scoring.calibration import Calibration
 from chns_jax.scoring.norm import Statistics, as_norm, statistics

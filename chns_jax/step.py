@@ -121,14 +121,24 @@ def train_step(
 
 
 def embed_step(
-    variables: dict[str, Any], audio: Int16[Array, "b s"], *, config: Config, encoder: nn.Module
+    variables: dict[str, Any],
+    audio: Int16[Array, "b s"],
+    samples: Int[Array, " b"] | None = None,
+    *,
+    config: Config,
+    encoder: nn.Module,
 ) -> Float[Array, "b d"]:
-    """Speaker embeddings in inference mode, not normalised."""
+    """Speaker embeddings in inference mode, not normalised.
+
+    Of each row the first `samples` samples are an utterance, and the rest is padding.
+    """
     encoder_variables = {
         "params": variables["params"]["encoder"],
         "batch_stats": variables["batch_stats"],
     }
-    return encoder.apply(encoder_variables, log_mel(audio, config.features), train=False)
+    frames_b = None if samples is None else frame_count(samples, config.features)
+    x = log_mel(audio, config.features, samples)
+    return encoder.apply(encoder_variables, x, train=False, frames_b=frames_b)
 
 
 def sha256(variables: dict[str, Any]) -> str:

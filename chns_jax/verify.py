@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-from chns_jax.command_line import make_parser, parse
+from chns_jax.command_line import add_model, make_parser, parse
 from chns_jax.errors import UserError, run
-
-
-def similarity(run_folder: str | Path, one: str | Path, other: str | Path) -> float:
-    """Cosine, -1 to 1, of the embeddings of two files: higher for the same speaker.
-
-    Raises UserError when a file cannot be read or the folder is no run.
-    """
-    from chns_jax import SpeakerEncoder
-
-    return SpeakerEncoder.load(run_folder).similarity(one, other)
 
 
 def main(argv: list[str]) -> None:
@@ -26,10 +15,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("one", type=str, help="An audio file.")
     parser.add_argument("other", type=str, help="Another one.")
-    parser.add_argument("--model", type=str, required=True, help="Run folder of chns_jax.train.")
-    parser.add_argument(
-        "--checkpoint", type=str, default="last", help="last, best (lowest EER) or a step number."
-    )
+    add_model(parser)
     chosen = parse(parser, argv)
 
     from chns_jax import SpeakerEncoder

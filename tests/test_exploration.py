@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from chns_jax import exploration
-from chns_jax.corpus.index import index
 from chns_jax.errors import UserError
 from chns_jax.exploration import Refresh
 from chns_jax.exploration_page import FIT_PERCENTILE, SAME_PERCENTILE
 from chns_jax.sampling import clusters
-from chns_jax.sampling.clusters import Table, unit
+from chns_jax.sampling.clusters import Table, means, unit
 
 SPEAKERS, EACH, WIDTH = 40, 8, 64
 
@@ -30,22 +29,10 @@ def speech(seed=0, speakers=SPEAKERS):
     return embeddings, speaker, np.arange(len(speaker)) // 2
 
 
-def voiceprints_of(embeddings, speaker):
-    return unit(exploration.sums(embeddings, speaker)).astype(np.float32)
-
-
-def test_utterances_are_spaced_over_each_speaker(tones, tmp_path):
-    corpus = index(tones, tmp_path)
-    assert exploration.choose(corpus, 10).tolist() == list(range(48))
-    assert exploration.choose(corpus, 2).tolist() == [
-        4 * speaker + i for speaker in range(12) for i in (0, 3)
-    ]
-
-
 @pytest.mark.parametrize("speakers", [1, 2, 20])
 def test_voiceprints_and_pairs(small_blocks, speakers):
     embeddings, speaker, _ = speech(speakers=speakers)
-    mine = voiceprints_of(embeddings, speaker)
+    mine = means(embeddings, speaker)
     loop = [np.mean([x for x, s in zip(embeddings, speaker, strict=True) if s == i], axis=0)
             for i in range(speakers)]  # fmt: skip
     np.testing.assert_allclose(mine, unit(np.array(loop)), atol=1e-6)
@@ -73,7 +60,7 @@ def test_fit(small_blocks):
     embeddings, speaker, _ = speech(speakers=6)
     embeddings, speaker = np.append(embeddings, embeddings[:1] * -1, axis=0), np.append(speaker, 6)
     fit = exploration.fit(embeddings, speaker)
-    voiceprints = voiceprints_of(embeddings, speaker)
+    voiceprints = means(embeddings, speaker)
     for i in range(len(speaker) - 1):
         others = [j for j in range(len(speaker)) if speaker[j] == speaker[i] and j != i]
         assert fit.own[i] == pytest.approx(
@@ -96,7 +83,7 @@ def test_a_speaker_split_into_two_names_is_found():
     speaker = np.where(half, SPEAKERS, speaker)
     order = np.argsort(speaker, kind="stable")
     embeddings, speaker, recording = embeddings[order], speaker[order], recording[order]
-    pairs = exploration.confusable_pairs(voiceprints_of(embeddings, speaker), 50)
+    pairs = exploration.confusable_pairs(means(embeddings, speaker), 50)
     same = exploration.same_speaker_cosines(embeddings, speaker, recording)
     above = pairs.cosine > np.percentile(same, SAME_PERCENTILE)
     assert [*zip(pairs.one[above], pairs.other[above], strict=True)] == [(11, SPEAKERS)]

@@ -188,6 +188,16 @@ def test_folders_that_are_no_corpus(tmp_path):
         index(tmp_path / "empty", tmp_path)
 
 
+def test_utterances_evenly_spaced_over_each_speaker(tones, tmp_path):
+    corpus = index(tones, tmp_path)
+    assert corpus.evenly_spaced(10).tolist() == list(range(48))
+    for wanted, places in [(1, [0]), (2, [0, 3]), (3, [0, 2, 3])]:
+        rows = [4 * speaker + place for speaker in range(12) for place in places]
+        assert corpus.evenly_spaced(wanted).tolist() == rows
+    uneven = corpus.only(np.arange(48) > 2)  # the first speaker has one left
+    assert uneven.evenly_spaced(2).tolist()[:3] == [0, 1, 4]
+
+
 def test_select_keeps_whole_speakers(tones, tmp_path):
     corpus = index(tones, tmp_path)
     kept = np.isin(corpus.speakers, ["s03", "s07"])

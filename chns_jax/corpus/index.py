@@ -108,6 +108,15 @@ class Corpus:
         wanted = set(names)
         return {name: row for row, name in enumerate(self.names) if name in wanted}
 
+    def evenly_spaced(self, per_speaker: int) -> np.ndarray:
+        """Rows (v,), ascending: of each speaker `per_speaker` utterances at most, evenly spaced
+        from the first to the last."""
+        first, last = self.speaker_start[:-1, None], self.speaker_start[1:, None] - 1
+        taken = np.minimum(last - first + 1, per_speaker)
+        step = (last - first) / np.maximum(taken - 1, 1)
+        rows = first + np.rint(np.arange(per_speaker) * step).astype(np.int64)
+        return rows[np.arange(per_speaker) < taken]
+
     def select(self, speakers: np.ndarray) -> Corpus:
         """The corpus of those speakers alone where `speakers`, (n,) bool, is true."""
         return self.only(speakers[self.speaker])

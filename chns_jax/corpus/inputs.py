@@ -39,7 +39,7 @@ def _utterances(given: str) -> Iterator[tuple[str, str]]:
     extension = os.path.splitext(given)[1].lower()
     if os.path.isdir(given):
         scp = os.path.join(given, "wav.scp")
-        yield from _utterances(scp) if os.path.isfile(scp) else _walk(given)
+        yield from _utterances(scp) if os.path.isfile(scp) else walk(given)
     elif extension == ".scp":
         root, table = os.path.split(given)
         for name, path in read_wav_scp(root, table).items():
@@ -52,7 +52,8 @@ def _utterances(given: str) -> Iterator[tuple[str, str]]:
         yield given, given
 
 
-def _walk(root: str) -> Iterator[tuple[str, str]]:
+def walk(root: str) -> Iterator[tuple[str, str]]:
+    """Path in `root`, and path, of all audio files under it, in order; hidden ones are left out."""
     for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = sorted(
             name

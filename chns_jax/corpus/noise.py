@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from chns_jax.config import Noise
 from chns_jax.corpus.audio import EXTENSIONS, AudioError, read_crop
+from chns_jax.corpus.inputs import walk
 from chns_jax.errors import UserError
 
 KINDS = ("noise", "music", "speech")
@@ -76,12 +76,7 @@ def audio_files(root: Path, key: str) -> list[Path]:
     """All audio files under `root`, sorted. Raises UserError, naming the config's `key`."""
     if not root.is_dir():
         raise UserError(f"{key} {root} is not a folder: give a folder of audio files")
-    found = [
-        Path(folder, name)
-        for folder, _, names in os.walk(root)
-        for name in names
-        if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
-    ]
+    found = sorted(Path(path) for _, path in walk(str(root)))
     if not found:
         raise UserError(f"{key} {root} holds no audio ({', '.join(sorted(EXTENSIONS))})")
-    return sorted(found)
+    return found

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from chns_jax.config import Reverberation
-from chns_jax.corpus.audio import AudioError, read_crop, read_header
+from chns_jax.corpus.audio import AudioError, read_whole
 from chns_jax.corpus.noise import audio_files
 from chns_jax.errors import UserError
 from chns_jax.randomness import Purpose, generator
@@ -38,7 +38,7 @@ def make_responses(options: Reverberation, sample_rate: int, seed: int) -> np.nd
         root = Path(options.root).expanduser()
         files = audio_files(root, "augment.reverberation.root")
         order = generator(seed, Purpose.RESPONSES).permutation(len(files))[: options.responses]
-        found = [_read(str(files[i]), samples, sample_rate) for i in np.sort(order)]
+        found = [_read(str(files[i]), sample_rate) for i in np.sort(order)]
     return np.stack([_from_direct_sound(response, samples) for response in found])
 
 
@@ -93,10 +93,9 @@ def image_sources(
     return response[:samples]
 
 
-def _read(path: str, samples: int, sample_rate: int) -> np.ndarray:
+def _read(path: str, sample_rate: int) -> np.ndarray:
     try:
-        whole = round(read_header(path).seconds * sample_rate)
-        return read_crop(path, 0.0, whole, sample_rate).astype(np.float64)
+        return read_whole(path, sample_rate).astype(np.float64)
     except AudioError as error:
         raise UserError(f"{error}: leave it out of augment.reverberation.root") from error
 

@@ -117,16 +117,19 @@ def locate_names(names: Sequence[str], corpus: Corpus, path: Path | str) -> np.n
     return np.array([rows[name] for name in names])
 
 
-def check_speakers(trials: Trials, corpus: Corpus, path: Path | str) -> None:
-    """Raises UserError when the labels and the folders of `corpus` disagree about who speaks."""
-    wrong = trials.labels != (corpus.speaker[trials.enrolment] == corpus.speaker[trials.test])
+def check_speakers(
+    named: NamedTrials, enrolment: np.ndarray, test: np.ndarray, path: Path | str
+) -> None:
+    """Raises UserError when the labels of the list `path` disagree with the speakers of both sides,
+    numbers (m,)."""
+    wrong = named.labels != (enrolment == test)
     if wrong.any():
         first = np.argmax(wrong)
-        one, other = (corpus.names[rows[first]] for rows in (trials.enrolment, trials.test))
-        claim = "one speaker" if trials.labels[first] else "two speakers"
+        claim = "one speaker" if named.labels[first] else "two speakers"
         raise UserError(
-            f"{path} has {one} and {other} as {claim}, but their folders do not: correct the list "
-            "or give a root of one folder for each speaker"
+            f"{path} has {named.enrolment[first]} and {named.test[first]} as {claim}, but their "
+            "folders do not: correct the list, give a root of one folder for each speaker or a "
+            "Kaldi folder with utt2spk, or evaluate with --replicates 0"
         )
 
 
