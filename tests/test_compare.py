@@ -89,7 +89,7 @@ def test_the_table_of_runs_is_what_evaluate_prints(program, tones, tmp_path, cap
     evaluated = {}
     for name, seed in [("all", 0), ("all", 1), ("all", 2), ("half", 0)]:
         one = ["--model", tmp_path / f"run{seed}", "--trials", tmp_path / f"{name}.txt"]
-        options = ["--segments", 0.5, "--replicates", 0, *cache]  # as validation does
+        options = ["--replicates", 0, *cache]
         evaluate.main([str(word) for word in [*one, "--root", tones, *options]])
         result = json.loads(capsys.readouterr().out)
         costs = {f"min_dcf_{p}": cost for p, cost in result["min_dcf"].items()}
