@@ -119,22 +119,20 @@ def evaluate(
     # With qualities, log-likelihood ratios rank trials in another order than scores do.
     values = scored.scores if llrs is None else llrs
     ranking = metrics.rank(labels, values)
-    falling = values[ranking.order]
 
     def figures(weights: np.ndarray | None) -> dict[str, Any]:
         rates = metrics.rates(ranking, weights)
-        weights = None if weights is None else weights[ranking.order]
-        trials = ranking.labels, falling
         found = {
             "eer": metrics.eer_of(rates),
             "min_dcf": {f"{p:g}": metrics.min_dcf_of(rates, p) for p in metrics.P_TARGETS},
-            "min_cllr": metrics.min_cllr(*trials, weights),
+            "min_cllr": metrics.min_cllr_of(ranking, weights),
         }
         if llrs is not None:
             found["act_dcf"] = {
-                f"{p:g}": metrics.act_dcf(*trials, p, weights=weights) for p in metrics.P_TARGETS
+                f"{p:g}": metrics.act_dcf(labels, llrs, p, weights=weights)
+                for p in metrics.P_TARGETS
             }
-            found["cllr"] = metrics.cllr(*trials, weights)
+            found["cllr"] = metrics.cllr(labels, llrs, weights)
         return found
 
     found = figures(None)

@@ -111,7 +111,7 @@ def act_dcf(
     `llrs` (n,) are log-likelihood ratios (natural logarithm), infinite ones among them. Source:
     NIST SRE evaluation plans.
     """
-    targets, impostors = _shares(labels, llrs, weights)
+    targets, impostors = _shares_of_llrs(labels, llrs, weights)
     accepted = np.asarray(llrs) >= np.log(c_fa * (1 - p_target) / (c_miss * p_target))
     return float(_cost(impostors @ accepted, targets @ ~accepted, p_target, c_miss, c_fa))
 
@@ -122,40 +122,53 @@ def cllr(labels: np.ndarray, llrs: np.ndarray, weights: np.ndarray | None = None
     `llrs` as in `act_dcf`. Source: Bruemmer & du Preez, "Application-independent evaluation of
     speaker detection", Computer Speech & Language 20 (2006).
     """
-    return _cllr(*_shares(labels, llrs, weights), np.asarray(llrs, float))
+    return _cllr(*_shares_of_llrs(labels, llrs, weights), np.asarray(llrs, float))
 
 
-def min_cllr(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
+def min_cllr_of(ranking: Ranking, weights: np.ndarray | None = None) -> float:
     """Smallest `cllr` of all maps of the scores to log-likelihood ratios that keep their order.
 
     The map is found by pooling adjacent violators. Source: as `cllr`.
     """
     from sklearn.isotonic import isotonic_regression
 
-    targets, impostors = _shares(labels, scores, weights)
-    counted = targets + impostors > 0
-    levels, level = np.unique(np.asarray(scores)[counted], return_inverse=True)
-    targets = np.bincount(level, targets[counted], len(levels))
-    impostors = np.bincount(level, impostors[counted], len(levels))
+    order, labels, accepted = ranking
+    weights = np.ones(len(order)) if weights is None else np.asarray(weights, float)[order]
+    sides = np.stack(_shares(labels, weights))
     # Both kinds weigh 1 altogether, so that the odds of the posterior are the likelihood ratio.
+    sides = np.add.reduceat(sides, np.append(0, accepted[:-1] + 1), axis=1)
+    sides = sides[:, sides.any(axis=0)]
+    posterior = sides[0] / sides.sum(axis=0)
+    # Neighbours of one posterior keep one: pooled first, as most are, they cost nothing below.
+    sides = np.add.reduceat(sides, np.flatnonzero(np.diff(posterior, prepend=-1.0)), axis=1)
+    targets, impostors = sides
     total = targets + impostors
-    posterior = np.clip(isotonic_regression(targets / total, sample_weight=total), 0.0, 1.0)
+    posterior = isotonic_regression(targets / total, sample_weight=total, increasing=False)
+    posterior = np.clip(posterior, 0.0, 1.0)
     with np.errstate(divide="ignore"):
         return _cllr(targets, impostors, np.log(posterior) - np.log1p(-posterior))
 
 
-def _shares(
-    labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
+def min_cllr(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """`min_cllr_of` these trials."""
+    return min_cllr_of(rank(labels, scores), weights)
+
+
+def _shares(labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What each trial contributes to a mean over the targets, and to one over the others, (n,)."""
-    labels = np.asarray(labels).astype(bool)
-    if np.isnan(scores).any():
-        raise ValueError("error rates need scores that are numbers")
-    weights = np.ones(len(labels)) if weights is None else np.asarray(weights, float)
     targets, impostors = weights * labels, weights * ~labels
     if not (targets.any() and impostors.any()):
         raise ValueError(MISSING)
     return targets / targets.sum(), impostors / impostors.sum()
+
+
+def _shares_of_llrs(
+    labels: np.ndarray, llrs: np.ndarray, weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    if np.isnan(llrs).any():
+        raise ValueError("error rates need scores that are numbers")
+    weights = np.ones(len(labels)) if weights is None else np.asarray(weights, float)
+    return _shares(np.asarray(labels).astype(bool), weights)
 
 
 def _cllr(targets: np.ndarray, impostors: np.ndarray, llrs: np.ndarray) -> float:
