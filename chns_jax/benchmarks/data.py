@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -177,11 +177,21 @@ def _features_of_whole(corpus: Corpus, samples: int, row: int) -> np.ndarray:
 
     features = Config().features
     waveform, _ = soundfile.read(corpus.path(row), dtype="float32")
-    power = librosa.feature.melspectrogram(
-        y=waveform, sr=features.sample_rate, n_fft=features.window, hop_length=features.hop,
-        n_mels=features.bands, window="hamming",
-    )  # fmt: skip
-    return librosa.power_to_db(power)[:, : frame_count(samples, features)]
+    spectrum = librosa.stft(
+        waveform, n_fft=features.window, hop_length=features.hop, window="hamming"
+    )
+    power = _mel_bands() @ (np.square(spectrum.real) + np.square(spectrum.imag))
+    return np.log(power + 1e-10)[:, : frame_count(samples, features)]
+
+
+@cache
+def _mel_bands() -> np.ndarray:
+    import librosa
+
+    features = Config().features
+    return librosa.filters.mel(
+        sr=features.sample_rate, n_fft=features.window, n_mels=features.bands
+    )
 
 
 def _more(what: str, ours: float, other: str, theirs: float, target: float | None) -> Row:
