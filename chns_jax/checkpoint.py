@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +28,7 @@ class Progress(NamedTuple):
     round: int  # refreshes made
     seconds: float  # of training so far
     speakers: str  # digest of the names of the training speakers, whom the table numbers
+    data: str  # digest of the utterances and the trials
 
 
 class Restored(NamedTuple):
@@ -93,7 +96,10 @@ def save(
 
 
 def restore(manager: ocp.CheckpointManager, like: TrainState) -> Restored | None:
-    """The latest checkpoint, with the shapes and shardings of `like`; None when there is none."""
+    """The latest checkpoint, with the shapes and shardings of `like`; None when there is none.
+
+    Raises UserError when it is damaged.
+    """
     step = manager.latest_step()
     if step is None:
         return None
@@ -103,11 +109,12 @@ def restore(manager: ocp.CheckpointManager, like: TrainState) -> Restored | None
         "optimizer": ocp.args.StandardRestore(shapes.optimizer),
         "about": ocp.args.JsonRestore(),
     }
-    saved = manager.item_metadata(step)
-    for name in ("table", "refresh"):
-        if name in saved:
-            args[name] = ocp.args.StandardRestore()
-    items = manager.restore(step, args=ocp.args.Composite(**args))
+    with _reading(manager, step):
+        saved = manager.item_metadata(step)
+        for name in ("table", "refresh"):
+            if name in saved:
+                args[name] = ocp.args.StandardRestore()
+        items = manager.restore(step, args=ocp.args.Composite(**args))
     table = None
     if "table" in args:
         table = Table(*(np.asarray(items["table"][key]) for key in ("cluster", "centroids")))
@@ -133,7 +140,8 @@ def save_variables(manager: ocp.CheckpointManager, variables: dict[str, Any], co
 def restore_variables(run: Path, which: str, sharding: jax.sharding.Sharding) -> Saved:
     """The variables of a checkpoint of a run: "last", "best" (lowest EER) or a step number.
 
-    The tree is the one that was saved. Raises UserError when there is no such checkpoint.
+    The tree is the one that was saved. Raises UserError when there is no such checkpoint, or it is
+    damaged.
     """
     folder = run / "checkpoints"
     if not folder.is_dir():
@@ -143,15 +151,27 @@ def restore_variables(run: Path, which: str, sharding: jax.sharding.Sharding) ->
         step = _choose(manager, which, steps)
         if step not in steps:
             raise UserError(f"{run} holds no checkpoint {which}: it has {steps or 'none yet'}")
-        shapes = jax.tree.map(
-            lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
-            manager.item_metadata(step)["variables"].tree,
-        )
-        args = ocp.args.Composite(
-            variables=ocp.args.StandardRestore(shapes), about=ocp.args.JsonRestore()
-        )
-        items = manager.restore(step, args=args)
+        with _reading(manager, step):
+            shapes = jax.tree.map(
+                lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
+                manager.item_metadata(step)["variables"].tree,
+            )
+            args = ocp.args.Composite(
+                variables=ocp.args.StandardRestore(shapes), about=ocp.args.JsonRestore()
+            )
+            items = manager.restore(step, args=args)
         return Saved(step, items["variables"], items["about"].get("speakers"))
+
+
+@contextmanager
+def _reading(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of orbax, tensorstore, or what they meet in a damaged file
+        raise UserError(
+            f"the checkpoint {manager.directory / str(step)} is damaged: remove it; training goes "
+            "on from the one before it, if that was kept"
+        ) from error
 
 
 def _choose(manager: ocp.CheckpointManager, which: str, steps: list[int]) -> int | None:
@@ -161,9 +181,9 @@ def _choose(manager: ocp.CheckpointManager, which: str, steps: list[int]) -> int
         return int(which) if which.isdecimal() else None
     eers = {}
     for step in steps:
-        about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))[
-            "about"
-        ]
+        with _reading(manager, step):
+            items = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
+        about = items["about"]
         if about["eer"] is not None:
             eers[step] = about["eer"]
     return min(eers, key=eers.get, default=None)

@@ -38,6 +38,7 @@ class Encode:
     """encode(variables, audio): int16 crops (r, s) -> embeddings (r, d) on the host.
 
     r is at most `rows`; fewer are filled up with silence, so that each s has one compiled shape.
+    Raises UserError for an encoder whose embeddings are no finite numbers.
     """
 
     rows: int
@@ -59,14 +60,14 @@ class Encode:
     def together(self, variables: dict[str, Any], audio: np.ndarray) -> np.ndarray:
         """Embeddings (rows, d) of what all hosts hold; this one gives its first `held` rows."""
         full = np.pad(audio, ((0, len(self.held) - len(audio)), (0, 0)))
-        return np.asarray(self.embed(variables, put(self.mesh, full)))
+        return _numbers(self.embed(variables, put(self.mesh, full)))
 
     def padded(
         self, variables: dict[str, Any], audio: np.ndarray, samples: np.ndarray
     ) -> np.ndarray:
         """Utterances of `samples` (b,) samples, padded to rows (b, s) -> embeddings (b, d)."""
         rows = put(self.mesh, audio), put(self.mesh, samples)
-        return np.asarray(self.embed_padded(variables, *rows))
+        return _numbers(self.embed_padded(variables, *rows))
 
 
 def make_encode(config: Config, encoder: nn.Module, mesh: Mesh) -> Encode:
@@ -220,6 +221,18 @@ def make_table(
     )
     # Another version of a library, or another processor, may cluster otherwise.
     return Table(*hosts.of_first((table.cluster, table.centroids)))
+
+
+def _numbers(embeddings: jax.Array) -> np.ndarray:
+    """On the host. Raises UserError when one is not finite."""
+    embeddings = np.asarray(embeddings)
+    if not np.isfinite(embeddings).all():
+        raise UserError(
+            "the encoder's embeddings are no finite numbers, as its training diverged: train with "
+            "a lower optimizer.learning_rate or a higher loss.min_temperature, or go back to an "
+            "earlier checkpoint"
+        )
+    return embeddings
 
 
 def _segments(seconds: np.ndarray, length: float) -> tuple[np.ndarray, np.ndarray]:

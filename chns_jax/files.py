@@ -11,6 +11,8 @@ from typing import IO
 
 from chns_jax.errors import UserError
 
+UNFINISHED = ".chns_jax-unfinished"  # no file of the user's ends so
+
 
 @contextmanager
 def replacing(path: Path | str, mode: str = "w") -> Iterator[IO]:
@@ -18,7 +20,7 @@ def replacing(path: Path | str, mode: str = "w") -> Iterator[IO]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Of two hosts that share the folder, the processes may have one number.
-    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{UNFINISHED}")
     # File names may hold bytes that are no UTF-8; they are written as they are.
     text = {} if "b" in mode else {"encoding": "utf-8", "errors": "surrogateescape"}
     try:
@@ -44,5 +46,5 @@ def check_file(path: Path | str) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what `replacing` left in `folder` when it was killed."""
-    for leftover in folder.glob(".*.[0-9]*"):
+    for leftover in folder.glob(f".*{UNFINISHED}"):
         leftover.unlink(missing_ok=True)

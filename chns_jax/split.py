@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -61,6 +62,17 @@ def make_split(config: Config) -> Split:
             f"{len(withheld)} validate and {lonely.sum()} have a single utterance"
         )
     return Split(everyone.select(kept), validation, trials, everyone.broken)
+
+
+def digest(training: Corpus, trials: Trials | None) -> str:
+    """Of who is trained on and what validates: names and durations, labels and rows."""
+    arrays = [training.names.text, training.names.end, training.seconds]
+    if trials is not None:
+        arrays += [trials.labels, trials.enrolment, trials.test]
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
 
 
 def _root(config: Config) -> str | Path:

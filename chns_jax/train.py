@@ -48,11 +48,12 @@ from chns_jax.sampling.pipeline import Reader, training_batches
 from chns_jax.scoring.floor import floor_eer
 from chns_jax.scoring.plots import training_picture
 from chns_jax.sharding import check_divides, held, make_mesh, put, replicated, split
-from chns_jax.split import make_split
+from chns_jax.split import digest, make_split
 from chns_jax.step import TrainState, init, sha256, train_step
 from chns_jax.validate import validate
 
 PICTURE_ROWS = 256
+BEGUN = {"checkpoints": "[0-9]*", "tables": "*.npz"}  # files of a run that has learnt something
 
 
 def main(argv: list[str]) -> None:
@@ -140,16 +141,18 @@ def train(config: Config, opened: ExitStack) -> None:
         checkpoint.open_manager(out / "checkpoints", config.training.keep)
     )
     names = hashlib.sha256(os.fsencode("\0".join(corpus.speakers))).hexdigest()
-    table, progress = None, Progress(round=0, seconds=0.0, speakers=names)
+    data = digest(corpus, trials)
+    table, progress = None, Progress(round=0, seconds=0.0, speakers=names, data=data)
     refresh = None  # for the next round, beside training
     opened.callback(lambda: refresh and refresh.close())
     restored = checkpoint.restore(manager, state)
     if restored is not None:
         state, table, progress, copied = restored
-        if progress.speakers != names:
+        if progress.data != data:
             raise UserError(
-                f"{out} was begun with other training speakers than the {len(corpus.speakers)} "
-                f"that {corpus.roots[0]} has now: put them back, or give another --out"
+                f"{out} was begun with other utterances or trials than the {len(corpus)} "
+                f"utterances of {len(corpus.speakers)} training speakers that {corpus.roots[0]} "
+                "has now: put them back, or give another --out"
             )
         if copied is not None:
             refresh = begin(new_table, encode_beside, copied)
@@ -310,16 +313,25 @@ def negatives_of(
 
 def is_complete(out: Path, config: Config) -> bool:
     """Whether `out` holds this run, finished. Raises UserError for a run of another config."""
-    written = out / "config.yaml"
-    if not written.exists():
+    if not is_begun(out):
         return False
-    changed = configs.differences(config, configs.load(["--config", str(written)]))
+    check_config(out, config)
+    return (out / "summary.json").exists()
+
+
+def is_begun(out: Path) -> bool:
+    """Whether something was learnt in `out`; until then, another config may have the folder."""
+    return any(next((out / part).glob(what), None) for part, what in BEGUN.items())
+
+
+def check_config(out: Path, config: Config) -> None:
+    """Raises UserError when `out` has another config."""
+    changed = configs.differences(config, configs.load(["--config", str(out / "config.yaml")]))
     if changed:
         raise UserError(
             f"{out} holds a run of another config, which differs in {', '.join(changed)}: "
             "give another --out, or the config of that run"
         )
-    return (out / "summary.json").exists()
 
 
 def claim(out: Path, config: Config) -> None:
@@ -329,7 +341,7 @@ def claim(out: Path, config: Config) -> None:
     hosts.meet("the run folder is made")
     if not hosts.is_first():
         hosts.check_seen(out / "config.yaml")
-        is_complete(out, config)  # the config of host 0 must be that of all
+        check_config(out, config)  # that of host 0 must be that of all
 
 
 def make_folder(out: Path, config: Config) -> None:
@@ -338,7 +350,7 @@ def make_folder(out: Path, config: Config) -> None:
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"the run folder {out} is a file: give another --out") from None
     remove_leftovers(out)
-    if not (out / "config.yaml").exists():
+    if not is_begun(out):
         with replacing(out / "config.yaml") as file:
             file.write(configs.to_yaml(replace(config, hosts=Hosts())))  # what, not where
 

@@ -126,7 +126,7 @@ def untrained(tmp_path_factory) -> Path:
     tx = make_optimizer(config.optimizer, config.training.steps)
     state = jax.jit(partial(init, config, make_encoder(config.encoder), tx, 9))()
     with checkpoint.open_manager(run / "checkpoints") as manager:
-        checkpoint.save(manager, state, None, checkpoint.Progress(0, 0.0, ""), "", None)
+        checkpoint.save(manager, state, None, checkpoint.Progress(0, 0.0, "", ""), "", None)
     return run
 
 

@@ -1,3 +1,4 @@
+import shutil
 from functools import partial
 
 import jax
@@ -27,7 +28,7 @@ def run(tmp_path_factory):
             digests[i + 1] = sha256(state.variables)
             table = None if i == 0 else TABLE
             checkpoint.save(
-                manager, state, table, Progress(i, 2.5 * i, "names"), "seed: 0", eer,
+                manager, state, table, Progress(i, 2.5 * i, "names", "data"), "seed: 0", eer,
                 refresh=UNDER_WAY if i == 5 else None,
             )  # fmt: skip
     return tmp_path, state, digests
@@ -43,9 +44,24 @@ def test_the_latest_checkpoint_comes_back_whole(run):
         np.testing.assert_array_equal(mine, theirs)
     np.testing.assert_array_equal(back.table.cluster, TABLE.cluster)
     np.testing.assert_array_equal(back.table.centroids, TABLE.centroids)
-    assert back.progress == Progress(5, 12.5, "names")
+    assert back.progress == Progress(5, 12.5, "names", "data")
     assert jax.tree.structure(back.refresh) == jax.tree.structure(UNDER_WAY)
     np.testing.assert_array_equal(back.refresh["params"]["w"], UNDER_WAY["params"]["w"])
+
+
+def test_a_damaged_checkpoint_is_named(run, tmp_path):
+    folder, state, _ = run
+    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
+    shutil.rmtree(tmp_path / "checkpoints" / "6" / "variables")
+    with (
+        checkpoint.open_manager(tmp_path / "checkpoints", keep=2) as manager,
+        pytest.raises(UserError, match="checkpoints/6 is damaged: remove it"),
+    ):
+        checkpoint.restore(manager, state)
+    with pytest.raises(UserError, match="checkpoints/6 is damaged"):
+        checkpoint.restore_variables(tmp_path, "last", state.step.sharding)
+    shutil.rmtree(tmp_path / "checkpoints" / "6")
+    assert checkpoint.restore_variables(tmp_path, "last", state.step.sharding).step == 5
 
 
 def test_the_last_ones_and_the_best_are_kept(run):
@@ -87,7 +103,7 @@ def test_a_donated_state_does_not_change_what_is_saved(tmp_path):
         for i in range(3):
             state, _ = donating(state, {"audio": audio(i), "labels": LABELS})
             digests[i + 1] = sha256(state.variables)
-            checkpoint.save(manager, state, None, Progress(0, 0.0, ""), "", None)
+            checkpoint.save(manager, state, None, Progress(0, 0.0, "", ""), "", None)
     sharding = build()[2].step.sharding
     for step_number, digest in digests.items():
         variables = checkpoint.restore_variables(tmp_path, str(step_number), sharding).variables

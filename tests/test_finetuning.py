@@ -23,7 +23,7 @@ def saved(folder, config, names="names"):
     state = build(config)[2]
     state = state.replace(variables=jax.tree.map(lambda a: a + 1, state.variables))
     with checkpoint.open_manager(folder / "checkpoints") as manager:
-        checkpoint.save(manager, state, None, Progress(0, 0.0, names), "seed: 0", None)
+        checkpoint.save(manager, state, None, Progress(0, 0.0, names, ""), "seed: 0", None)
     return state.variables
 
 

@@ -218,6 +218,17 @@ def test_repeats_stay_in_one_cluster_whose_speakers_come_alike():
     assert repeated > 0
 
 
+def test_a_speaker_alone_in_a_cluster_is_no_batch_of_repeats():
+    corpus = make_corpus([[2, 2]] * 6)
+    sampler = dataclasses.replace(SAMPLER, speakers=4, repeats=True, hard_ratio=1.0)
+    table = make_table([1, 1, 3, 1])
+    for step in range(50):
+        batch = plan(0, step, sampler, corpus, table)
+        assert set(speakers_of(batch)) == set(table.speakers_of(2))
+    with pytest.raises(UserError, match="each of 6 clusters holds one speaker"):
+        plan(0, 0, sampler, corpus, make_table([1] * 6))
+
+
 def test_with_repeats_all_speakers_are_seen_equally_often():
     table, corpus, steps = make_table([2, 6, 10, 30, 72]), make_corpus([[1, 1]] * 120), 6000
     sampler, seen = dataclasses.replace(SAMPLER, repeats=True), np.zeros(120)

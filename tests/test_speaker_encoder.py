@@ -1,6 +1,8 @@
+import dataclasses
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -76,6 +78,14 @@ def test_similarity_is_the_cosine(encoder, speech):
     cosine = encoder.similarity(paths[1], waveforms[3], sample_rate=16_000)
     assert cosine == pytest.approx(embeddings[1] @ embeddings[3], abs=1e-4)
     assert encoder.similarity(paths[1], paths[1]) == pytest.approx(1, abs=1e-5)
+
+
+def test_an_encoder_that_diverged_is_an_error(encoder, speech):
+    model = encoder.model
+    spoilt = jax.tree.map(lambda x: x * np.nan, model.variables)
+    diverged = dataclasses.replace(encoder, model=model._replace(variables=spoilt))
+    with pytest.raises(UserError, match="no finite numbers, as its training diverged"):
+        diverged.embed(speech[0][2])
 
 
 def test_silence_is_finite(encoder):

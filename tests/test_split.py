@@ -1,10 +1,12 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from conftest import write_tone
 
 from chns_jax import config as configs
 from chns_jax.errors import UserError
-from chns_jax.split import make_split
+from chns_jax.split import digest, make_split
 
 
 @pytest.fixture
@@ -69,3 +71,15 @@ def test_nobody_is_left(split, tmp_path):
         pytest.raises(UserError, match="no speaker of .* is left"),
     ):
         split("--data.root", tmp_path / "one")
+
+
+def test_the_digest_tells_utterances_and_trials_apart(split, listed):
+    parts = split("--data.trials", listed)
+    training, trials = parts.training, parts.trials
+    longer = dataclasses.replace(training, seconds=training.seconds + 1)
+    fewer = training.only(np.arange(len(training)) > 0)
+    swapped = dataclasses.replace(trials, labels=~trials.labels)
+    one = digest(training, trials)
+    assert one == digest(*split("--data.trials", listed)[::2])
+    others = {digest(longer, trials), digest(fewer, trials), digest(training, swapped)}
+    assert len({one, digest(training, None), *others}) == 5

@@ -12,7 +12,9 @@ import soundfile
 from conftest import TINY, write_tone
 
 from chns_jax import config as configs
+from chns_jax import train
 from chns_jax.corpus.index import index
+from chns_jax.errors import UserError
 from chns_jax.logs import records
 
 pytestmark = pytest.mark.slow
@@ -173,6 +175,20 @@ def test_another_config_for_a_run_is_refused(finished, program):
     assert "differs in sampler.hard_ratio, training.seed" in errors
 
 
+def test_a_folder_where_nothing_was_learnt_takes_another_config(tmp_path):
+    first, other = (
+        configs.load(["--config", "configs/debug.yaml", "--training.seed", seed]) for seed in "12"
+    )
+    for config in (first, other):
+        assert not train.is_complete(tmp_path, config)
+        train.claim(tmp_path, config)
+        assert configs.load(["--config", str(tmp_path / "config.yaml")]) == config
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    assert not train.is_complete(tmp_path, other)
+    with pytest.raises(UserError, match="another config, which differs in training.seed"):
+        train.is_complete(tmp_path, first)
+
+
 def test_evaluate_prints_what_training_found(finished, program, tones, tmp_path):
     run, _ = finished
     names = [f"s{s:02d}/r{u // 2}/u{u}.flac" for s in range(4) for u in range(4)]
@@ -253,7 +269,7 @@ def test_a_run_does_not_go_on_with_other_speakers(program, tmp_path):
     write_tone(root / "s6/0.wav", 0.5, hertz=300)
     write_tone(root / "s6/1.wav", 0.5, hertz=300)
     _, errors = finish(program("train", *arguments), 2)
-    assert "other training speakers than the 7" in errors
+    assert "other utterances or trials than the 14 utterances of 7 training speakers" in errors
 
 
 def test_a_speaker_who_cannot_be_read_stops_the_run_and_is_listed(program, tmp_path):

@@ -101,6 +101,14 @@ def _cluster_order(
         weight = np.where(table.sizes > 0, np.maximum(table.sizes, smallest), 0)
     else:
         weight = np.sign(table.sizes)
+    if hard == sampler.speakers and sampler.repeats:
+        # One speaker again and again has no negative.
+        weight = np.where(table.sizes > 1, weight, 0)
+        if not weight.any():
+            raise UserError(
+                f"each of {len(table.sizes)} clusters holds one speaker, who fills a batch alone: "
+                "lower sampler.hard_ratio or sampler.clusters"
+            )
     # Sorting by exponential / weight draws without replacement in proportion to the weights.
     with np.errstate(divide="ignore"):
         order = np.argsort(rng.standard_exponential(len(weight)) / weight)
