@@ -30,7 +30,7 @@ from chns_jax.command_line import make_parser, parse
 from chns_jax.errors import UserError
 
 BUILTIN_VOICES = "builtin:voices"
-LONGEST_CROP = 600
+LONGEST_SECONDS = 600  # of a crop, or of a segment
 # Where a run lives and how fast it goes may change when it is resumed; what it computes may not.
 FREE_TO_CHANGE = (
     "out",
@@ -572,10 +572,10 @@ def _check(config: Config) -> None:
     for key, seconds in lengths.items():
         if seconds is not None and not (
             fewest <= (seconds * features.sample_rate - features.window) / features.hop
-            and seconds <= LONGEST_CROP
+            and seconds <= LONGEST_SECONDS
         ):
             raise UserError(
-                f"{key} {seconds:g} must hold {fewest} frames at least, and {LONGEST_CROP} seconds "
+                f"{key} {seconds:g} must hold {fewest} frames at least, and {LONGEST_SECONDS} seconds "
                 "at most"
             )
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from chns_jax import hosts
 from chns_jax.buckets import bucket_lengths, cut, pad, segments
-from chns_jax.config import Config, Sampler
+from chns_jax.config import LONGEST_SECONDS, Config, Sampler
 from chns_jax.corpus.audio import AudioError, read_whole
 from chns_jax.errors import UserError
 from chns_jax.sampling import clusters
@@ -92,15 +92,15 @@ def make_encode(config: Config, encoder: nn.Module, mesh: Mesh) -> Encode:
 
 
 def segment_samples(encode: Encode, sample_rate: int, seconds: float | None) -> int | None:
-    """Samples of the --segments of a command. Raises UserError when they are too short."""
+    """Samples of the --segments of a command. Raises UserError when too short or too long."""
     if seconds is None:
         return None
-    segment = round(seconds * sample_rate)
-    if segment < encode.shortest:
+    if seconds > LONGEST_SECONDS or round(seconds * sample_rate) < encode.shortest:
         raise UserError(
-            f"--segments {seconds:g} must be {encode.shortest / sample_rate:g} seconds at least"
+            f"--segments {seconds:g} must be {encode.shortest / sample_rate:g} seconds at least, "
+            f"and {LONGEST_SECONDS} at most"
         )
-    return segment
+    return round(seconds * sample_rate)
 
 
 def embed_waveforms(
