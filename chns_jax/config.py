@@ -496,7 +496,7 @@ def _is_free(key: str) -> bool:
 def _check(config: Config) -> None:
     """Raises UserError where keys do not fit each other."""
     ecapa, sampler, features = config.encoder.ecapa, config.sampler, config.features
-    layers = {len(ecapa.channels), len(ecapa.kernel_sizes), len(ecapa.dilations)}
+    layers = [len(ecapa.channels), len(ecapa.kernel_sizes), len(ecapa.dilations)]
     inner = ecapa.channels[1:-1]
     resnet = config.encoder.thin_resnet
     hosts = config.hosts
@@ -512,8 +512,9 @@ def _check(config: Config) -> None:
             min(resnet.filters) >= 8,
             "encoder.thin_resnet.filters must be 8 or more: their gates have an eighth of them",
         ),
-        (len(layers) == 1 and layers.pop() >= 3,
-         "encoder.ecapa.channels, kernel_sizes and dilations need one entry a layer, 3 or more"),
+        (len(set(layers)) == 1 and layers[0] >= 3,
+         "encoder.ecapa.channels, kernel_sizes and dilations need one entry a layer, 3 or more: "
+         f"they have {layers[0]}, {layers[1]} and {layers[2]}"),
         (all(channels % ecapa.res2net_scale == 0 for channels in inner),
          f"encoder.ecapa.channels {list(inner)} of the blocks must be multiples of "
          f"encoder.ecapa.res2net_scale {ecapa.res2net_scale}"),
@@ -575,8 +576,8 @@ def _check(config: Config) -> None:
             and seconds <= LONGEST_SECONDS
         ):
             raise UserError(
-                f"{key} {seconds:g} must hold {fewest} frames at least, and {LONGEST_SECONDS} seconds "
-                "at most"
+                f"{key} {seconds:g} must hold {fewest} frames at least, and {LONGEST_SECONDS} "
+                "seconds at most"
             )
 
 

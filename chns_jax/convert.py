@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tempfile
 import zipfile
@@ -29,6 +30,8 @@ FILES = (*TORCH, ".safetensors", ".npz")
 KNOWN_BY = {"ecapa_tdnn": "mfa.conv.conv.weight", "thin_resnet": "sap_linear.weight"}
 # voxceleb_trainer's log-mel, which `features` replaces.
 FRONT_END = {"ecapa_tdnn": (), "thin_resnet": ("torchfb.", "instancenorm.")}
+# Where checkpoints of Lightning and of others hold a state dict.
+NESTED_UNDER = ("state_dict", "model", "model_state_dict")
 COUNTER = "num_batches_tracked"  # of BatchNorm in PyTorch; unused at a constant momentum
 LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 ECAPA_PARTS = {"res2net": "res2net_block", "se": "se_block"}
@@ -130,7 +133,8 @@ def find_encoder(state_dict: dict[str, np.ndarray]) -> tuple[str, str]:
 def infer(state_dict: dict[str, np.ndarray], kind: str) -> list[str]:
     """The keys of a config that the shapes of an encoder's tensors tell, as arguments.
 
-    Raises UserError naming the tensor that is needed and missing, or has too few axes.
+    Raises UserError naming the tensor that is needed and missing, is empty, has too few axes, or
+    does not fit those beside it.
     """
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
@@ -139,39 +143,51 @@ def infer(state_dict: dict[str, np.ndarray], kind: str) -> list[str]:
         found = np.shape(state_dict[name])
         if len(found) != rank:
             raise UserError(f"tensor {name} has shape {found}, which is not of rank {rank}")
+        if 0 in found:
+            raise UserError(f"tensor {name} has shape {found}, which holds no numbers")
         return found
 
-    def count(name: str, first: int = 0) -> int:
-        """How many of name.format(first), name.format(first + 1), ... there are."""
-        i = first
-        while name.format(i) in state_dict:
-            i += 1
-        return i - first
+    def layer(name: str, rank: int, inputs: int | None = None) -> tuple[int, ...]:
+        """The shape of a weight: as many outputs as its bias has, and `inputs` when given."""
+        found, outputs = shape(f"{name}.weight", rank), shape(f"{name}.bias", 1)
+        expected = (*outputs, inputs) if inputs else outputs
+        if found[: len(expected)] != expected:
+            raise UserError(
+                f"tensor {name}.weight has shape {found}, which does not begin with {expected}"
+            )
+        return found
+
+    def last(prefix: str) -> int:
+        """The highest i in names that begin with "<prefix>i."; 0 when there are none."""
+        numbers = (re.match(re.escape(prefix) + r"(\d{1,3})\.", name) for name in state_dict)
+        return max((int(number[1]) for number in numbers if number), default=0)
 
     if kind == "ecapa_tdnn":
-        conv = "{}.conv.conv.weight"
-        blocks = [f"blocks.{i}" for i in range(1, 1 + count("blocks.{}.tdnn1.conv.conv.weight", 1))]
-        first, last = shape(conv.format("blocks.0"), 3), shape(conv.format("mfa"), 3)
-        outer = [shape(conv.format(f"{block}.tdnn1"), 3) for block in blocks]
-        inner = [shape(conv.format(f"{block}.res2net_block.blocks.0"), 3) for block in blocks]
+        scale = 2 + last("blocks.1.res2net_block.blocks.")
+        outer, inner = [layer("blocks.0.conv.conv", 3)], []
+        for i in range(1, 1 + max(1, last("blocks."))):
+            outer.append(layer(f"blocks.{i}.tdnn1.conv.conv", 3, inputs=outer[-1][0]))
+            group = outer[-1][0] // scale
+            inner.append(layer(f"blocks.{i}.res2net_block.blocks.0.conv.conv", 3, inputs=group))
+        aggregation = layer("mfa.conv.conv", 3, inputs=sum(s[0] for s in outer[1:]))
         keys = {
-            "embedding": shape("fc.conv.weight", 3)[0],
-            "ecapa.channels": [first[0], *(s[0] for s in outer), last[0]],
-            "ecapa.kernel_sizes": [first[2], *(s[2] for s in inner), last[2]],
-            "ecapa.res2net_scale": 1 + count("blocks.1.res2net_block.blocks.{}.conv.conv.weight"),
-            "ecapa.se_channels": shape("blocks.1.se_block.conv1.conv.weight", 3)[0],
-            "ecapa.attention_channels": shape("asp.tdnn.conv.conv.weight", 3)[0],
+            "embedding": layer("fc.conv", 3)[0],
+            "ecapa.channels": [s[0] for s in (*outer, aggregation)],
+            "ecapa.kernel_sizes": [s[2] for s in (outer[0], *inner, aggregation)],
+            "ecapa.res2net_scale": scale,
+            "ecapa.se_channels": layer("blocks.1.se_block.conv1.conv", 3)[0],
+            "ecapa.attention_channels": layer("asp.tdnn.conv.conv", 3)[0],
         }
-        bands = ["--features.bands", str(first[1])]
+        bands = ["--features.bands", str(outer[0][1])]
     else:
-        stages = range(1, 1 + count("layer{}.0.conv1.weight", 1))
-        filters = [shape(f"layer{stage}.0.conv1.weight", 4)[0] for stage in stages]
-        embedding, pooled = shape("fc.weight", 2)
+        stages = range(1, 1 + max(1, last("layer")))
+        filters = [shape(f"layer{stage}.0.bn1.weight", 1)[0] for stage in stages]
+        embedding, pooled = layer("fc", 2)
         keys = {
             "embedding": embedding,
-            "thin_resnet.layers": [count(f"layer{stage}.{{}}.conv1.weight") for stage in stages],
+            "thin_resnet.layers": [1 + last(f"layer{stage}.") for stage in stages],
             "thin_resnet.filters": filters,
-            "thin_resnet.pooling": "sap" if filters and pooled == filters[-1] else "asp",
+            "thin_resnet.pooling": "sap" if pooled == filters[-1] else "asp",
         }
         bands = []  # the image is averaged over, whatever its height
     keys = {"kind": kind, **keys}
@@ -188,11 +204,25 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
 
 
 def unwrap(loaded: Any) -> dict[str, np.ndarray]:
-    """The state dict in what a file holds: itself, or "state_dict" in a checkpoint of Lightning."""
-    inner = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(inner, dict) or not inner:
-        raise UserError("it holds no state dict of tensors by name")
-    return {str(name): value for name, value in inner.items() if hasattr(value, "shape")}
+    """The state dict in what a file holds: itself, or the one under a name of NESTED_UNDER.
+
+    Raises UserError when there is none, or more than one.
+    """
+    loaded = loaded if isinstance(loaded, dict) else {}
+    nested = [
+        str(name)
+        for name, value in loaded.items()
+        if isinstance(value, dict) and any(hasattr(inner, "shape") for inner in value.values())
+    ]
+    under = [name for name in NESTED_UNDER if name in nested]
+    if len(under) > 1:
+        raise UserError(f"it holds state dicts under {', '.join(under)}: keep one of them")
+    inner = loaded[under[0]] if under else loaded
+    tensors = {str(name): value for name, value in inner.items() if hasattr(value, "shape")}
+    if not tensors:
+        where = f" but under {', '.join(nested)}: save one of these alone" if nested else ""
+        raise UserError(f"it holds no state dict of tensors by name{where}")
+    return tensors
 
 
 def _tensors(encoder: Encoder, bands: int) -> dict[str, Tensor]:
@@ -275,18 +305,25 @@ def _read_torch(path: Path) -> Any:
     import pickle
     import warnings
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return (value.float() if value.is_floating_point() else value).detach().numpy()
+    def plain(value: Any, name: Any = "") -> Any:
         if isinstance(value, dict):
-            return {key: plain(inner) for key, inner in value.items()}
-        return value
+            return {key: plain(inner, key) for key, inner in value.items()}
+        if not isinstance(value, torch.Tensor):
+            return value
+        try:
+            return (value.float() if value.is_floating_point() else value).detach().numpy()
+        except (TypeError, RuntimeError) as error:
+            layout = "nested" if value.is_nested else value.layout
+            kind = f"{value.dtype}, {layout}, on device {value.device}".replace("torch.", "")
+            raise UserError(
+                f"tensor {name} ({kind}) is no plain array of numbers: save it as one with PyTorch"
+            ) from error
 
     # PyTorch documents no errors for files that are not its own, and raises many.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return plain(torch.load(path, weights_only=True, map_location="cpu"))
+            loaded = torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         if "Unsupported" not in str(error):
             raise UserError("it is no file of PyTorch") from error
@@ -296,17 +333,28 @@ def _read_torch(path: Path) -> Any:
         ) from error
     except Exception as error:
         raise UserError("it is no file of PyTorch, or cut off") from error
+    return plain(loaded)
 
 
 def _read_safetensors(path: Path) -> Any:
     import ml_dtypes  # noqa: F401  (makes bfloat16 known to NumPy)
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
+        file = safe_open(path, framework="np")
     except SafetensorError as error:
         raise UserError(f"it is no file of safetensors, or cut off ({error})") from error
+    tensors = {}
+    with file:
+        for name in file.keys():  # noqa: SIM118 (it is no dict)
+            try:
+                tensors[name] = file.get_tensor(name)
+            except (AttributeError, SafetensorError) as error:
+                kind = file.get_slice(name).get_dtype()
+                raise UserError(
+                    f"tensor {name} is {kind}, which NumPy does not have: save it as float32"
+                ) from error
+    return tensors
 
 
 def _read_npz(path: Path) -> Any:
@@ -356,10 +404,12 @@ def main(argv: list[str]) -> None:
     add_checkpoint(parser)
     configs.add_keys(parser)
     chosen = parse(parser, argv)
+    if any(argument.partition("=")[0] == "--out" for argument in argv):
+        raise UserError(f"{chosen.target} is what is written: leave out --out")
     source, target = Path(chosen.source).expanduser(), Path(chosen.target).expanduser()
     if not source.exists():
         raise UserError(f"{source} does not exist: give a file of weights, or a run folder")
-    if target.exists():
+    if os.path.lexists(target):  # a link that leads nowhere as well
         raise UserError(f"{target} exists, and is not overwritten: give another name")
     if source.is_dir():
         keys = configs.differences(configs.read(parser, argv), Config())

@@ -178,9 +178,57 @@ def test_two_encoders_and_none_are_refused():
         convert.find_encoder(two)
     with pytest.raises(UserError, match="no name ends with mfa.conv.conv.weight or sap_linear"):
         convert.find_encoder({"weight": np.ones(3)})
-    for loaded in (np.ones(3), {}, {"state_dict": 3}):
-        with pytest.raises(UserError, match="holds no state dict"):
+    for loaded in (np.ones(3), {}, {"state_dict": 3}, {"state_dict": {}}, {"epoch": 3}):
+        with pytest.raises(UserError, match="holds no state dict of tensors by name$"):
             convert.unwrap(loaded)
+
+
+def test_a_state_dict_is_found_one_level_down():
+    state = {"weight": np.ones(3)}
+    for name in ("state_dict", "model", "model_state_dict"):
+        assert convert.unwrap({name: state, "epoch": 3, "optimizer": {"lr": 0.1}}) == state
+    with pytest.raises(UserError, match="no state dict of tensors by name but under net, ema:"):
+        convert.unwrap({"net": state, "ema": state, "epoch": 3})
+    with pytest.raises(UserError, match="holds state dicts under state_dict, model: keep one"):
+        convert.unwrap({"model": state, "state_dict": state})
+
+
+@pytest.mark.parametrize(
+    "encoder, name, change, message",
+    [
+        (ECAPA, "blocks.2.tdnn1.conv.conv.weight", None, "is missing"),
+        (ECAPA, "blocks.1.res2net_block.blocks.1.conv.conv.weight", None, "is missing"),
+        (ECAPA, "fc.conv.bias", lambda x: x[:0], r"has shape \(0,\), which holds no numbers"),
+        (ECAPA, "mfa.conv.conv.weight", lambda x: x[:0], ".* which holds no numbers"),
+        (
+            ECAPA,
+            "blocks.2.tdnn1.conv.conv.weight",
+            np.transpose,
+            r".*, which does not begin with \(8, 8\)",
+        ),
+        (ECAPA, "mfa.conv.conv.weight", lambda x: x.swapaxes(1, 2), r".* begin with \(24, 32\)"),
+        (RESNET, "layer1.0.conv1.weight", None, "is missing"),
+        (RESNET, "layer2.0.bn1.weight", None, "is missing"),
+        (RESNET, "layer2.0.conv1.weight", np.transpose, r".* instead of \(16, 8, 3, 3\)"),
+        (RESNET, "fc.weight", np.transpose, r"has shape \(16, 6\), .* with \(6,\)"),
+    ],
+)
+def test_the_tensor_that_misleads_about_the_architecture_is_named(
+    tmp_path, encoder, name, change, message
+):
+    state = state_of(encoder)
+    value = state.pop(name)
+    if change is not None:
+        state[name] = np.ascontiguousarray(change(value))
+    with pytest.raises(UserError, match=f"w.safetensors: .*tensor {name} {message}"):
+        convert_to_run(tmp_path, state)
+
+
+def test_a_tensor_of_a_kind_that_numpy_does_not_have_is_named(tmp_path):
+    state = {"fc.weight": np.ones(3, ml_dtypes.float8_e4m3fn)}
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="tensor fc.weight is F8_E4M3, which NumPy does not have"):
+        convert.read_file(tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize("encoder", [ECAPA, RESNET], ids=["ecapa", "resnet"])
@@ -276,6 +324,7 @@ def test_bad_files_and_names(tmp_path):
     flat = {**state, "layer1.0.conv1.weight": np.ones(3, np.float32)}
     save_file(flat, tmp_path / "flat.safetensors")
     (tmp_path / "run").mkdir()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     cases = [
         ("gone.safetensors", "new", "gone.safetensors does not exist"),
         ("cut.safetensors", "new", "cut.safetensors: it is no file of safetensors, or cut off"),
@@ -286,9 +335,10 @@ def test_bad_files_and_names(tmp_path):
         ("other.npz", "new", "other.npz: no name ends with"),
         ("w.txt", "new", "w.txt is none of .pt, .pth, .ckpt, .safetensors, .npz"),
         ("lacking.safetensors", "new", "lacking.safetensors: tensor fc.weight is missing"),
-        ("flat.safetensors", "new", r"conv1.weight has shape \(3,\), which is not of rank 4"),
+        ("flat.safetensors", "new", r"conv1.weight has shape \(3,\) instead of \(8, 8, 3, 3\)"),
         ("good.safetensors", "run", "run exists, and is not overwritten"),
         ("good.safetensors", "w.txt", "w.txt exists, and is not overwritten"),
+        ("good.safetensors", "dangling", "dangling exists, and is not overwritten"),
         ("good.safetensors", "new.pt", "new.pt is the name of a file"),
         ("good.safetensors", "w.txt/new", "w.txt is not a folder"),
         ("run", "new.pt", "does not end with .safetensors"),
@@ -301,6 +351,10 @@ def test_bad_files_and_names(tmp_path):
     with pytest.raises(UserError, match="a run has a config of its own: leave out encoder.embed"):
         arguments = [str(tmp_path / "run"), str(tmp_path / "x.safetensors")]
         convert.main([*arguments, "--encoder.embedding", "3"])
+    for option in (["--out", "x"], ["--out=x"]):
+        for source in ("run", "good.safetensors"):
+            with pytest.raises(UserError, match="new is what is written: leave out --out"):
+                convert.main([str(tmp_path / source), str(tmp_path / "new"), *option])
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -321,12 +375,19 @@ def test_pytorchs_files(tmp_path):
     (tmp_path / "empty.pt").write_text("")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "w.ckpt").read_bytes()[:-900])
     torch.save(torch.ones(3), tmp_path / "tensor.pt")
+    for kind, odd in {
+        "sparse": torch.eye(3).to_sparse(),
+        "meta": torch.ones(3, device="meta"),
+    }.items():
+        torch.save({"model": {"fc.weight": odd}}, tmp_path / f"{kind}.pt")
     for name, message in [
         ("classes.ckpt", "objects of other classes"),
         ("text.pt", "it is no file of PyTorch"),
         ("empty.pt", "it is no file of PyTorch"),
         ("cut.pt", "it is no file of PyTorch"),
         ("tensor.pt", "it holds no state dict"),
+        ("sparse.pt", r"tensor fc.weight \(float32, sparse_coo, on device cpu\) is no plain array"),
+        ("meta.pt", r"tensor fc.weight \(float32, strided, on device meta\)"),
     ]:
         with pytest.raises(UserError, match=message):
             convert.main([str(tmp_path / name), str(tmp_path / "new")])
