@@ -65,13 +65,18 @@ def main(argv: list[str]) -> None:
             f"the baseline {chosen.baseline} is not among the systems: {', '.join(systems)}"
         )
     lists = pair_lists(chosen.trials, chosen.root)
+    prefix = None if chosen.out is None else os.path.expanduser(chosen.out)
+    if prefix is not None and (not os.path.basename(prefix) or os.path.isdir(prefix)):
+        raise UserError(f"--out {chosen.out} names a folder: add how the files' names begin")
 
     from chns_jax import evaluation, model
     from chns_jax.files import check_file, replacing
     from chns_jax.scoring import comparison
     from chns_jax.scoring import trials as trial_lists
+    from chns_jax.scoring.bootstrap import check_replicates
 
-    outputs = [] if chosen.out is None else [f"{chosen.out}.md", f"{chosen.out}.csv"]
+    check_replicates(chosen.replicates)
+    outputs = [f"{prefix}.md", f"{prefix}.csv"] if prefix is not None else []
     for path in outputs:
         check_file(path)
     for path in chosen.trials:  # what is wrong with them is said before much is loaded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from chns_jax.cohort import Cohort
     from chns_jax.evaluation import Evaluation, Scores
     from chns_jax.scoring.calibration import Calibration
+
+DIGITS = 6
 
 
 def main(argv: list[str]) -> None:
@@ -57,7 +59,10 @@ def main(argv: list[str]) -> None:
     from chns_jax.files import check_file, replacing
     from chns_jax.logs import say
     from chns_jax.scoring import calibration
+    from chns_jax.scoring.bootstrap import FEWEST_SPEAKERS, check_replicates
 
+    if chosen.replicates:
+        check_replicates(chosen.replicates)
     genders = read_genders(chosen.metadata) if chosen.metadata else None
     if chosen.report:
         pages.check_plotly()
@@ -72,6 +77,9 @@ def main(argv: list[str]) -> None:
         say(f"{run_folder / calibration.FILE} {mismatch} and is not used")
         made = None
     result = evaluate(scored, count=chosen.replicates, seed=chosen.seed, calibration=made)
+    if chosen.replicates and not result.intervals:
+        speakers = result.metrics["speakers"]
+        say(f"no intervals: {chosen.trials} has {speakers} speakers, {FEWEST_SPEAKERS} are needed")
     if chosen.scores:
         trials = scored.trials
         columns = scored.scores.tolist(), trials.labels.tolist(), trials.enrolment, trials.test
@@ -83,7 +91,17 @@ def main(argv: list[str]) -> None:
     if chosen.report:
         _write_report(chosen, result, made, genders)
     norm = {"norm": scored.made_by["norm"]} if chosen.norm else {}
-    print(json.dumps({**result.metrics, **norm, "intervals": result.intervals}))
+    figures = rounded({**result.metrics, "intervals": result.intervals})
+    print(json.dumps({**figures, **norm}))
+
+
+def rounded(figures: Any) -> Any:
+    """Floats, in lists and dicts, to DIGITS significant digits: further ones are arithmetic's."""
+    if isinstance(figures, dict):
+        return {name: rounded(figure) for name, figure in figures.items()}
+    if isinstance(figures, list):
+        return [rounded(figure) for figure in figures]
+    return float(f"{figures:.{DIGITS}g}") if isinstance(figures, float) else figures
 
 
 def _write_report(

@@ -18,7 +18,7 @@ from chns_jax.model import Model
 from chns_jax.sampling.clusters import means
 from chns_jax.scoring import metrics
 from chns_jax.scoring import trials as trial_lists
-from chns_jax.scoring.bootstrap import interval, replicates
+from chns_jax.scoring.bootstrap import FEWEST_SPEAKERS, interval, replicates
 from chns_jax.scoring.calibration import Calibration
 from chns_jax.scoring.norm import as_norm, statistics
 from chns_jax.scoring.trials import NamedTrials
@@ -53,7 +53,7 @@ class Evaluation:
     scored: Scores
     log_likelihood_ratios: np.ndarray | None  # (m,); None without a calibration
     metrics: dict[str, Any]  # as the command prints them
-    intervals: dict[str, Any]  # of the same names, [low, high] at 95 %; empty without replicates
+    intervals: dict[str, Any]  # of the same names, [low, high] at 95 %; empty when there are none
 
 
 def score(
@@ -110,7 +110,7 @@ def evaluate(
     """Error rates of a scored list, with intervals from `count` replicates of its speakers.
 
     Actual costs and Cllr are those of log-likelihood ratios by a calibration of such scores. There
-    are no intervals when `count` is 0, or nobody says who speaks.
+    are no intervals when `count` is 0, nobody says who speaks, or fewer than FEWEST_SPEAKERS do.
     """
     labels = scored.trials.labels
     llrs = None
@@ -141,7 +141,7 @@ def evaluate(
     if scored.enrolment_speaker is not None:
         speakers = scored.enrolment_speaker, scored.test_speaker
         counts["speakers"] = len(np.union1d(*speakers))
-        if count:
+        if count and counts["speakers"] >= FEWEST_SPEAKERS:
             drawn = replicates(
                 lambda weights: np.array(_leaves(figures(weights))),
                 labels,

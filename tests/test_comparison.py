@@ -97,6 +97,22 @@ def test_without_a_baseline_there_is_no_change(trials, scores):
     assert list(csv.DictReader(io.StringIO(to_csv(made))))[0]["change"] == ""
 
 
+def test_a_list_of_few_speakers_has_no_intervals(trials):
+    few = [column[trials[2] < 4] for column in trials]  # the later of two speakers is the second
+    scores = {"a": [few[0] + 0.5 * few[1]], "b": [few[0] * 1.0, few[0] + 0.9 * few[2]]}
+    made = compare("short", *few, scores, baseline="a", seed=0, count=30)
+    assert {row.speakers for row in made} == {4}
+    for row in made:
+        assert (row.low, row.high, row.change_low, row.change_high) == (None,) * 4
+    text = to_markdown(made)
+    assert "[" not in text and "In brackets" not in text
+    assert "Without intervals: short, of fewer than 5 speakers." in text
+    assert list(csv.DictReader(io.StringIO(to_csv(made))))[0]["low"] == ""
+    # Of one run there is no spread, beside a system of two.
+    cells = [line.split(" | ") for line in text.splitlines() if line.startswith("| short")]
+    assert cells[0][4] == "" and " to " in cells[1][4]
+
+
 def test_the_csv_holds_the_numbers(rows):
     read = list(csv.DictReader(io.StringIO(to_csv(rows))))
     assert len(read) == len(rows)

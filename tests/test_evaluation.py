@@ -53,7 +53,21 @@ def test_whole_utterances_by_their_cosine(run, embedding):
     low, high = result["intervals"]["eer"]
     assert 0 <= low <= result["eer"] <= high <= 1
     assert set(result["intervals"]["min_dcf"]) == {"0.01", "0.05"}
+    for figure in (result["eer"], low, high, result["min_cllr"]):
+        assert figure == float(f"{figure:.6g}")
     assert run("--replicates", 0)[0]["intervals"] == {}
+    with pytest.raises(UserError, match="--replicates 19 are too few for an interval: give 20"):
+        run("--replicates", 19)
+
+
+def test_few_speakers_have_no_intervals(run, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("chns_jax.logs.say", said.append)
+    of_four = [line for line in LINES if "s04" not in line and "s05" not in line]
+    (tmp_path / "four.txt").write_text("".join(of_four))
+    result, _ = run(trials=tmp_path / "four.txt")
+    assert result["speakers"] == 4 and result["intervals"] == {}
+    assert said == [f"no intervals: {tmp_path}/four.txt has 4 speakers, 5 are needed"]
 
 
 def test_a_second_evaluation_embeds_nothing(run, tones, tmp_path, monkeypatch):

@@ -14,9 +14,21 @@ from collections.abc import Callable
 import numpy as np
 from tqdm import tqdm
 
+from chns_jax.errors import UserError
 from chns_jax.randomness import Purpose, generator
 
 LEVEL = 0.95
+FEWEST_REPLICATES = 20  # with fewer, none lies beyond the ends of an interval of 95 %
+# The draws of fewer speakers are nearly always the same few, whose spread says nothing.
+FEWEST_SPEAKERS = 5
+
+
+def check_replicates(count: int) -> None:
+    """Raises UserError for a number of replicates that makes no interval."""
+    if count < FEWEST_REPLICATES:
+        raise UserError(
+            f"--replicates {count} are too few for an interval: give {FEWEST_REPLICATES} or more"
+        )
 
 
 def speaker_weights(

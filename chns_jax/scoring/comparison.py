@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from chns_jax.scoring import metrics
-from chns_jax.scoring.bootstrap import interval, replicates
+from chns_jax.scoring.bootstrap import FEWEST_SPEAKERS, interval, replicates
 
 METRICS = ("eer", *(f"min_dcf_{p:g}" for p in metrics.P_TARGETS))
 
@@ -23,8 +23,8 @@ class Row:
     system: str
     metric: str  # one of METRICS
     value: float  # mean over the runs of the system
-    low: float  # 95 % interval over speakers
-    high: float
+    low: float | None  # 95 % interval over speakers; None of fewer than FEWEST_SPEAKERS
+    high: float | None
     runs: int
     lowest: float  # of the runs
     highest: float
@@ -66,24 +66,27 @@ def compare(
         return np.stack([runs.mean(axis=0) for runs in np.split(of_runs(weights), ends)])
 
     by_system = dict(zip(scores, np.split(of_runs(None), ends), strict=True))
-    drawn = replicates(of_systems, labels, enrolment, test, seed=seed, count=count)
-    drawn_by_system = dict(zip(scores, np.moveaxis(drawn, 1, 0), strict=True))
-    about = (
-        int(np.count_nonzero(labels)),
-        int(np.count_nonzero(~labels)),
-        len(np.union1d(enrolment, test)),
-    )
+    speakers = len(np.union1d(enrolment, test))
+    about = int(np.count_nonzero(labels)), int(np.count_nonzero(~labels)), speakers
+    drawn_by_system = None
+    if speakers >= FEWEST_SPEAKERS:
+        drawn = replicates(of_systems, labels, enrolment, test, seed=seed, count=count)
+        drawn_by_system = dict(zip(scores, np.moveaxis(drawn, 1, 0), strict=True))
     rows = []
     for system, runs in by_system.items():
-        value, (low, high) = runs.mean(axis=0), interval(drawn_by_system[system])
-        changes = [(None, None, None)] * len(METRICS)
+        value, none = runs.mean(axis=0), [None] * len(METRICS)
+        low, high, change, change_low, change_high = [none] * 5
+        if drawn_by_system is not None:
+            low, high = (end.tolist() for end in interval(drawn_by_system[system]))
         if baseline is not None:
-            change = _relative(value, by_system[baseline].mean(axis=0))
-            ends_of_change = interval(_relative(drawn_by_system[system], drawn_by_system[baseline]))
-            changes = np.stack([change, *ends_of_change], axis=1).tolist()
+            change = _relative(value, by_system[baseline].mean(axis=0)).tolist()
+        if baseline is not None and drawn_by_system is not None:
+            changes = _relative(drawn_by_system[system], drawn_by_system[baseline])
+            change_low, change_high = (end.tolist() for end in interval(changes))
         rows += [
-            Row(trials, system, metric, float(value[i]), float(low[i]), float(high[i]), len(runs),
-                float(runs[:, i].min()), float(runs[:, i].max()), *changes[i], *about)
+            Row(trials, system, metric, float(value[i]), low[i], high[i], len(runs),
+                float(runs[:, i].min()), float(runs[:, i].max()),
+                change[i], change_low[i], change_high[i], *about)
             for i, metric in enumerate(METRICS)
         ]  # fmt: skip
     return rows
@@ -116,16 +119,13 @@ def to_markdown(rows: Sequence[Row]) -> str:
         for row in of_line:
             scale, digits = (100, 2) if row.metric == "eer" else (1, 3)
             number = f".{digits}f"
-            cells.append(
-                f"{scale * row.value:{number}} "
-                f"[{scale * row.low:{number}}, {scale * row.high:{number}}]"
-            )
+            cells.append(_with_interval(row.value, row.low, row.high, scale, number))
             if any_spread:
-                cells.append(f"{scale * row.lowest:{number}} to {scale * row.highest:{number}}")
+                spread = f"{scale * row.lowest:{number}} to {scale * row.highest:{number}}"
+                cells.append(spread if row.runs > 1 else "")
             if any_change:
                 cells.append(
-                    f"{100 * row.change:+.1f} "
-                    f"[{100 * row.change_low:+.1f}, {100 * row.change_high:+.1f}]"
+                    _with_interval(row.change, row.change_low, row.change_high, 100, "+.1f")
                 )
         lines.append(cells)
     table = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
@@ -135,11 +135,17 @@ def to_markdown(rows: Sequence[Row]) -> str:
         f"of {row.speakers:,} speakers."
         for row in lists
     ]
-    notes.append(
-        "In brackets: 95 % intervals from resampling the speakers of the trials; the runs stay."
-    )
-    if any_change:
-        notes.append("The interval of a change resamples the same speakers for both systems.")
+    few = [_escaped(row.trials) for row in lists if row.low is None]
+    if few:
+        notes.append(
+            f"Without intervals: {', '.join(few)}, of fewer than {FEWEST_SPEAKERS} speakers."
+        )
+    if len(few) < len(lists):
+        notes.append(
+            "In brackets: 95 % intervals from resampling the speakers of the trials; the runs stay."
+        )
+        if any_change:
+            notes.append("The interval of a change resamples the same speakers for both systems.")
     return f"{table}\n{' '.join(notes)}\n"
 
 
@@ -153,6 +159,16 @@ def _relative(value: np.ndarray, baseline: np.ndarray) -> np.ndarray:
     """0 where both are alike, infinite where only the baseline makes no errors."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(value == baseline, 0.0, (value - baseline) / baseline)
+
+
+def _with_interval(
+    value: float, low: float | None, high: float | None, scale: float, number: str
+) -> str:
+    """`value` and, where there is one, its interval, times `scale` and in the format `number`."""
+    text = f"{scale * value:{number}}"
+    if low is None:
+        return text
+    return f"{text} [{scale * low:{number}}, {scale * high:{number}}]"
 
 
 def _escaped(name: str) -> str:
