@@ -132,10 +132,9 @@ def _write_report(
         enrolment=scored.trials.enrolment,
         test=scored.trials.test,
         seconds=scored.seconds,
-        metrics={
-            **result.metrics,
-            **{f"{name}, 95 % interval": between for name, between in result.intervals.items()},
-        },
+        metrics=result.metrics,
+        intervals=result.intervals,
+        score_is="score" if calibration is None else "log-likelihood ratio",
         threshold=None if calibration is None else calibration.threshold,
         threshold_is=set_for,
         genders=of_trials,

@@ -95,6 +95,39 @@ def test_genders_of_trials():
     assert trial_genders(speakers, known) == ["fm", "fm", "ff", "mm", None]
 
 
+def test_figures_and_axes_of_the_page(tmp_path):
+    pytest.importorskip("plotly")
+    labels, scores = trials(600)
+    threshold = 3.5  # misses most targets
+    write_report(
+        tmp_path / "report.html",
+        title="page",
+        labels=labels,
+        scores=scores,
+        enrolment=["a"] * 600,
+        test=["b"] * 600,
+        seconds=np.ones((600, 2)),
+        metrics={"eer": 0.15891, "min_dcf": {"0.01": 1.0000000000000002}, "targets": 200},
+        intervals={"eer": [0.1, 0.21119], "min_dcf": {"0.01": [0.9, 1.0000000000000002]}},
+        score_is="log-likelihood ratio",
+        threshold=threshold,
+        threshold_is="a test",
+    )
+    page = (tmp_path / "report.html").read_text()
+    rows = re.findall("<tr><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td></tr>", page)
+    assert rows[:3] == [
+        ("EER", "0.1589", "[0.1000, 0.2112]"),
+        ("minDCF 0.01", "1.0000", "[0.9000, 1.0000]"),
+        ("target trials", "200", "–"),
+    ]
+    miss = NormalDist().inv_cdf(np.mean(scores[labels] < threshold))
+    det = re.search(r'"xaxis":{"title":{"text":"false-alarm rate.*?</script>', page, re.DOTALL)[0]
+    low, high = map(float, re.search(r'"range":\[([-.\d]+),([-.\d]+)\]', det).groups())
+    assert miss > NormalDist().inv_cdf(0.6) and low < miss < high
+    assert '"width":' not in det  # as wide as the window
+    assert '"text":"log-likelihood ratio"' in page
+
+
 @pytest.mark.long
 @pytest.mark.slow
 def test_page(tmp_path, browser):
@@ -111,6 +144,7 @@ def test_page(tmp_path, browser):
         test=test,
         seconds=np.random.default_rng(0).uniform(1, 9, (600, 2)),
         metrics={"eer": 0.1589, "min_dcf": {"0.01": 0.8, "0.05": 0.5}, "note": "<i>"},
+        intervals={"eer": [0.1, 0.2]},
         threshold=1.25,
         threshold_is="a false-alarm rate of 1 %",
         genders=["ff", "mm", "fm", None] * 150,

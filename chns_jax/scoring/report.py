@@ -19,6 +19,16 @@ LOWEST_RATE = 1e-4  # of a DET curve's axes
 DET_POINTS = 2000
 HISTOGRAM_BINS = 100
 DURATION_BINS = 5
+NAMES = {
+    "eer": "EER",
+    "min_dcf": "minDCF",
+    "min_cllr": "minimal Cllr",
+    "act_dcf": "actual DCF",
+    "cllr": "Cllr",
+    "targets": "target trials",
+    "nontargets": "impostor trials",
+}
+LEGEND_BELOW = {"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top"}  # room on narrow pages
 TARGET, IMPOSTOR, OTHER = "#1f77b4", "#d62728", "#555"
 
 
@@ -32,17 +42,20 @@ def write_report(
     test: Sequence[str],
     seconds: np.ndarray,
     metrics: Mapping[str, Any],
+    intervals: Mapping[str, Any],
+    score_is: str = "score",
     threshold: float | None = None,
     threshold_is: str | None = None,
     genders: Sequence[str | None] | None = None,
 ) -> None:
     """Write the HTML page of m scored trials, of both kinds; it needs plotly.
 
-    `labels` (m,) are true for targets; `scores` (m,) are higher for the same speaker; `enrolment`
-    and `test` (m,) are the names of utterances, `seconds` (m, 2) their durations. `threshold`, at
-    and above which a trial is accepted, was set for what `threshold_is` says; without it, that of
-    the EER of these trials is shown. `genders` (m,) has "ff", "mm", "fm" or None. `metrics`, of
-    which some may be mappings themselves, are shown as they are.
+    `labels` (m,) are true for targets; `scores` (m,) are higher for the same speaker, and called
+    `score_is`; `enrolment` and `test` (m,) are the names of utterances, `seconds` (m, 2) their
+    durations. `threshold`, at and above which a trial is accepted, was set for what `threshold_is`
+    says; without it, that of the EER of these trials is shown. `genders` (m,) has "ff", "mm", "fm"
+    or None. `metrics` are numbers, or mappings of them, and `intervals` of the same names are
+    [low, high], where there are any.
     """
     labels, scores = np.asarray(labels).astype(bool), np.asarray(scores, float)
     rates, seconds = error_rates(labels, scores), np.asarray(seconds)
@@ -58,7 +71,9 @@ def write_report(
             pages.section(
                 "Figures",
                 "Rates are fractions.",
-                pages.table({"metric": "", "value": ""}, _flat(metrics)),
+                pages.table(
+                    {"figure": "", "value": "", "95 % interval": ""}, _figures(metrics, intervals)
+                ),
             ),
             pages.section(
                 "Detection error trade-off",
@@ -70,20 +85,21 @@ def write_report(
             pages.section(
                 "Scores",
                 f"Share of the trials of each kind in {HISTOGRAM_BINS} equal intervals of the "
-                f"score; at and above the threshold, set for {threshold_is}, a trial is accepted.",
-                _histogram(labels, scores, threshold),
+                f"{score_is}; at and above the threshold, set for {threshold_is}, a trial is "
+                "accepted.",
+                _histogram(labels, scores, threshold, score_is),
             ),
             *_group_sections(labels, scores, threshold, seconds.min(axis=1), genders),
             pages.section(
                 "Hardest impostor trials",
-                f"The {HARDEST} impostor trials of the highest score; a wrong label among them "
-                "is as likely as a hard voice.",
-                _hardest(~labels, -scores, scores, enrolment, test, seconds),
+                f"The {HARDEST} impostor trials of the highest {score_is}; a wrong label among "
+                "them is as likely as a hard voice.",
+                _hardest(~labels, -scores, scores, enrolment, test, seconds, score_is),
             ),
             pages.section(
                 "Worst target trials",
-                f"The {HARDEST} target trials of the lowest score.",
-                _hardest(labels, scores, scores, enrolment, test, seconds),
+                f"The {HARDEST} target trials of the lowest {score_is}.",
+                _hardest(labels, scores, scores, enrolment, test, seconds, score_is),
             ),
         ],
     )
@@ -187,7 +203,7 @@ def _det_figure(labels, scores, rates: Rates, threshold: float) -> Html:
 
     def marker(false_alarm: float, miss: float, name: str, symbol: str) -> go.Scatter:
         return go.Scatter(
-            x=[point(false_alarm)], y=[point(miss)], mode="markers", name=name,
+            x=[point(false_alarm)], y=[point(miss)], mode="markers", name=name, cliponaxis=False,
             marker={"size": 11, "symbol": symbol, "color": OTHER, "line": {"width": 2}},
             hovertemplate=f"false alarms {100 * false_alarm:.2f} %, misses {100 * miss:.2f} %",
         )  # fmt: skip
@@ -207,23 +223,23 @@ def _det_figure(labels, scores, rates: Rates, threshold: float) -> Html:
     miss = float(np.mean(scores[labels] < threshold))
     drawn.add_trace(marker(false_alarm, miss, f"threshold {threshold:.4g}", "x-thin-open"))
     ticks = [1e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99]
-    # As far as the curve goes before one of the rates makes it of no use.
-    high = max(0.6, min(1.5 * equal, 0.99))
+    # As far as the curve goes before one of the rates makes it of no use, and to the threshold.
+    high = max(0.6, min(1.5 * equal, 0.99), false_alarm, miss)
     useful = (rates.false_alarm <= high) & (rates.miss <= high)
     low = min(0.5 * min(rates.false_alarm[useful].min(), rates.miss[useful].min()), 0.05)
     axis = {
-        "range": [point(low), point(high)],
+        "range": [point(low), point(high) + 0.1],
         "tickvals": [point(tick) for tick in ticks],
         "ticktext": [f"{100 * tick:g}" for tick in ticks],
         "zeroline": False, "constrain": "domain",
     }  # fmt: skip
     drawn.update_xaxes(title="false-alarm rate (%)", **axis)
     drawn.update_yaxes(title="miss rate (%)", scaleanchor="x", **axis)
-    drawn.update_layout(width=780)
-    return pages.figure(drawn, "det", height=600)
+    drawn.update_layout(legend=LEGEND_BELOW)
+    return Html(f'<div style="max-width: 620px">{pages.figure(drawn, "det", height=640)}</div>')
 
 
-def _histogram(labels: np.ndarray, scores: np.ndarray, threshold: float) -> Html:
+def _histogram(labels: np.ndarray, scores: np.ndarray, threshold: float, score_is: str) -> Html:
     import plotly.graph_objects as go
 
     edges = np.histogram_bin_edges(scores, HISTOGRAM_BINS)
@@ -236,16 +252,18 @@ def _histogram(labels: np.ndarray, scores: np.ndarray, threshold: float) -> Html
             go.Bar(
                 x=(edges[:-1] + edges[1:]) / 2, y=share, name=name, opacity=0.6,
                 marker={"color": colour, "line": {"width": 0}},
-                hovertemplate="score %{x:.3f}: %{y:.2f} %",
+                hovertemplate=f"{score_is} %{{x:.3f}}: %{{y:.2f}} %",
             )
         )  # fmt: skip
     drawn.add_vline(x=threshold, line={"color": OTHER, "dash": "dash"})
+    # Inside the axes, above which Plotly's buttons lie, on the side where there is more room.
+    room = "left" if threshold < (edges[0] + edges[-1]) / 2 else "right"
     drawn.add_annotation(
-        x=threshold, y=1, yref="paper", yanchor="bottom", showarrow=False,
-        text=f"threshold {threshold:.4g}",
+        x=threshold, y=1, yref="paper", xanchor=room, yanchor="top", showarrow=False,
+        text=f"threshold {threshold:.4g}", bgcolor="rgba(255, 255, 255, 0.8)",
     )  # fmt: skip
-    drawn.update_layout(barmode="overlay", bargap=0)
-    drawn.update_xaxes(title="score")
+    drawn.update_layout(barmode="overlay", bargap=0, legend=LEGEND_BELOW)
+    drawn.update_xaxes(title=score_is)
     drawn.update_yaxes(title="share of the trials of its kind (%)")
     return pages.figure(drawn, "scores", height=400)
 
@@ -267,11 +285,11 @@ def _eer_bars(rows: Sequence[tuple]) -> Html:
     return pages.figure(drawn, "durations", height=320)
 
 
-def _hardest(mask, order_by, scores, enrolment, test, seconds) -> Html:
+def _hardest(mask, order_by, scores, enrolment, test, seconds, score_is) -> Html:
     """The trials of `mask` with the lowest `order_by`."""
     candidates = np.flatnonzero(mask)
     chosen = candidates[np.argsort(order_by[candidates], kind="stable")[:HARDEST]]
-    columns = {"#": "d", "score": ".4f", "enrolment": "", "enrolment (s)": ".1f", "test": ""}
+    columns = {"#": "d", score_is: ".4f", "enrolment": "", "enrolment (s)": ".1f", "test": ""}
     return pages.table(
         columns | {"test (s)": ".1f"},
         [
@@ -281,12 +299,18 @@ def _hardest(mask, order_by, scores, enrolment, test, seconds) -> Html:
     )
 
 
-def _flat(figures: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in figures.items():
+def _figures(
+    metrics: Mapping[str, Any], intervals: Mapping[str, Any], above: str = ""
+) -> Iterator[tuple[str, str, str | None]]:
+    """Name, value and interval of each figure, an interval with the decimals of its value."""
+    for key, value in metrics.items():
+        name, between = f"{above}{NAMES.get(key, key)}", intervals.get(key)
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{key} ")
-        else:
-            yield f"{above}{key}", f"{value:.4g}" if isinstance(value, float) else value
+            yield from _figures(value, between or {}, f"{name} ")
+            continue
+        number = ".4f" if isinstance(value, float) else ""
+        ends = between and ", ".join(f"{end:{number}}" for end in between)
+        yield name, f"{value:{number}}", ends and f"[{ends}]"
 
 
 def _probit(rates: np.ndarray) -> np.ndarray:
