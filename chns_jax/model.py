@@ -31,12 +31,17 @@ def load(run: Path | str, checkpoint: str = "last") -> Model:
     Raises UserError when the folder is no run, or holds no such checkpoint.
     """
     run = Path(run).expanduser()
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is not a run folder: it holds no config.yaml")
-    config = configs.load(["--config", str(run / "config.yaml")])
+    config = read_config(run)
     mesh, encoder = make_mesh(), make_encoder(config.encoder)
     saved = restore_variables(run, checkpoint, replicated(mesh))
     return Model(config, saved.step, saved.variables, make_encode(config, encoder, mesh))
+
+
+def read_config(run: Path) -> Config:
+    """The config of a run folder. Raises UserError when it is none."""
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is not a run folder: it holds no config.yaml")
+    return configs.load(["--config", str(run / "config.yaml")])
 
 
 def digest(model: Model) -> str:

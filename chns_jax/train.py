@@ -158,7 +158,7 @@ def train(config: Config, opened: ExitStack) -> None:
             refresh = begin(new_table, encode_beside, copied)
         say(f"going on from step {int(state.step)}")
     elif config.training.start_from:
-        state = start_from(config.training.start_from, state, names)
+        state = start_from(config, state, names)
     step = int(state.step)
     log = opened.enter_context(closing(RunLog(out, step)))
     eer_at = {r["step"]: r["eer"] for r in records(out / "metrics.jsonl") if "eer" in r}

@@ -9,7 +9,7 @@ from test_step import CONFIG, build
 
 from chns_jax import checkpoint, train
 from chns_jax.checkpoint import Progress
-from chns_jax.config import Augment, Ecapa, Encoder, Loss, Speed
+from chns_jax.config import Augment, Ecapa, Loss, Speed, ThinResNet, to_yaml
 from chns_jax.errors import UserError
 from chns_jax.finetuning import start_from
 
@@ -24,7 +24,15 @@ def saved(folder, config, names="names"):
     state = state.replace(variables=jax.tree.map(lambda a: a + 1, state.variables))
     with checkpoint.open_manager(folder / "checkpoints") as manager:
         checkpoint.save(manager, state, None, Progress(0, 0.0, names, ""), "seed: 0", None)
+    (folder / "config.yaml").write_text(to_yaml(config))
     return state.variables
+
+
+def started_from(run, config=AAM, state=None):
+    """`state`, or the first one of `config`, as it starts from `run`."""
+    training = dataclasses.replace(config.training, start_from=str(run))
+    state = build(config)[2] if state is None else state
+    return start_from(dataclasses.replace(config, training=training), state, "names")
 
 
 def assert_equal(one, other):
@@ -33,7 +41,7 @@ def assert_equal(one, other):
 
 def test_encoder_and_classes_are_taken(tmp_path):
     theirs = saved(tmp_path, AAM)
-    started = start_from(tmp_path, build(AAM)[2], "names")
+    started = started_from(tmp_path)
     assert_equal(started.variables, theirs)
     assert int(started.step) == 0
 
@@ -41,7 +49,7 @@ def test_encoder_and_classes_are_taken(tmp_path):
 def test_the_classes_of_other_speeds_are_left_behind(tmp_path):
     theirs = saved(tmp_path, dataclasses.replace(AAM, augment=FAST))
     assert theirs["params"]["loss"]["weight"].shape == (24, 8)
-    started = start_from(tmp_path, build(AAM)[2], "names").variables["params"]
+    started = started_from(tmp_path).variables["params"]
     np.testing.assert_array_equal(started["loss"]["weight"], theirs["params"]["loss"]["weight"][:8])
 
 
@@ -49,7 +57,7 @@ def test_the_classes_of_other_speeds_are_left_behind(tmp_path):
 def test_the_classes_of_others_are_not_taken(tmp_path, config, names):
     theirs = saved(tmp_path, config, names)
     fresh = build(AAM)[2]
-    started = start_from(tmp_path, fresh, "names").variables
+    started = started_from(tmp_path, AAM, fresh).variables
     assert_equal(started["params"]["encoder"], theirs["params"]["encoder"])
     assert_equal(started["batch_stats"], theirs["batch_stats"])
     assert_equal(started["params"]["loss"], fresh.variables["params"]["loss"])
@@ -58,17 +66,52 @@ def test_the_classes_of_others_are_not_taken(tmp_path, config, names):
 def test_a_contrastive_run_starts_with_its_own_temperature(tmp_path):
     saved(tmp_path, AAM)
     fresh = build(CONFIG)[2]
-    started = start_from(tmp_path, fresh, "names").variables["params"]
+    started = started_from(tmp_path, CONFIG, fresh).variables["params"]
     assert_equal(started["loss"], fresh.variables["params"]["loss"])
 
 
-def test_another_encoder_is_named(tmp_path):
-    wider = Encoder(embedding=8, ecapa=Ecapa(channels=(8, 8, 8, 8, 24), res2net_scale=4))
-    saved(tmp_path, dataclasses.replace(CONFIG, encoder=wider))
+def other_encoder(**ecapa):
+    return {"encoder": dataclasses.replace(CONFIG.encoder, ecapa=Ecapa(**ecapa))}
+
+
+WIDER = other_encoder(channels=(8, 8, 8, 8, 24), res2net_scale=4)
+
+
+@pytest.mark.parametrize(
+    "changed, key",
+    [
+        ({"features": dataclasses.replace(CONFIG.features, kind="kaldi")}, "features.kind"),
+        (WIDER, "encoder.ecapa.channels"),
+        (
+            other_encoder(channels=(8, 8, 8, 8, 16), res2net_scale=4, dilations=(1, 1, 1, 1, 1)),
+            "encoder.ecapa.dilations",
+        ),
+    ],
+)
+def test_another_config_is_named(tmp_path, changed, key):
+    """Features and dilations have no shapes that tell."""
+    (tmp_path / "config.yaml").write_text(to_yaml(dataclasses.replace(CONFIG, **changed)))
+    with pytest.raises(UserError, match=f"was trained with another {key}: give features"):
+        started_from(tmp_path, CONFIG)
+
+
+def test_what_makes_no_embedding_may_differ(tmp_path):
+    unused = dataclasses.replace(CONFIG.encoder, thin_resnet=ThinResNet(attend_over="frequency"))
+    faster = dataclasses.replace(CONFIG.training, remat=True, compute="bfloat16", steps=7)
+    theirs = saved(tmp_path, CONFIG)
+    changed = dataclasses.replace(CONFIG, encoder=unused, training=faster)
+    (tmp_path / "config.yaml").write_text(to_yaml(changed))
+    started = started_from(tmp_path, CONFIG)
+    assert_equal(started.variables["params"]["encoder"], theirs["params"]["encoder"])
+
+
+def test_a_run_that_is_not_what_it_says_is_named(tmp_path):
+    saved(tmp_path, dataclasses.replace(CONFIG, **WIDER))
+    (tmp_path / "config.yaml").write_text(to_yaml(CONFIG))
     with pytest.raises(UserError, match="differs in batch_stats/asp_bn/mean"):
-        start_from(tmp_path, build(CONFIG)[2], "names")
-    with pytest.raises(UserError, match="holds no checkpoints"):
-        start_from(tmp_path / "gone", build(CONFIG)[2], "names")
+        started_from(tmp_path, CONFIG)
+    with pytest.raises(UserError, match="is not a run folder"):
+        started_from(tmp_path / "gone", CONFIG)
 
 
 @pytest.mark.long
