@@ -31,6 +31,9 @@ from chns_jax.errors import UserError
 
 BUILTIN_VOICES = "builtin:voices"
 LONGEST_SECONDS = 600  # of a crop, or of a segment
+LARGEST_SEED = 2**32 - 1  # of a larger one, JAX leaves out the upper bits
+# A simulated room's direct sound may take 0.04 s, before which there is silence.
+RESPONSE_SECONDS = (0.05, 10.0)
 # Where a run lives and how fast it goes may change when it is resumed; what it computes may not.
 FREE_TO_CHANGE = (
     "out",
@@ -494,7 +497,11 @@ def _is_free(key: str) -> bool:
 
 
 def _check(config: Config) -> None:
-    """Raises UserError where keys do not fit each other."""
+    """Raises UserError where a number is not finite, or keys do not fit each other."""
+    for key, value in _flat(dataclasses.asdict(config)):
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise UserError(f"{key} must be finite, not {value}")
     ecapa, sampler, features = config.encoder.ecapa, config.sampler, config.features
     layers = [len(ecapa.channels), len(ecapa.kernel_sizes), len(ecapa.dilations)]
     inner = ecapa.channels[1:-1]
@@ -538,6 +545,10 @@ def _check(config: Config) -> None:
         (not speed.probability or (speed.factors and
                                    0.5 <= min(speed.factors) <= max(speed.factors) <= 2),
          "augment.speed.factors must be one or more speeds from 0.5 to 2"),
+        (RESPONSE_SECONDS[0] <= config.augment.reverberation.seconds <= RESPONSE_SECONDS[1],
+         "augment.reverberation.seconds must lie between {} and {}".format(*RESPONSE_SECONDS)),
+        (config.training.seed <= LARGEST_SEED,
+         f"training.seed {config.training.seed} must be {LARGEST_SEED} at most"),
         (config.augment.spec_augment.band_width <= features.bands,
          f"augment.spec_augment.band_width exceeds the {features.bands} bands"),
         (not sampler.refresh_ahead or not (hosts.detect or hosts.coordinator),

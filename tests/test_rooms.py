@@ -76,6 +76,10 @@ def test_a_folder_of_responses(tmp_path):
         assert set(np.flatnonzero(response)) == {0, 40}
         assert response[40] / response[0] == pytest.approx(0.5, abs=1e-3)
     assert make_responses(Reverberation(root=str(tmp_path)), RATE, seed=0) is None
+    soundfile.write(tmp_path / "hall" / "8.wav", np.zeros(1000), RATE)
+    with pytest.raises(UserError, match="8.wav is silent: leave it out of augment.reverberation"):
+        make_responses(Reverberation(probability=1.0, root=str(tmp_path)), RATE, seed=0)
+    (tmp_path / "hall" / "8.wav").unlink()
     (tmp_path / "hall" / "9.wav").write_bytes(b"nothing")
     with pytest.raises(UserError, match="9.wav"):
         make_responses(Reverberation(probability=1.0, root=str(tmp_path)), RATE, seed=0)

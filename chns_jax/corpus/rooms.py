@@ -24,7 +24,8 @@ def make_responses(options: Reverberation, sample_rate: int, seed: int) -> np.nd
     probability is 0.
 
     They are drawn from `options.root`, or simulated for rooms drawn at random; a function of the
-    config and the seed. Raises UserError when the folder holds nothing that can be read.
+    config and the seed. Raises UserError when the folder holds nothing that can be read, or a file
+    of silence.
     """
     if not options.probability:
         return None
@@ -95,13 +96,16 @@ def image_sources(
 
 def _read(path: str, sample_rate: int) -> np.ndarray:
     try:
-        return read_whole(path, sample_rate).astype(np.float64)
+        response = read_whole(path, sample_rate).astype(np.float64)
     except AudioError as error:
         raise UserError(f"{error}: leave it out of augment.reverberation.root") from error
+    if not response.any():
+        raise UserError(f"{path} is silent: leave it out of augment.reverberation.root")
+    return response
 
 
 def _from_direct_sound(response: np.ndarray, samples: int) -> np.ndarray:
     """The response from its loudest sample on, of energy 1."""
     kept = response[np.abs(response).argmax() :][:samples]
     kept = np.pad(kept, (0, samples - len(kept)))
-    return (kept / max(np.linalg.norm(kept), 1e-9)).astype(np.float32)
+    return (kept / np.linalg.norm(kept)).astype(np.float32)
