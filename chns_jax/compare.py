@@ -54,7 +54,10 @@ def main(argv: list[str]) -> None:
     add_segments(parser)
     add_checkpoint(parser)
     parser.add_argument(
-        "--replicates", type=PositiveInt, default=1000, help="Times that speakers are resampled."
+        "--replicates",
+        type=PositiveInt,
+        default=1000,
+        help="Times that speakers are resampled, 20 or more.",
     )
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of the resampling.")
     add_cache(parser)

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
         "--replicates",
         type=NonNegativeInt,
         default=1000,
-        help="Times that speakers are resampled; 0: no intervals.",
+        help="Times that speakers are resampled, 20 or more; 0: no intervals.",
     )
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of the resampling.")
     parser.add_argument(
