@@ -6,9 +6,7 @@ same order, or they wait for each other in vain.
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from chns_jax.config import Hosts
-from chns_jax.errors import UserError, report
+from chns_jax.errors import UserError, leave
 from chns_jax.sharding import put, replicated
 
 LAST_WORDS = 3.0  # seconds that host 0, whose end ends all, leaves the others to say what is wrong
@@ -45,12 +43,12 @@ def joined(hosts: Hosts) -> Iterator[None]:
     try:
         _initialize(hosts)
     except UserError as error:
-        _leave(error)
+        leave(error)
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
         lost = not isinstance(error, UserError) and any(word in str(error) for word in LOST)
-        _leave(_lost(error) if lost else error, patience=LAST_WORDS if is_first() else 0)
+        leave(_lost(error) if lost else error, patience=LAST_WORDS if is_first() else 0)
 
 
 def is_first() -> bool:
@@ -121,7 +119,7 @@ def _initialize(hosts: Hosts) -> None:
             f"the other hosts were not there within hosts.timeout {hosts.timeout} seconds: start "
             f"the same command on all of them, and see whether they reach {where}"
         )
-        _leave(UserError(sentence))
+        leave(UserError(sentence))
 
     timer = Timer(hosts.timeout, give_up)
     timer.daemon = True
@@ -158,12 +156,3 @@ def _lost(error: Exception) -> UserError:
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
-
-
-def _leave(error: BaseException, *, patience: float = 0.0) -> None:
-    """End the process, without waiting for hosts that may wait for this one."""
-    status = report(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    time.sleep(patience)
-    os._exit(status)
