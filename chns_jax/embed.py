@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from chns_jax import embedding_files, model
+    from chns_jax import embedding_cache, embedding_files, model
     from chns_jax.corpus import skipped
     from chns_jax.corpus.audio import AudioError, read_whole
     from chns_jax.corpus.inputs import utterances
@@ -64,11 +65,11 @@ def main(argv: list[str]) -> None:
     )
     embeddings = np.zeros((len(names), config.encoder.embedding), np.float32)
     done = np.zeros(len(names), bool)
-    row = {name: i for i, name in enumerate(names)}
-    for part_names, part in embedding_files.read_parts(parts):
-        for name, embedding in zip(part_names.tolist(), part, strict=True):
-            if name in row:
-                embeddings[row[name]], done[row[name]] = embedding, True
+    keys = [embedding_cache.key(os.path.abspath(path)) for path in path_of.values()]
+    known = embedding_files.read_parts(parts, config.encoder.embedding)
+    for i, file in enumerate(keys):
+        if file in known:
+            embeddings[i], done[i] = known[file], True
 
     # The others: waveforms -> embeddings -> parts.
     why: dict[str, str] = {}
@@ -89,7 +90,7 @@ def main(argv: list[str]) -> None:
             else:
                 yield i, waveform
 
-    fresh: list[int] = []
+    fresh: dict[embedding_cache.Key, np.ndarray] = {}
     saved = time.monotonic()
     made = embed_waveforms(
         encoder.encode, encoder.variables, readable(), sample_rate=sample_rate, segment=segment
@@ -97,15 +98,17 @@ def main(argv: list[str]) -> None:
     try:
         for i, embedding in made:
             embeddings[i], done[i] = embedding, True
-            fresh.append(i)
+            if keys[i] is not None:
+                fresh[keys[i]] = embedding
             bar.update()
-            if time.monotonic() - saved > SECONDS_BETWEEN_PARTS:
-                embedding_files.add_part(parts, [names[i] for i in fresh], embeddings[fresh])
-                fresh, saved = [], time.monotonic()
+            if fresh and time.monotonic() - saved > SECONDS_BETWEEN_PARTS:
+                embedding_files.add_part(parts, fresh)
+                fresh, saved = {}, time.monotonic()
     finally:
         bar.close()
         if fresh:
-            embedding_files.add_part(parts, [names[i] for i in fresh], embeddings[fresh])
+            embedding_files.add_part(parts, fresh)
+        embedding_files.close_parts(parts)
 
     listed = out.with_name(f"{out.name}.skipped.txt")
     skipped.write(listed, why)
@@ -113,7 +116,8 @@ def main(argv: list[str]) -> None:
         path, reason = min(why.items())
         raise UserError(f"none of {len(names)} files can be used: {path} {reason}")
     embedding_files.write(out, [name for i, name in enumerate(names) if done[i]], embeddings[done])
-    shutil.rmtree(parts)
+    if parts.exists():
+        shutil.rmtree(parts)
     left_out = f"; {len(why)} files were skipped, which {listed} lists" if why else ""
     print(f"{done.sum()} embeddings: {out}{left_out}", file=sys.stderr)
 

@@ -174,8 +174,9 @@ def embed_utterances(
 
 def embed_whole(
     encode: Encode, variables: dict[str, Any], reader: Reader, utterances: np.ndarray
-) -> np.ndarray:
-    """As `embed_utterances`, but each utterance is embedded whole, as by `embed_waveforms`."""
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Place in `utterances` (v,) and embedding (d,) of each, as by `embed_waveforms`, which embeds
+    it whole, and as soon as that gives it. Raises UserError when a file cannot be read."""
 
     def waveform(place: int) -> tuple[int, np.ndarray]:
         try:
@@ -187,8 +188,7 @@ def embed_whole(
     waveforms = ahead(waveform, range(len(utterances)), reader.threads)
     made = embed_waveforms(encode, variables, waveforms, sample_rate=reader.sample_rate)
     options = {"desc": "embedding utterances", "unit": "utterance", "disable": None, "leave": False}
-    by_place = dict(tqdm(made, total=len(utterances), **options))
-    return np.stack([by_place[place] for place in range(len(utterances))])
+    yield from tqdm(made, total=len(utterances), **options)
 
 
 def make_table(

@@ -45,13 +45,13 @@ def embed(
     config = model.config
     reader = Reader(corpus, config.features.sample_rate, config.data.threads)
     path = cache_file(model, corpus, cache, segment)
-    keys = [_key(corpus.path(row)) for row in utterances.tolist()]
-    known = _load(path, config.encoder.embedding)
+    keys = [key(corpus.path(row)) for row in utterances.tolist()]
+    known = load(path, config.encoder.embedding)
     embeddings = np.zeros((len(utterances), config.encoder.embedding), np.float32)
     missing = []
-    for i, key in enumerate(keys):
-        if key in known:
-            embeddings[i] = known[key]
+    for i, file in enumerate(keys):
+        if file in known:
+            embeddings[i] = known[file]
         else:
             missing.append(i)
     saved, unsaved = time.monotonic(), False
@@ -62,19 +62,20 @@ def embed(
             if segment is None:
                 made = embed_whole(model.encode, model.variables, reader, rows)
             else:
-                made = embed_utterances(
-                    model.encode, model.variables, reader, rows, samples=segment
+                made = enumerate(
+                    embed_utterances(model.encode, model.variables, reader, rows, samples=segment)
                 )
-            embeddings[places] = made
-            fresh = ((keys[i], row) for i, row in zip(places, made, strict=True))
-            known.update((key, row) for key, row in fresh if key is not None)
-            unsaved = True
-            if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                _save(path, known)
-                saved, unsaved = time.monotonic(), False
+            for i, embedding in made:
+                embeddings[places[i]] = embedding
+                file = keys[places[i]]
+                if file is not None:
+                    known[file], unsaved = embedding, True
+                if unsaved and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                    save(path, known)
+                    saved, unsaved = time.monotonic(), False
     finally:
-        if unsaved and known:
-            _save(path, known)
+        if unsaved:
+            save(path, known)
     return embeddings
 
 
@@ -84,8 +85,9 @@ def cache_file(model: Model, corpus: Corpus, cache: str | Path, segment: int | N
     return Path(cache).expanduser() / f"embeddings-{about.hexdigest()[:16]}.npz"
 
 
-def _key(path: str) -> Key | None:
-    """None for what is not on this machine, whose changes would not be seen."""
+def key(path: str) -> Key | None:
+    """The file of an utterance, as it is; None for what is not on this machine, whose changes would
+    not be seen."""
     record = records.parse(path)
     file = path if record is None else record.shard
     if is_url(file):
@@ -97,7 +99,8 @@ def _key(path: str) -> Key | None:
     return Key(path, stat.st_size, stat.st_mtime_ns)
 
 
-def _save(path: Path, known: dict[Key, np.ndarray]) -> None:
+def save(path: Path, known: dict[Key, np.ndarray]) -> None:
+    """Keep embeddings (d,), of one file at least."""
     names = Strings.of(key.path for key in known)
     with replacing(path, "wb") as file:
         np.savez(
@@ -111,8 +114,8 @@ def _save(path: Path, known: dict[Key, np.ndarray]) -> None:
         )
 
 
-def _load(path: Path, dimension: int) -> dict[Key, np.ndarray]:
-    """The embeddings kept at `path`; none when the file is not there, or damaged."""
+def load(path: Path, dimension: int) -> dict[Key, np.ndarray]:
+    """The embeddings (d,) kept at `path`; none when the file is not there, or damaged."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             if int(arrays["format"]) != CACHE_FORMAT:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from chns_jax import embedding_cache
+from chns_jax.embedding_cache import Key
 from chns_jax.errors import UserError
 from chns_jax.files import remove_leftovers, replacing
 
@@ -68,14 +71,21 @@ def open_parts(folder: Path, job: dict[str, Any]) -> None:
     remove_leftovers(folder)
 
 
-def add_part(folder: Path, names: Sequence[str], embeddings: np.ndarray) -> None:
-    """Keep embeddings (n, d) that are done."""
+def add_part(folder: Path, done: dict[Key, np.ndarray]) -> None:
+    """Keep embeddings (d,) that are done, by the files that they are of."""
     number = sum(1 for _ in folder.glob("part-*.npz"))
-    write(folder / f"part-{number:06d}.npz", names, embeddings)
+    embedding_cache.save(folder / f"part-{number:06d}.npz", done)
 
 
-def read_parts(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Names (n,) and embeddings (n, d) of each part."""
+def read_parts(folder: Path, dimension: int) -> dict[Key, np.ndarray]:
+    """The embeddings (d,) of all parts."""
+    done = {}
     for path in sorted(folder.glob("part-*.npz")):
-        with np.load(path) as part:
-            yield part["names"], part["embeddings"]
+        done |= embedding_cache.load(path, dimension)
+    return done
+
+
+def close_parts(folder: Path) -> None:
+    """Remove `folder` where nothing is done."""
+    if not any(folder.glob("part-*.npz")):
+        shutil.rmtree(folder)

@@ -128,7 +128,7 @@ def test_mistakes_get_one_sentence(untrained, tmp_path, monkeypatch, inputs, opt
         write_tone(tmp_path / name, 0.5, hertz=100)
     with pytest.raises(UserError, match=message):
         run(untrained, "x.npz", *inputs, options=options)
-    assert not (tmp_path / "x.npz").exists()
+    assert not (tmp_path / "x.npz").exists() and not (tmp_path / "x.npz.partial").exists()
 
 
 def test_a_stopped_job_goes_on(untrained, tones, tmp_path, monkeypatch, expected):
@@ -146,8 +146,7 @@ def test_a_stopped_job_goes_on(untrained, tones, tmp_path, monkeypatch, expected
     monkeypatch.setattr("chns_jax.embedding.bucket_lengths", lambda rate: [60 * rate])  # full soon
     with pytest.raises(KeyboardInterrupt):
         run(untrained, out, tones)
-    kept = [names for names, _ in embedding_files.read_parts(tmp_path / "x.npz.partial")]
-    finished = {name for names in kept for name in names.tolist()}
+    finished = embedding_files.read_parts(tmp_path / "x.npz.partial", 8)
     assert finished and not out.exists()
 
     with pytest.raises(UserError, match="another model or other --segments"):
@@ -157,6 +156,39 @@ def test_a_stopped_job_goes_on(untrained, tones, tmp_path, monkeypatch, expected
     assert len(asked) - 30 == len(expected) - len(finished)
     assert_same(written(out), expected)
     assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+
+
+def test_a_job_that_goes_on_embeds_changed_files_again(untrained, tmp_path, monkeypatch):
+    """Other recordings of the same names are not given the embeddings of the old ones."""
+
+    def embed_waveforms(encode, variables, waveforms, **options):
+        for key, waveform in waveforms:
+            asked.append(key)
+            yield key, np.resize(waveform, 8).astype(np.float32)
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    def check(folder, again, changed=None):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(embedding_files, "write", stopped)
+            run(untrained, out, tmp_path / "one")
+        if changed:
+            write_tone(folder / changed, 0.6, hertz=200)
+        asked.clear()
+        run(untrained, out, folder)
+        assert len(asked) == again
+        for name, embedding in written(out).items():
+            waveform = audio.read_whole(str(folder / name), 16_000)
+            np.testing.assert_array_equal(embedding, waveform[:8])
+
+    out, asked = tmp_path / "x.npz", []
+    monkeypatch.setattr("chns_jax.embedding.embed_waveforms", embed_waveforms)
+    for i, name in enumerate(["one/a.wav", "one/b.wav", "other/a.wav", "other/b.wav"]):
+        write_tone(tmp_path / name, 0.5, hertz=100, seed=i)
+    check(tmp_path / "one", 0)
+    check(tmp_path / "other", 2)
+    check(tmp_path / "one", 1, changed="b.wav")
 
 
 @pytest.mark.slow

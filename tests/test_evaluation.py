@@ -118,6 +118,18 @@ def test_what_is_done_is_kept_when_a_file_cannot_be_read(run, tones, tmp_path, m
         assert arrays["embeddings"].shape == (16, 8)
 
 
+def test_what_is_done_is_kept_when_it_is_stopped(run, tmp_path, monkeypatch):
+    def stopped(*arguments):
+        yield from ((i, np.eye(8)[i]) for i in range(5))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(embedding_cache, "embed_whole", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    (kept,) = (tmp_path / "cache").glob("embeddings-*.npz")
+    assert len(embedding_cache.load(kept, 8)) == 5
+
+
 def test_models_are_means_of_their_utterances(run, embedding, tmp_path):
     (tmp_path / "enrol.txt").write_text(f"alice {NAMES[0]} {NAMES[1]}\n{NAMES[4]} {NAMES[5]}\n")
     tests = [NAMES[2], NAMES[4], NAMES[6]]
