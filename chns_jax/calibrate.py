@@ -51,8 +51,11 @@ def main(argv: list[str]) -> None:
         raise UserError("--quality cohort_mean needs --norm as-norm")
 
     from chns_jax import cohort as cohorts
+    from chns_jax.files import check_spares
     from chns_jax.scoring import calibration
 
+    folder = Path(chosen.model).expanduser()
+    check_spares(folder / calibration.FILE, [chosen.trials, chosen.enrolment])
     scored, cohort = score_trials(chosen, by_speaker=True)
     made = calibration.calibrate(
         scored.trials.labels,
@@ -64,7 +67,6 @@ def main(argv: list[str]) -> None:
         false_accept_rate=rate,
         prior=chosen.prior,
     )
-    folder = Path(chosen.model).expanduser()
     if cohort is not None:
         cohorts.save(folder, cohort, scored.made_by)
     path = calibration.save(folder, made)

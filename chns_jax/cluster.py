@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     from chns_jax.sampling import clusters
     from chns_jax.sampling.pipeline import Reader
 
-    check_file(chosen.out)
+    check_file(chosen.out, [chosen.root, chosen.model])
     encoder = model.load(chosen.model, chosen.checkpoint)
     config = encoder.config
     corpus = index(chosen.root, chosen.cache)

@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
     check_replicates(chosen.replicates)
     outputs = [f"{prefix}.md", f"{prefix}.csv"] if prefix is not None else []
     for path in outputs:
-        check_file(path)
+        check_file(path, [*chosen.trials, *chosen.root])
     for path in chosen.trials:  # what is wrong with them is said before much is loaded
         trial_lists.read(path)
     models = {

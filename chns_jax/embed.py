@@ -49,10 +49,12 @@ def main(argv: list[str]) -> None:
     from chns_jax.threads import ahead
 
     out = Path(chosen.out).expanduser()
-    check_file(out)
+    listed = out.with_name(f"{out.name}.skipped.txt")
     path_of = utterances(chosen.inputs)
     names = list(path_of)
     embedding_files.check(out, names)
+    for path in (*embedding_files.written(out), listed):
+        check_file(path, [*chosen.inputs, chosen.model])
     encoder = model.load(chosen.model, chosen.checkpoint)
     config = encoder.config
     sample_rate = config.features.sample_rate
@@ -110,7 +112,6 @@ def main(argv: list[str]) -> None:
             embedding_files.add_part(parts, fresh)
         embedding_files.close_parts(parts)
 
-    listed = out.with_name(f"{out.name}.skipped.txt")
     skipped.write(listed, why)
     if not done.any():
         path, reason = min(why.items())

@@ -38,6 +38,13 @@ def check(path: Path, names: Sequence[str]) -> None:
             )
 
 
+def written(path: Path) -> tuple[Path, ...]:
+    """The files that `write` makes."""
+    if path.suffix == ".npz":
+        return (path,)
+    return path.with_suffix(".ark"), path.with_suffix(".scp")
+
+
 def write(path: Path, names: Sequence[str], embeddings: np.ndarray) -> None:
     """Write embeddings (n, d): .npz with `names` and `embeddings`, or the pair .ark and .scp.
 
@@ -49,12 +56,12 @@ def write(path: Path, names: Sequence[str], embeddings: np.ndarray) -> None:
         return
     import kaldiio
 
-    ark, lines = path.with_suffix(".ark"), []
+    (ark, scp), lines = written(path), []
     with replacing(ark, "wb") as file:
         for name, embedding in zip(names, embeddings, strict=True):
             lines.append(f"{name} {ark}:{file.tell() + len(name.encode()) + 1}\n")
             kaldiio.save_ark(file, {name: embedding})
-    with replacing(path.with_suffix(".scp")) as file:
+    with replacing(scp) as file:
         file.writelines(lines)
 
 

@@ -64,11 +64,12 @@ def main(argv: list[str]) -> None:
     if chosen.replicates:
         check_replicates(chosen.replicates)
     genders = read_genders(chosen.metadata) if chosen.metadata else None
+    read = [getattr(chosen, name) for name in ("model", "trials", "root", "enrolment", "cohort")]
     if chosen.report:
         pages.check_plotly()
-        check_file(chosen.report)
+        check_file(chosen.report, [*read, chosen.metadata, chosen.scores])
     if chosen.scores:
-        check_file(chosen.scores)
+        check_file(chosen.scores, [*read, chosen.metadata])
     scored, _ = score_trials(chosen, by_speaker=chosen.replicates > 0)
     run_folder = Path(chosen.model).expanduser()
     made = calibration.load(run_folder)

@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
 
     pages.check_plotly()
     out = Path(chosen.out).expanduser()
-    check_file(out)
+    check_file(out, [chosen.root, chosen.model])
     corpus = index(chosen.root, chosen.cache)
     if len(corpus.speakers) < 2:
         raise UserError(f"{chosen.root} holds one speaker, {corpus.speakers[0]}: two are needed")

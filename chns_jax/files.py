@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -12,15 +12,16 @@ from typing import IO
 from chns_jax.errors import UserError
 
 UNFINISHED = ".chns_jax-unfinished"  # no file of the user's ends so
+# What is read in a run folder, or in one of Kaldi's.
+IN_FOLDERS = ("config.yaml", "wav.scp", "utt2spk", "spk2utt", "utt2dur")
 
 
 @contextmanager
 def replacing(path: Path | str, mode: str = "w") -> Iterator[IO]:
     """A file to write to, which takes the place of `path` when the block ends without an error."""
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Of two hosts that share the folder, the processes may have one number.
-    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{UNFINISHED}")
+    beside = _beside(path)
     # File names may hold bytes that are no UTF-8; they are written as they are.
     text = {} if "b" in mode else {"encoding": "utf-8", "errors": "surrogateescape"}
     try:
@@ -33,15 +34,46 @@ def replacing(path: Path | str, mode: str = "w") -> Iterator[IO]:
         beside.unlink(missing_ok=True)
 
 
-def check_file(path: Path | str) -> None:
-    """Raises UserError when no file can be written to `path`; makes its folder."""
-    path = Path(path).expanduser()
+def check_file(path: Path | str, others: Iterable[Path | str | None] = ()) -> None:
+    """Raises UserError when no file can be written to `path`, or `check_spares` does; makes its
+    folder."""
+    check_spares(path, others)
+    path = Path(os.path.expanduser(path))
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the name of a file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is a device or the like, not a file: give another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        beside = _beside(path)
+        beside.touch()
+        beside.unlink()
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"{path.parent} is not a folder: give another name") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}: give another name") from error
+
+
+def check_spares(path: Path | str, others: Iterable[Path | str | None]) -> None:
+    """Raises UserError when `path` is one of the other files of a command, or one that is read of
+    those that are folders; None is a file that was not given."""
+    real = _real(path)
+    for other in others:
+        if other is not None and real in map(_real, (other, *(Path(other, n) for n in IN_FOLDERS))):
+            raise UserError(
+                f"{path} is read or written for something else, which it would overwrite: give "
+                "another name"
+            )
+
+
+def _beside(path: Path) -> Path:
+    """Where `replacing` writes; of two hosts that share a folder, the processes may have one
+    number."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{UNFINISHED}")
+
+
+def _real(path: Path | str) -> str:
+    return os.path.realpath(os.path.expanduser(path))
 
 
 def remove_leftovers(folder: Path) -> None:

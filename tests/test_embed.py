@@ -115,6 +115,8 @@ def test_bad_files_lose_nothing(untrained, tmp_path, capsys):
         (["a.wav"], ["--segments", "-1"], "segments"),
         (["a.wav"], ["--out", "x.mat"], "none of the extensions .npz"),
         (["a b.wav"], ["--out", "x.ark"], "cannot hold the name .*a b.wav"),
+        (["pairs.scp"], ["--out", "pairs.ark"], "pairs.scp is read or written for something else"),
+        (["x.npz.skipped.txt"], [], "skipped.txt is read or written for something else"),
         (["a.wav"], ["--checkpoint", "7"], "no checkpoint 7"),
         (["a.wav"], ["--model", "empty"], "empty is not a run folder"),
     ],
@@ -124,6 +126,8 @@ def test_mistakes_get_one_sentence(untrained, tmp_path, monkeypatch, inputs, opt
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "pipe.scp").write_text("u1 sox a.wav - |\n")
+    (tmp_path / "pairs.scp").write_text("u1 a.wav\n")
+    (tmp_path / "x.npz.skipped.txt").write_text("a.wav\n")
     for name in ("a.wav", "a b.wav"):
         write_tone(tmp_path / name, 0.5, hertz=100)
     with pytest.raises(UserError, match=message):

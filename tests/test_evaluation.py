@@ -198,6 +198,8 @@ def test_segments_and_odd_recordings(run, tmp_path, tones):
         (["--norm", "as-norm", "--cohort", "/gone/x"], "/gone/x does not exist"),
         (["--norm", "z-norm"], "norm"),
         (["--segments", "0.1"], "--segments 0.1 must be 0.2 seconds"),
+        (["--scores", "{tmp}/trials.txt"], "trials.txt is read or written for something else"),
+        (["--report", "{tmp}/scores.txt"], "scores.txt is read or written for something else"),
         (["--enrolment", "/gone/x"], "/gone/x cannot be read"),
         (["--trials", "{tmp}/wrong.txt"], "as one speaker, but their folders do not"),
         (["--trials", "{tmp}/missing.txt"], "names s00/r9/u9.flac, which is not in"),

@@ -1,6 +1,44 @@
+from pathlib import Path
+
 import pytest
 
-from chns_jax.files import remove_leftovers, replacing
+from chns_jax.errors import UserError
+from chns_jax.files import check_file, check_spares, remove_leftovers, replacing
+
+
+def test_what_cannot_be_written_is_said_by_its_name(tmp_path):
+    name = tmp_path / ("n" * 250)  # too long with what `replacing` adds
+    with pytest.raises(UserError, match=f"^{name} cannot be written: .*: give another name"):
+        check_file(name)
+    with pytest.raises(UserError, match="^/dev/null is a device"):
+        check_file("/dev/null")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is not a folder"):
+        check_file(tmp_path / "file" / "x")
+    check_file(tmp_path / "new" / "x")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_no_output_overwrites_an_input(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.txt").touch()
+    (tmp_path / "link.txt").symlink_to("list.txt")
+    (tmp_path / "data").mkdir()
+    for output, other in [
+        (tmp_path / "list.txt", "list.txt"), ("link.txt", "data/../list.txt"),
+        ("data/wav.scp", "data"), ("new.html", tmp_path / "new.html"),
+    ]:  # fmt: skip
+        with pytest.raises(UserError, match=f"^{output} is read or written for something else"):
+            check_spares(output, [None, other])
+    check_spares("other.txt", [None, "list.txt", "data", "gone"])
+
+
+def test_a_home_folder_is_the_same_when_checked_and_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    check_file("~/a/x.txt")
+    with replacing("~/a/x.txt") as file:
+        file.write("x")
+    assert (tmp_path / "a" / "x.txt").read_text() == "x" and not Path("~").exists()
 
 
 def test_only_what_was_left_unfinished_is_removed(tmp_path):
