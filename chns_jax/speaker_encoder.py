@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import numpy as np
 from chns_jax import cohort as cohorts
 from chns_jax import model
 from chns_jax.cohort import Cohort
-from chns_jax.corpus.audio import AudioError, read_whole, to_int16
+from chns_jax.corpus.audio import AudioError, fault, read_whole, to_int16
 from chns_jax.embedding import SHORTEST_SECONDS, embed_waveforms, segment_samples
 from chns_jax.errors import UserError
 from chns_jax.model import Model
@@ -23,7 +24,7 @@ from chns_jax.scoring.calibration import Calibration
 from chns_jax.scoring.norm import Statistics, as_norm, statistics
 from chns_jax.threads import ahead
 
-LARGEST_FLOAT = 16.0  # full scale is 1, which sums and filters exceed
+RATES = 1000, 768_000  # hertz that a recording may have
 Speech = np.ndarray | str | PathLike
 
 
@@ -59,9 +60,9 @@ class SpeakerEncoder:
     uncalibrated: str = "the run is not calibrated"  # why, where there is no calibration
 
     @classmethod
-    def load(cls, run: str | Path, checkpoint: str = "last") -> SpeakerEncoder:
+    def load(cls, run: str | Path, checkpoint: str | int = "last") -> SpeakerEncoder:
         """The encoder of a run folder; `checkpoint` is "last", "best" (lowest EER) or a step."""
-        loaded, run = model.load(run, checkpoint), Path(run).expanduser()
+        loaded, run = model.load(run, str(checkpoint)), Path(run).expanduser()
         made = calibrations.load(run)
         if made is None:
             return cls(loaded)
@@ -109,6 +110,8 @@ class SpeakerEncoder:
         They are embedded as the calibration has it. Also raises UserError for silence, and for a
         recording of less than 0.2 s.
         """
+        if not len(recordings):
+            raise UserError("there are no recordings: give one at least")
         rate = self.model.config.features.sample_rate
         waveforms = [_waveform(speech, sample_rate, rate) for speech in recordings]
         for speech, waveform in zip(recordings, waveforms, strict=True):
@@ -119,7 +122,9 @@ class SpeakerEncoder:
                     f"{SHORTEST_SECONDS:g} s at least, better several seconds"
                 )
             if waveform.min() == waveform.max():
-                raise UserError(f"{name} is silent: give a recording of speech")
+                raise UserError(
+                    f"{name} is silent in the mean of its channels: give a recording of speech"
+                )
         embeddings = self._embed(len(waveforms), waveforms.__getitem__, self.segments)
         seconds = sum(len(waveform) for waveform in waveforms) / rate
         return Voice(means(embeddings, np.zeros(len(embeddings), int))[0], seconds)
@@ -176,8 +181,9 @@ def _waveform(speech: Speech, rate: int | None, sample_rate: int) -> np.ndarray:
         raise UserError(f"a recording is a path or a NumPy array, not a {type(speech).__name__}")
     if rate is None:
         raise UserError("a waveform needs its sample_rate, in hertz")
-    if rate <= 0:
-        raise UserError(f"sample_rate {rate} is no rate in hertz")
+    lowest, highest = RATES
+    if not isinstance(rate, Real) or not lowest <= rate <= highest:
+        raise UserError(f"sample_rate {rate!r} is no number of hertz from {lowest} to {highest}")
     is_float = np.issubdtype(speech.dtype, np.floating)
     if not (is_float or speech.dtype == np.int16):
         raise UserError(f"a waveform is float in [-1, 1] or int16, not {speech.dtype}")
@@ -186,8 +192,7 @@ def _waveform(speech: Speech, rate: int | None, sample_rate: int) -> np.ndarray:
         raise UserError(f"a waveform has the shape (s,) or (s, channels), not {speech.shape}")
     if block.size == 0:
         raise UserError("the waveform holds no samples")
-    if is_float and not np.isfinite(block).all():
-        raise UserError("the waveform holds NaN or infinity")
-    if is_float and np.abs(block).max() > LARGEST_FLOAT:
-        raise UserError("the waveform is far from [-1, 1]: divide it by its full scale")
+    wrong = fault(block) if is_float else None
+    if wrong:
+        raise UserError(f"the waveform {wrong}")
     return to_int16(block, rate, sample_rate)

@@ -108,6 +108,33 @@ def test_a_truncated_file(tmp_path):
         read_crop(str(tmp_path / "x.flac"), 1.0, RATE, RATE)
 
 
+@pytest.mark.parametrize("before", [b"", b"LIST" + (3).to_bytes(4, "little") + b"abc "])
+def test_a_truncated_wav(tmp_path, before):
+    """A chunk of odd length, which is padded, may come before the samples."""
+    path = str(tmp_path / "x.wav")
+    soundfile.write(path, np.zeros(8000), RATE)
+    whole = (tmp_path / "x.wav").read_bytes()
+    whole = whole[:36] + before + whole[36:]
+    (tmp_path / "x.wav").write_bytes(whole)
+    assert len(read_whole(path, RATE)) == 8000
+    (tmp_path / "x.wav").write_bytes(whole[:-5])
+    for read in (read_header, lambda path: read_crop(path, 0.0, 100, RATE)):
+        with pytest.raises(AudioError, match="is truncated: 5 of 16000 bytes are missing"):
+            read(path)
+    at = len(whole) - 16_004
+    for streamed in (0x7FFFF000, 0xFFFFFFFF):  # by a program that did not know how many
+        size = streamed.to_bytes(4, "little")
+        (tmp_path / "x.wav").write_bytes(whole[:4] + size + whole[8:at] + size + whole[at + 4 :])
+        assert len(read_whole(path, RATE)) == 8000
+
+
+def test_a_float_file_at_another_scale(tmp_path):
+    noise = np.random.default_rng(0).normal(0, 3000, RATE)
+    soundfile.write(tmp_path / "x.wav", noise, RATE, subtype="FLOAT")
+    with pytest.raises(AudioError, match=r"x.wav is far from \[-1, 1\]: divide it"):
+        read_crop(str(tmp_path / "x.wav"), 0.0, 4000, RATE)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_file_that_holds_no_numbers(tmp_path, bad):
     wave = np.zeros(RATE, np.float32)
@@ -120,6 +147,8 @@ def test_a_file_that_holds_no_numbers(tmp_path, bad):
 def test_a_missing_file(tmp_path):
     with pytest.raises(AudioError, match="gone.flac"):
         read_crop(str(tmp_path / "gone.flac"), 0.0, 100, RATE)
+    with pytest.raises(AudioError, match="cannot be decoded: it is a folder"):
+        read_crop(str(tmp_path), 0.0, 100, RATE)
 
 
 def test_m4a_needs_ffmpeg(tmp_path, monkeypatch):

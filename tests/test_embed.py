@@ -49,7 +49,7 @@ def test_lists_and_files(untrained, tones, tmp_path, expected):
     (tmp_path / "wav.scp").write_text("".join(f"u{i} {tones / n}\n" for i, n in enumerate(names)))
     (tmp_path / "some.lst").write_text(f"{tones / names[0]}\n\n{tones / names[1]}\n")
     single = tones / names[2]
-    run(untrained, tmp_path / "x.npz", tmp_path / "wav.scp", tmp_path / "some.lst", single)
+    run(untrained, tmp_path / "x.npz", tmp_path / "wav.scp", tmp_path / "some.lst", single, single)
     rows = {f"u{i}": expected[name] for i, name in enumerate(names)}
     rows |= {str(tones / name): expected[name] for name in names[:3]}
     assert_same(written(tmp_path / "x.npz"), rows)
@@ -108,7 +108,8 @@ def test_bad_files_lose_nothing(untrained, tmp_path, capsys):
         (["empty"], [], "empty holds no audio"),
         (["empty.txt"], [], "empty.txt holds no audio"),
         (["gone.wav"], [], "none of 1 files can be used: .*gone.wav .*does not exist"),
-        (["a.wav", "a.wav"], [], "two utterances are called"),
+        (["folde"], [], "there is no file or folder folde"),
+        (["one.scp", "two.scp"], [], "two utterances are called u1, a.wav and b.wav"),
         (["pipe.scp"], [], "from a command"),
         (["a.wav"], ["--segments", "0.1"], "--segments 0.1 must be 0.2 seconds at least"),
         (["a.wav"], ["--segments", "1e9"], r"--segments 1e\+09 must be .* 600 at most"),
@@ -126,6 +127,8 @@ def test_mistakes_get_one_sentence(untrained, tmp_path, monkeypatch, inputs, opt
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "pipe.scp").write_text("u1 sox a.wav - |\n")
+    (tmp_path / "one.scp").write_text("u1 a.wav\n")
+    (tmp_path / "two.scp").write_text("u1 b.wav\n")
     (tmp_path / "pairs.scp").write_text("u1 a.wav\n")
     (tmp_path / "x.npz.skipped.txt").write_text("a.wav\n")
     for name in ("a.wav", "a b.wav"):

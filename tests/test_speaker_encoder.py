@@ -102,6 +102,9 @@ def test_silence_is_finite(encoder):
         (np.full(8000, 20_000.0), 16_000, "divide"),
         (np.zeros(8000), None, "needs its sample_rate"),
         (np.zeros(8000), 0, "sample_rate 0"),
+        (np.zeros(8000), 1, "sample_rate 1 is no number of hertz from 1000 to 768000"),
+        (np.zeros(8000), float("nan"), "sample_rate nan"),
+        (np.zeros(8000), "16000", "sample_rate '16000'"),
         ("gone.wav", None, "gone.wav .*does not exist"),
         (3, 16_000, "not a int"),
     ],
@@ -109,6 +112,20 @@ def test_silence_is_finite(encoder):
 def test_what_is_no_speech_gets_one_sentence(encoder, speech, rate, message):
     with pytest.raises(UserError, match=message):
         encoder.embed(speech, sample_rate=rate)
+
+
+def test_a_voice_needs_speech(encoder):
+    with pytest.raises(UserError, match="there are no recordings"):
+        encoder.voice([])
+    left = np.random.default_rng(0).normal(0, 0.1, (16_000, 1))
+    with pytest.raises(UserError, match="silent in the mean of its channels"):
+        encoder.voice([np.concatenate([left, -left], axis=1)], sample_rate=16_000)
+
+
+def test_a_checkpoint_by_its_number(untrained):
+    assert SpeakerEncoder.load(untrained, 0).model.step == 0
+    with pytest.raises(UserError, match="holds no checkpoint 300"):
+        SpeakerEncoder.load(untrained, 300)
 
 
 def test_segments_are_those_of_validation(encoder, tones, tmp_path):

@@ -25,6 +25,8 @@ from chns_jax.errors import UserError
 EXTENSIONS = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a"})
 # Codecs whose samples libsndfile holds as floats: they may be NaN, and may exceed 1.
 FLOAT_SUBTYPES = frozenset({"FLOAT", "DOUBLE", "VORBIS", "OPUS", "MPEG_LAYER_III"})
+LARGEST_FLOAT = 16.0  # full scale is 1, which sums and filters exceed
+STREAMED = 0x7FFFF000  # bytes; a wav that was piped states so many, or 0
 
 
 class AudioError(Exception):
@@ -41,10 +43,12 @@ class Header(NamedTuple):
 
 
 def read_header(path: str) -> Header:
-    """Duration and sampling rate of a file, without decoding it. Raises AudioError."""
+    """Duration and sampling rate of a file, without decoding it. Raises AudioError, also for a wav
+    file that is truncated."""
     if os.path.splitext(path)[1].lower() == ".m4a":
         return _ffprobe_header(path)
     try:
+        _check_length(path)
         info = soundfile.info(os.fsencode(path))  # names may hold any bytes
     except (soundfile.SoundFileError, OSError) as error:
         raise AudioError(
@@ -60,7 +64,7 @@ def read_crop(path: str, position: float, samples: int, sample_rate: int) -> np.
 
     `position` in [0, 1] is where the crop lies between the earliest and the latest possible one.
     A file that is shorter than the crop is repeated to fill it. Raises AudioError when the file
-    cannot be decoded, is truncated, holds no samples, or holds NaN or infinity.
+    cannot be decoded, is truncated, holds no samples, or has a `fault`.
     """
     crop = _decode(path, position, samples, sample_rate)
     return crop[:samples] if len(crop) >= samples else np.resize(crop, samples)
@@ -86,6 +90,16 @@ def to_int16(block: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     return np.clip(np.rint(mono), -32768, 32767).astype(np.int16)
 
 
+def fault(block: np.ndarray) -> str | None:
+    """What is wrong with samples that are floats; None when nothing is."""
+    peak = np.abs(block).max(initial=0.0)  # NaN where there is one
+    if not np.isfinite(peak):
+        return "holds NaN or infinity"
+    if peak > LARGEST_FLOAT:
+        return "is far from [-1, 1]: divide it by its full scale"
+    return None
+
+
 def check(path: str, sample_rate: int) -> None:
     """Decode a whole file. Raises AudioError as `read_crop` does."""
     read_whole(path, sample_rate)
@@ -105,6 +119,7 @@ def _decode(path: str, position: float, samples: int | None, sample_rate: int) -
         if record is None and os.path.splitext(path)[1].lower() == ".m4a":
             crop = _ffmpeg_crop(path, position, samples, sample_rate)
         elif record is None:  # names may hold any bytes
+            _check_length(path)
             crop = _libsndfile_crop(path, os.fsencode(path), position, samples, sample_rate)
         elif record.rate is None:
             file = io.BytesIO(records.read(record, 0, record.size))
@@ -141,9 +156,28 @@ def _libsndfile_crop(
         block = file.read(wanted, dtype="float32" if is_float else "int16", always_2d=True)
     if len(block) < wanted:
         raise AudioError(path, f"is truncated: {len(block)} samples where {wanted} should be")
-    if is_float and not np.isfinite(block).all():
-        raise AudioError(path, "holds NaN or infinity")
+    wrong = fault(block) if is_float else None
+    if wrong:
+        raise AudioError(path, wrong)
     return to_int16(block, rate, sample_rate)
+
+
+def _check_length(path: str) -> None:
+    """Raises AudioError for a wav file that ends before its samples do, and OSError; libsndfile
+    reads what there is."""
+    if os.path.splitext(path)[1].lower() != ".wav":
+        return
+    with open(path, "rb", buffering=0) as file:
+        if file.read(12)[:4] != b"RIFF":
+            return
+        while len(head := file.read(8)) == 8:
+            size = int.from_bytes(head[4:], "little")
+            if head[:4] == b"data":
+                missing = file.tell() + size - os.fstat(file.fileno()).st_size
+                if missing > 0 and size < STREAMED:
+                    raise AudioError(path, f"is truncated: {missing} of {size} bytes are missing")
+                return
+            file.seek(size + size % 2, os.SEEK_CUR)
 
 
 def _raw_crop(record: Record, position: float, samples: int | None, sample_rate: int) -> np.ndarray:
@@ -196,5 +230,7 @@ def _reason(error: Exception, path: str) -> str:
     """What libsndfile or the system said, without the path that it repeats."""
     if isinstance(error, FileNotFoundError) or not exists(path):
         return "the file does not exist"
+    if os.path.isdir(path):
+        return "it is a folder"
     reason = getattr(error, "strerror", None) or str(error)
     return reason.rsplit(": ", 1)[-1].rstrip(".")

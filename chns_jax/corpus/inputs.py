@@ -18,7 +18,8 @@ def utterances(inputs: Sequence[str]) -> dict[str, str]:
     An input is an audio file, named as it is given; a folder, whose audio files are named by their
     path in it; a Kaldi `wav.scp`, or a folder with one; or a text list of paths (.txt, .lst), named
     as they are written and relative to the list's folder. Files are not opened. Raises UserError
-    for an input without utterances, for a list that cannot be read, and for two of one name.
+    for an input without utterances, for a list that cannot be read, for what is not there and could
+    be a folder, and for two files of one name.
     """
     found: dict[str, str] = {}
     for given in inputs:
@@ -26,7 +27,7 @@ def utterances(inputs: Sequence[str]) -> dict[str, str]:
         if not named:
             raise UserError(f"{given} holds no audio ({', '.join(sorted(EXTENSIONS))})")
         for name, path in named:
-            if name in found:
+            if found.get(name, path) != path:
                 raise UserError(
                     f"two utterances are called {name}, {found[name]} and {path}: embed them "
                     "to files of their own, or give a wav.scp, which names them"
@@ -48,6 +49,8 @@ def _utterances(given: str) -> Iterator[tuple[str, str]]:
         with open(given, encoding="utf-8", errors="surrogateescape") as lines:
             for path in filter(None, map(str.strip, lines)):
                 yield path, os.path.join(os.path.dirname(given), path)
+    elif extension not in EXTENSIONS and not os.path.exists(given):
+        raise UserError(f"there is no file or folder {given}")
     else:
         yield given, given
 
