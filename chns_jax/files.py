@@ -17,8 +17,11 @@ IN_FOLDERS = ("config.yaml", "wav.scp", "utt2spk", "spk2utt", "utt2dur")
 
 
 @contextmanager
-def replacing(path: Path | str, mode: str = "w") -> Iterator[IO]:
-    """A file to write to, which takes the place of `path` when the block ends without an error."""
+def replacing(path: Path | str, mode: str = "w", *, new: bool = False) -> Iterator[IO]:
+    """A file to write to, which takes the place of `path` when the block ends without an error.
+
+    A `new` one takes nobody's place: raises FileExistsError where there is a file by then.
+    """
     path = Path(os.path.expanduser(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = _beside(path)
@@ -29,6 +32,8 @@ def replacing(path: Path | str, mode: str = "w") -> Iterator[IO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if new:
+            path.touch(exist_ok=False)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)

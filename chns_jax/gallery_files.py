@@ -31,14 +31,18 @@ def enroll(folder: Path, name: str, recordings: list[str], encoder: SpeakerEncod
     """Add the speaker of some recordings under a name. Raises UserError for a name that is taken or
     cannot be one, and for what is no speech."""
     path = _file(folder, name)
+    taken = UserError(f"{name} is enrolled in {folder} already: remove the name first")
     if path.exists():
-        raise UserError(f"{name} is enrolled in {folder} already: remove the name first")
+        raise taken
     voice = encoder.voice(recordings)
     speaker = Enrolled(
         name, len(recordings), voice.seconds, voice.embedding.tolist(), _made_by(encoder)
     )
-    with replacing(path) as file:
-        json.dump(speaker._asdict(), file)
+    try:
+        with replacing(path, new=True) as file:
+            json.dump(speaker._asdict(), file)
+    except FileExistsError:  # by another program meanwhile
+        raise taken from None
     return speaker
 
 
@@ -53,10 +57,11 @@ def read(folder: Path) -> list[Enrolled]:
             continue
         try:
             speaker = Enrolled(**json.loads(path.read_text(encoding="utf-8")))
-            if not np.isfinite(np.array(speaker.embedding, float)).all():
+            numbers = [*speaker.embedding, speaker.seconds, speaker.recordings]
+            if not (isinstance(speaker.name, str) and np.isfinite(np.array(numbers, float)).all()):
                 raise ValueError
         except (ValueError, TypeError) as error:
-            raise UserError(f"{path} is damaged: remove it and enroll the speaker again") from error
+            raise _damaged(path) from error
         speakers.append(speaker)
     return sorted(speakers)
 
@@ -74,6 +79,8 @@ def voices(folder: Path, encoder: SpeakerEncoder) -> dict[str, Voice]:
                 f"{speaker.name} was enrolled in {folder} with another model, checkpoint or "
                 "--segments of its calibration: remove and enroll everyone again, or give that one"
             )
+        if len(speaker.embedding) != encoder.model.config.encoder.embedding:
+            raise _damaged(_file(folder, speaker.name))
     return {
         speaker.name: Voice(np.array(speaker.embedding, np.float32), speaker.seconds)
         for speaker in speakers
@@ -99,6 +106,10 @@ def _file(folder: Path, name: str) -> Path:
     if len(encoded) > LONGEST_FILE_NAME:
         raise UserError(f"the name {name[:40]}... is too long for a file: give a shorter one")
     return folder / f"{encoded}.json"
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path} is damaged: remove it and enroll the speaker again")
 
 
 def _made_by(encoder: SpeakerEncoder) -> dict[str, Any]:

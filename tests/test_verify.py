@@ -8,10 +8,11 @@ import pytest
 import soundfile
 from conftest import write_tone
 
-from chns_jax import SpeakerEncoder, calibrate, evaluate, gallery, verify
+from chns_jax import SpeakerEncoder, calibrate, evaluate, gallery, gallery_files, verify
 from chns_jax.errors import UserError
 from chns_jax.scoring import calibration
 from chns_jax.scoring.norm import Statistics, as_norm, statistics
+from chns_jax.speaker_encoder import Voice
 
 NAMES = [f"s{s:02d}/r{u // 2}/u{u}.flac" for s in range(12) for u in range(4)]
 PAIRS = [(a, b) for i, a in enumerate(NAMES) for b in NAMES[i + 1 :]]
@@ -125,9 +126,33 @@ def test_a_calibration_of_other_scores_is_not_used(calibrated, arguments, tones,
     verify.main([str(tones / NAMES[0]), str(tones / NAMES[1]), "--model", str(calibrated)])
     result, said = printed(capsys)
     assert set(result) == {"cosine", "calibrated"} and "is for another checkpoint" in said
-    path.write_text("{")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scores": None},
+        {"scores": {"checkpoint": "x"}},
+        {"scores": {"checkpoint": "x", "segments": "x", "norm": None}},
+        {"scores": {"checkpoint": "x", "segments": None, "norm": {}}},
+        {"scale": None},
+        {"threshold": float("nan")},
+        {"quality": {"cohort_mean": 1.0}},
+        {"quality": None},
+        {"set_for": {}},
+        {"more": 1},
+        None,
+    ],
+)
+def test_a_damaged_calibration(tmp_path, change):
+    made_by = {"checkpoint": "x", "segments": None, "norm": None}
+    made = calibration.Calibration(1.0, 0, {}, 2, {"prior": 0.5}, made_by, 9, 9, 9, 0.1, 0.1)
+    path = calibration.save(tmp_path, made)
+    assert calibration.load(tmp_path) == made
+    text = json.dumps({**json.loads(path.read_text()), **change}) if change else "{"
+    path.write_text(text)
     with pytest.raises(UserError, match="calibration.json is not what"):
-        SpeakerEncoder.load(calibrated)
+        calibration.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +263,21 @@ def test_a_gallery(calibrated, tones, tmp_path, capsys):
     assert len(printed(capsys)[0]["speakers"]) == 2
 
 
+def test_of_two_who_enroll_one_name_at_once_the_second_is_refused(tmp_path):
+    class Other:  # enrolls while it embeds
+        segments, checkpoint = None, "x"
+
+        def voice(self, recordings):
+            if recordings == ["one"]:
+                gallery_files.enroll(tmp_path, "Ann", ["another"], self)
+            return Voice(np.ones(1), float(len(recordings[0])))
+
+    with pytest.raises(UserError, match="Ann is enrolled in .* already"):
+        gallery_files.enroll(tmp_path, "Ann", ["one"], Other())
+    assert [speaker.seconds for speaker in gallery_files.read(tmp_path)] == [7]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize("name", ["", " Ann", "a\nb", "unknown", "n" * 300, "\udcff"])
 def test_what_is_no_name(calibrated, tones, tmp_path, name):
     where = ["--model", str(calibrated), "--gallery", str(tmp_path / "g")]
@@ -260,6 +300,14 @@ def test_mistakes_with_a_gallery(calibrated, tones, tmp_path):
     path.write_text(json.dumps({**about, "made_by": {"checkpoint": "x", "segments": None}}))
     with pytest.raises(UserError, match="Ann was enrolled in .* with another model"):
         gallery.main(["identify", speech, *model, *where])
+    voice = about["embedding"]
+    for change in ({"embedding": None}, {"embedding": [voice]}, {"seconds": None}, {"name": None}):
+        path.write_text(json.dumps({**about, **change}))
+        with pytest.raises(UserError, match="Ann.json is damaged"):
+            gallery_files.read(tmp_path / "g")
+    path.write_text(json.dumps({**about, "embedding": voice[:-1]}))
+    with pytest.raises(UserError, match="Ann.json is damaged"):
+        gallery_files.voices(tmp_path / "g", SpeakerEncoder.load(calibrated))
     path.write_text(json.dumps(about)[:-40])
     with pytest.raises(UserError, match="Ann.json is damaged"):
         gallery.main(["list", *where])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -212,11 +213,32 @@ def load(run: Path) -> Calibration | None:
     except UnicodeDecodeError:
         text = ""
     try:
-        return Calibration(**json.loads(text))
-    except (ValueError, TypeError) as error:
+        made = Calibration(**json.loads(text))
+        if not _is_whole(made):
+            raise ValueError
+        return made
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{run / FILE} is not what chns_jax.calibrate writes: remove it and calibrate again"
         ) from error
+
+
+def _is_whole(made: Calibration) -> bool:
+    """Whether its values are such as `calibrate` makes them. Raises KeyError, TypeError or
+    AttributeError for some that are not."""
+    weights, scores, norm = made.quality, made.scores, made.scores["norm"]
+    numbers = [made.scale, made.offset, made.threshold, *weights.values(), *made.set_for.values()]
+    of_norm = norm is None or (
+        norm.keys() >= {"kind", "cohort"} and norm["top"] <= norm["speakers"]
+    )
+    return (
+        all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+        and len(made.set_for) == 1
+        and weights.keys() <= {"duration", *(() if norm is None else ("cohort_mean",))}
+        and "checkpoint" in scores
+        and isinstance(scores["segments"], int | float | None)
+        and of_norm
+    )
 
 
 def _log_odds(p: float) -> float:
