@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
-from chns_jax.corpus.index import index
+from chns_jax.corpus.index import index, read_wav_scp
+from chns_jax.corpus.inputs import utterances
+from chns_jax.corpus.metadata import read_genders
 from chns_jax.errors import UserError
 from chns_jax.scoring import trials
 
@@ -63,6 +65,19 @@ def test_enrolled_models(tmp_path):
         trials.read_enrolment(path)
     with pytest.raises(UserError, match="enrolment list .*gone cannot be read"):
         trials.read_enrolment(tmp_path / "gone")
+
+
+def test_lists_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("1 a b\n0 a c\n", encoding="utf-8-sig")
+    assert trials.read(path).enrolment == ["a", "a"]
+    path.write_text("m a b\n", encoding="utf-8-sig")
+    assert trials.read_enrolment(path) == {"m": ["a", "b"]}
+    path.write_text("a b.wav\n", encoding="utf-8-sig")
+    assert read_wav_scp(str(tmp_path), "list.txt") == {"a": "b.wav"}
+    assert list(utterances([str(path)])) == ["a b.wav"]
+    path.write_text("id,gender\na,f\n", encoding="utf-8-sig")
+    assert read_genders(path) == {"a": "f"}
 
 
 def test_files_that_are_no_list(tmp_path):

@@ -407,7 +407,7 @@ def _stated_seconds(root: str, name: str, text: str) -> float:
 def _kaldi_table(root: str, table: str) -> dict[str, str]:
     rows = {}
     path = os.path.join(root, table)
-    with open(path, encoding="utf-8", errors="surrogateescape") as lines:
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
             key, _, value = line.strip().partition(" ")
             if not key:

@@ -46,7 +46,7 @@ def _utterances(given: str) -> Iterator[tuple[str, str]]:
         for name, path in read_wav_scp(root, table).items():
             yield name, os.path.join(root, path)
     elif extension in LISTS:
-        with open(given, encoding="utf-8", errors="surrogateescape") as lines:
+        with open(given, encoding="utf-8-sig", errors="surrogateescape") as lines:
             for path in filter(None, map(str.strip, lines)):
                 yield path, os.path.join(os.path.dirname(given), path)
     elif extension not in EXTENSIONS and not os.path.exists(given):

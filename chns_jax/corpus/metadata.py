@@ -20,7 +20,7 @@ def read_genders(path: Path | str) -> dict[str, str]:
     "gender" words that begin with f or m. Raises UserError when it has no such columns.
     """
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise UserError(f"the metadata {path} cannot be read: {reason}") from error

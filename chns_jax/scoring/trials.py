@@ -177,7 +177,7 @@ def _layout(parts: list[str]) -> Layout:
 def _lines(path: Path | str, what: str) -> Iterator[tuple[int, str]]:
     """The lines of a list that are not empty, with their numbers."""
     try:
-        with open(Path(path).expanduser(), encoding="utf-8") as lines:
+        with open(Path(path).expanduser(), encoding="utf-8-sig") as lines:
             yield from ((i, line) for i, line in enumerate(lines, start=1) if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
