@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveFloat
 
 from chns_jax.errors import UserError
+
+# What jsonargparse says of Python's types, and what is said in its place.
+SAID = {
+    r"^Parser key ": "",
+    r"Does not validate against any of the Union subtypes .*? Errors: - (.*) "
+    r"Given value type: .*? Given value: (.*)": r"\1. Got value: \2",
+    r" - Expected a <class 'NoneType'>": "",
+    r"Not of type \w+: ": "",
+    r"a typing\.Literal\[(.*?)\]": r"one of \1",
+}
 
 
 def make_parser(description: str) -> ArgumentParser:
@@ -55,4 +67,7 @@ def parse(parser: ArgumentParser, argv: list[str] | None) -> Namespace:
     try:
         return parser.parse_args(argv)
     except (ArgumentError, TypeError, ValueError) as error:  # the latter two for malformed files
-        raise UserError(" ".join(str(error).removeprefix("Parser key ").split())) from error
+        said = " ".join(str(error).split())
+        for theirs, ours in SAID.items():
+            said = re.sub(theirs, ours, said)
+        raise UserError(said) from error

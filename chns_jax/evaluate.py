@@ -60,6 +60,7 @@ def main(argv: list[str]) -> None:
     from chns_jax.logs import say
     from chns_jax.scoring import calibration
     from chns_jax.scoring.bootstrap import FEWEST_SPEAKERS, check_replicates
+    from chns_jax.scoring.trials import OtherSpeakers
 
     if chosen.replicates:
         check_replicates(chosen.replicates)
@@ -70,7 +71,10 @@ def main(argv: list[str]) -> None:
         check_file(chosen.report, [*read, chosen.metadata, chosen.scores])
     if chosen.scores:
         check_file(chosen.scores, [*read, chosen.metadata])
-    scored, _ = score_trials(chosen, by_speaker=chosen.replicates > 0)
+    try:
+        scored, _ = score_trials(chosen, by_speaker=chosen.replicates > 0)
+    except OtherSpeakers as error:
+        raise UserError(f"{error}; --replicates 0 does without the speakers") from error
     run_folder = Path(chosen.model).expanduser()
     made = calibration.load(run_folder)
     mismatch = made and made.mismatch(scored.made_by)

@@ -21,7 +21,7 @@ from chns_jax.scoring import trials as trial_lists
 from chns_jax.scoring.bootstrap import FEWEST_SPEAKERS, interval, replicates
 from chns_jax.scoring.calibration import Calibration
 from chns_jax.scoring.norm import as_norm, statistics
-from chns_jax.scoring.trials import NamedTrials
+from chns_jax.scoring.trials import NamedTrials, OtherSpeakers
 
 TRIALS_AT_ONCE = 2**16
 
@@ -73,7 +73,7 @@ def score(
     embedding is the mean of those of their utterances. `segments` seconds are averaged, or
     utterances embedded whole. `by_speaker`: say who speaks, by the folders of `root`. Raises
     UserError for lists that are none or name what is not there, for files that cannot be read, and,
-    `by_speaker`, where the labels and the folders disagree.
+    `by_speaker`, OtherSpeakers where the labels and the folders disagree.
     """
     named = trial_lists.read(trials)
     models = None if enrolment is None else trial_lists.read_enrolment(enrolment)
@@ -189,7 +189,11 @@ class _Voices:
         number = {side: i for i, side in enumerate(sides)}
         utterances = [members.get(side, [side]) for side in sides]
         wanted = [name for names in utterances for name in names]
-        rows = trial_lists.locate_names(wanted, corpus, trials if models is None else enrolment)
+        of_models = sum(len(names) for names in members.values())  # which come first
+        rows = trial_lists.locate_names(wanted[of_models:], corpus, trials)
+        if of_models:
+            enrolled_rows = trial_lists.locate_names(wanted[:of_models], corpus, enrolment)
+            rows = np.concatenate([enrolled_rows, rows])
         return cls(
             rows,
             np.repeat(np.arange(len(sides)), [len(names) for names in utterances]),
@@ -199,15 +203,15 @@ class _Voices:
         )
 
     def speakers(self, corpus: Corpus, enrolment: str | Path | None) -> np.ndarray:
-        """The speaker of each voice. Raises UserError for a model of two."""
+        """The speaker of each voice. Raises OtherSpeakers for a model of two."""
         speaker = corpus.speaker[self.utterance]
         first = speaker[np.searchsorted(self.voice, np.arange(len(self.names)))]
         wrong = speaker != first[self.voice]
         if wrong.any():
             model = self.names[self.voice[np.argmax(wrong)]]
-            raise UserError(
+            raise OtherSpeakers(
                 f"{enrolment} enrols the model {model} with utterances of two folders, which are "
-                "two speakers: correct it, or give --replicates 0"
+                "two speakers: correct it"
             )
         return first
 

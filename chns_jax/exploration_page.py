@@ -85,12 +85,13 @@ def _map(voices: Voices, voiceprints: np.ndarray, pairs: Pairs, seed: int) -> Ht
     blank = {"showticklabels": False, "zeroline": False, "title": None}
     drawn.update_xaxes(**blank)
     drawn.update_yaxes(**blank)
+    marked = "colour is" if len(voices.table.centroids) <= len(COLOURS) else "colour and shape are"
     method = "PCA" if len(x) < exploration.FEWEST_FOR_TSNE else "t-SNE"
     return pages.section(
         "Speakers",
         f"Each point is a speaker's voiceprint, drawn in two dimensions by {method}: near ones "
-        "sound alike to the encoder, while far distances and the axes mean little. The colour and "
-        f"shape are its k-means cluster; lines join the {len(pairs.one)} most confusable pairs.",
+        "sound alike to the encoder, while far distances and the axes mean little. The "
+        f"{marked} its k-means cluster; lines join the {len(pairs.one)} most confusable pairs.",
         pages.figure(drawn, "map", height=680),
     )
 

@@ -149,8 +149,14 @@ def test_models_are_means_of_their_utterances(run, embedding, tmp_path):
     (tmp_path / "enrol.txt").write_text(f"alice {NAMES[0]}\n")
     with pytest.raises(UserError, match="names the model s01/r0/u0.flac, which .*enrol.txt does"):
         run("--enrolment", tmp_path / "enrol.txt", trials=tmp_path / "models.txt")
+    (tmp_path / "enrol.txt").write_text(f"alice {NAMES[0]}\n{NAMES[4]} gone\n")
+    with pytest.raises(UserError, match="enrol.txt names gone, which is not in"):
+        run("--enrolment", tmp_path / "enrol.txt", trials=tmp_path / "models.txt")
+    (tmp_path / "gone.txt").write_text(f"1 alice {NAMES[1]}\n0 alice gone\n")
+    with pytest.raises(UserError, match="gone.txt names gone, which is not in"):
+        run("--enrolment", tmp_path / "enrol.txt", trials=tmp_path / "gone.txt")
     (tmp_path / "enrol.txt").write_text(f"alice {NAMES[0]} {NAMES[9]}\n{NAMES[4]} {NAMES[5]}\n")
-    with pytest.raises(UserError, match="model alice with utterances of two folders"):
+    with pytest.raises(UserError, match="model alice with utterances of two .* --replicates 0"):
         run("--enrolment", tmp_path / "enrol.txt", trials=tmp_path / "models.txt")
 
 
@@ -201,7 +207,7 @@ def test_segments_and_odd_recordings(run, tmp_path, tones):
         (["--scores", "{tmp}/trials.txt"], "trials.txt is read or written for something else"),
         (["--report", "{tmp}/scores.txt"], "scores.txt is read or written for something else"),
         (["--enrolment", "/gone/x"], "/gone/x cannot be read"),
-        (["--trials", "{tmp}/wrong.txt"], "as one speaker, but their folders do not"),
+        (["--trials", "{tmp}/wrong.txt"], "folders do not.*--replicates 0 does without"),
         (["--trials", "{tmp}/missing.txt"], "names s00/r9/u9.flac, which is not in"),
     ],
 )

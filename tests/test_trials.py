@@ -102,8 +102,9 @@ def test_a_list_that_disagrees_with_the_folders():
     check([True, False])
     with pytest.raises(UserError, match="list has a/0 and a/1 as two speakers"):
         check([False, False])
-    with pytest.raises(UserError, match="list has a/0 and b/0 as one speaker"):
+    with pytest.raises(UserError, match="list has a/0 and b/0 as one speaker") as raised:
         check([True, True])
+    assert "--replicates" not in str(raised.value)  # which is for evaluate alone
 
 
 def test_made_trials_are_all_pairs_across_recordings(corpus):

@@ -29,6 +29,10 @@ CN_CELEB = Layout("<enrolment> <test> <1 or 0>", -1, ("1", "0"))
 KALDI = Layout("<enrolment> <test> <target or nontarget>", -1, ("target", "nontarget"))
 
 
+class OtherSpeakers(UserError):
+    """The labels of a list and the folders disagree about who speaks."""
+
+
 @dataclass(frozen=True)
 class NamedTrials:
     """A trial list as written."""
@@ -114,22 +118,22 @@ def locate_names(names: Sequence[str], corpus: Corpus, path: Path | str) -> np.n
             raise UserError(
                 f"{path} names {name}, which {why}: correct the list or give the right folder"
             )
-    return np.array([rows[name] for name in names])
+    return np.array([rows[name] for name in names], np.int64)
 
 
 def check_speakers(
     named: NamedTrials, enrolment: np.ndarray, test: np.ndarray, path: Path | str
 ) -> None:
-    """Raises UserError when the labels of the list `path` disagree with the speakers of both sides,
-    numbers (m,)."""
+    """Raises OtherSpeakers when the labels of the list `path` disagree with the speakers of both
+    sides, numbers (m,)."""
     wrong = named.labels != (enrolment == test)
     if wrong.any():
         first = np.argmax(wrong)
         claim = "one speaker" if named.labels[first] else "two speakers"
-        raise UserError(
+        raise OtherSpeakers(
             f"{path} has {named.enrolment[first]} and {named.test[first]} as {claim}, but their "
-            "folders do not: correct the list, give a root of one folder for each speaker or a "
-            "Kaldi folder with utt2spk, or evaluate with --replicates 0"
+            "folders do not: correct the list, or give a root of one folder for each speaker or a "
+            "Kaldi folder with utt2spk"
         )
 
 
