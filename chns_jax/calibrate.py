@@ -50,13 +50,28 @@ def main(argv: list[str]) -> None:
     if "cohort_mean" in chosen.quality and not chosen.norm:
         raise UserError("--quality cohort_mean needs --norm as-norm")
 
+    import numpy as np
+
     from chns_jax import cohort as cohorts
     from chns_jax.files import check_spares
+    from chns_jax.logs import say
     from chns_jax.scoring import calibration
+    from chns_jax.split import training_speakers
 
     folder = Path(chosen.model).expanduser()
     check_spares(folder / calibration.FILE, [chosen.trials, chosen.enrolment])
-    scored, cohort = score_trials(chosen, by_speaker=True)
+    scored, cohort, encoder = score_trials(chosen, by_speaker=True)
+    data = dataclasses.replace(encoder.config.data, cache=chosen.cache)
+    config = dataclasses.replace(encoder.config, data=data)
+    trained_on = training_speakers(folder, config, encoder.step)
+    speakers = scored.speakers[np.union1d(scored.enrolment_speaker, scored.test_speaker)]
+    if trained_on is not None and np.isin(speakers, trained_on).any():
+        known = speakers[np.isin(speakers, trained_on)]
+        say(
+            f"warning: {len(known)} of the trials' {len(speakers)} speakers, {known[0]} first, are "
+            "training speakers of the run by their names, whom it tells apart better than others: "
+            "the threshold and the log-likelihood ratios will not hold for anybody else"
+        )
     made = calibration.calibrate(
         scored.trials.labels,
         scored.scores,

@@ -15,6 +15,7 @@ from chns_jax.errors import UserError, run
 if TYPE_CHECKING:
     from chns_jax.cohort import Cohort
     from chns_jax.evaluation import Evaluation, Scores
+    from chns_jax.model import Model
     from chns_jax.scoring.calibration import Calibration
 
 DIGITS = 6
@@ -72,7 +73,7 @@ def main(argv: list[str]) -> None:
     if chosen.scores:
         check_file(chosen.scores, [*read, chosen.metadata])
     try:
-        scored, _ = score_trials(chosen, by_speaker=chosen.replicates > 0)
+        scored, *_ = score_trials(chosen, by_speaker=chosen.replicates > 0)
     except OtherSpeakers as error:
         raise UserError(f"{error}; --replicates 0 does without the speakers") from error
     run_folder = Path(chosen.model).expanduser()
@@ -191,8 +192,9 @@ def add_trial_arguments(parser: ArgumentParser) -> None:
     add_cache(parser)
 
 
-def score_trials(chosen: Namespace, *, by_speaker: bool) -> tuple[Scores, Cohort | None]:
-    """The scores of the trials that a command's arguments name, and the cohort of their norm."""
+def score_trials(chosen: Namespace, *, by_speaker: bool) -> tuple[Scores, Cohort | None, Model]:
+    """The scores of the trials that a command's arguments name, the cohort of their norm, and the
+    model."""
     if chosen.cohort and not chosen.norm:
         raise UserError("--cohort is for --norm as-norm: give both or neither")
 
@@ -222,7 +224,7 @@ def score_trials(chosen: Namespace, *, by_speaker: bool) -> tuple[Scores, Cohort
         cohort=cohort,
         by_speaker=by_speaker,
     )
-    return scored, cohort
+    return scored, cohort, encoder
 
 
 if __name__ == "__main__":

@@ -71,17 +71,17 @@ def check_spares(path: Path | str, others: Iterable[Path | str | None]) -> None:
             )
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `replacing` left in `folder` when it was killed."""
+    for leftover in folder.glob(f".*{UNFINISHED}"):
+        leftover.unlink(missing_ok=True)
+
+
 def _beside(path: Path) -> Path:
-    """Where `replacing` writes; of two hosts that share a folder, the processes may have one
-    number."""
+    """Where `replacing` writes."""
+    # Of two hosts that share the folder, the processes may have one number.
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{UNFINISHED}")
 
 
 def _real(path: Path | str) -> str:
     return os.path.realpath(os.path.expanduser(path))
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what `replacing` left in `folder` when it was killed."""
-    for leftover in folder.glob(f".*{UNFINISHED}"):
-        leftover.unlink(missing_ok=True)

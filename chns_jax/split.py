@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from chns_jax.config import BUILTIN_VOICES, Config
+from chns_jax.config import BUILTIN_VOICES, Config, Data
 from chns_jax.corpus.index import Broken, Corpus, index, join
 from chns_jax.errors import UserError
 from chns_jax.randomness import Purpose, generator
+from chns_jax.sampling import clusters
 from chns_jax.scoring import trials as trial_lists
 from chns_jax.scoring.trials import Trials
 
@@ -75,6 +76,25 @@ def digest(training: Corpus, trials: Trials | None) -> str:
     return found.hexdigest()
 
 
+def training_speakers(run: Path, config: Config, step: int) -> np.ndarray | None:
+    """Names (n,) of who a run was trained on until `step`, by its tables or else by its corpus.
+
+    None where it has neither, or was not trained here.
+    """
+    tables = sorted((run / "tables").glob("step_*.npz"))
+    if tables:
+        return clusters.read(tables[-1])[0]
+    if step == 0 or (
+        config.data.root == BUILTIN_VOICES and not _voices_folder(config.data).is_dir()
+    ):
+        return None
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return make_split(config).training.speakers
+    except (UserError, OSError):
+        return None
+
+
 def _root(config: Config) -> str | Path:
     """The folder of `data.root`; the built-in corpus is written first where it is missing."""
     if config.data.root != BUILTIN_VOICES:
@@ -82,15 +102,20 @@ def _root(config: Config) -> str | Path:
     from chns_jax.corpus.voices import write_corpus
 
     voices = config.data.voices
-    about = f"{voices.seed}-{voices.speakers}x{voices.utterances}x{voices.seconds:g}"
-    folder = Path(config.data.cache).expanduser() / f"voices-{VOICES_VERSION}-{about}"
     return write_corpus(
-        folder,
+        _voices_folder(config.data),
         seed=voices.seed,
         speakers=voices.speakers,
         utterances=voices.utterances,
         seconds=voices.seconds,
     )
+
+
+def _voices_folder(data: Data) -> Path:
+    """Where the built-in corpus is kept."""
+    voices = data.voices
+    about = f"{voices.seed}-{voices.speakers}x{voices.utterances}x{voices.seconds:g}"
+    return Path(data.cache).expanduser() / f"voices-{VOICES_VERSION}-{about}"
 
 
 def _draw_held_out(corpus: Corpus, count: int, seed: int) -> np.ndarray:

@@ -56,6 +56,7 @@ def test_an_utterance_in_another_folder_is_listed(untrained, tones, tmp_path):
     shutil.copy(root / "s11" / "r0" / "u0.flac", moved)
     run(untrained, root, tmp_path / "page.html", "--clusters", "3", "--audio", "none")
     page = (tmp_path / "page.html").read_text()
+    assert "The colour is its k-means cluster" in page  # there are more colours than clusters
     assert "<audio " not in page and "tones &amp; more" in page
     row = re.search("<td>s00/r0/u0.flac</td><td>s00</td><td[^>]*>[^<]+</td><td>(s..)", page)
     assert row[1] in ("s10", "s11")  # an encoder that never learned hears these two alike

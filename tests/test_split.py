@@ -6,7 +6,8 @@ from conftest import write_tone
 
 from chns_jax import config as configs
 from chns_jax.errors import UserError
-from chns_jax.split import digest, make_split
+from chns_jax.sampling import clusters
+from chns_jax.split import digest, make_split, training_speakers
 
 
 @pytest.fixture
@@ -60,6 +61,21 @@ def test_speakers_with_one_utterance_are_left_out_with_a_warning(split, tmp_path
         parts = split("--data.more_roots", f"[{more}]")
     assert "pair" in parts.training.speakers and "lonely" not in parts.training.speakers
     assert len(parts.training.speakers) == 13 and parts.trials is None
+
+
+def test_whom_a_run_was_trained_on(tones, listed, tmp_path):
+    def speakers(step, *arguments):
+        cache = ["--data.cache", str(tmp_path / "cache")]
+        return training_speakers(tmp_path, configs.load([*cache, *map(str, arguments)]), step)
+
+    where = ["--data.root", tones, "--data.trials", listed]
+    assert list(speakers(9, *where)) == [f"s{i:02d}" for i in range(12) if i not in (2, 5)]
+    assert speakers(0, *where) is None  # its encoder was not trained here
+    assert speakers(9, "--data.root", tmp_path / "gone") is None
+    assert speakers(9) is None and not list(tmp_path.rglob("voices-*"))  # nothing is synthesised
+    table = clusters.Table(np.zeros(2, np.int32), np.zeros((1, 8)))
+    clusters.save(tmp_path / "tables" / "step_0000000.npz", table, ["a", "b"])
+    assert list(speakers(9, "--data.root", tmp_path / "gone")) == ["a", "b"]
 
 
 def test_nobody_is_left(split, tmp_path):

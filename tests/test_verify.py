@@ -10,6 +10,7 @@ from conftest import write_tone
 
 from chns_jax import SpeakerEncoder, calibrate, evaluate, gallery, gallery_files, verify
 from chns_jax.errors import UserError
+from chns_jax.sampling import clusters
 from chns_jax.scoring import calibration
 from chns_jax.scoring.norm import Statistics, as_norm, statistics
 from chns_jax.speaker_encoder import Voice
@@ -126,6 +127,19 @@ def test_a_calibration_of_other_scores_is_not_used(calibrated, arguments, tones,
     verify.main([str(tones / NAMES[0]), str(tones / NAMES[1]), "--model", str(calibrated)])
     result, said = printed(capsys)
     assert set(result) == {"cosine", "calibrated"} and "is for another checkpoint" in said
+
+
+def test_trials_of_training_speakers_are_pointed_out(run, arguments, tmp_path, capsys):
+    table = run / "tables" / "step_0000004.npz"
+    for speakers, said in (
+        (["s00", "s05", "x"], "warning: 2 of the trials' 12 speakers, s00 first, are training"),
+        (["x", "y", "z"], ""),
+    ):
+        clusters.save(table, clusters.Table(np.zeros(3, np.int32), np.zeros((1, 8))), speakers)
+        calibrate.main([*arguments, "--prior", "0.3"])
+        errors = capsys.readouterr().err
+        assert said in errors and ("warning" in errors) == bool(said)
+    shutil.rmtree(table.parent)
 
 
 @pytest.mark.parametrize(
