@@ -11,7 +11,7 @@ from typing import IO
 
 from chns_jax.errors import UserError
 
-UNFINISHED = ".chns_jax-unfinished"  # no file of the user's ends so
+UNFINISHED = ".chns_jax"  # no file of the user's ends so
 # What is read in a run folder, or in one of Kaldi's.
 IN_FOLDERS = ("config.yaml", "wav.scp", "utt2spk", "spk2utt", "utt2dur")
 
