@@ -10,8 +10,8 @@ from chns_jax.errors import run
 
 def main(argv):
     threading.Thread(target=time.sleep, args=(60,)).start()
-    print("begun", flush=True)
     try:
+        print("begun", flush=True)
         time.sleep(60)
     finally:
         print("kept")

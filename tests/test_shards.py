@@ -15,6 +15,7 @@ from chns_jax.corpus.index import index, join
 from chns_jax.corpus.records import Record
 from chns_jax.corpus.shards import Options
 from chns_jax.errors import UserError
+from chns_jax.files import UNFINISHED
 from chns_jax.sampling.pipeline import Reader
 from chns_jax.scoring import trials
 from chns_jax.scoring.floor import floor_eer
@@ -236,7 +237,7 @@ def test_killed_between_the_index_and_the_end(packed, copy, tmp_path):
     with np.load(copy / "index.npz") as held:
         options = Options(str(held["format"]), RATE, 1)
     (copy / "shard-00001-of-00003.npz").write_bytes(b"what was known of a shard")
-    (copy / ".shard-00002-of-00003.array_record.99").write_bytes(b"half a shard")
+    (copy / f".shard-00002-of-00003.array_record.99{UNFINISHED}").write_bytes(b"half a shard")
     shards.write(index(packed[0], tmp_path), copy, options, threads=1)
     assert {p.name for p in copy.iterdir()} == {p.name for p in packed[1].iterdir()}
 
