@@ -241,3 +241,37 @@ def test_sums_over_frames_are_float32_whatever_is_convolved():
     assert y.dtype == jnp.bfloat16
     gradient = jax.grad(lambda v: norm.apply(v, x, False).astype(jnp.float32).sum())(variables)
     np.testing.assert_allclose(gradient["params"]["bias"], 64 * 300)
+
+
+def test_batch_norm_has_the_gradient_of_its_definition():
+    rng = np.random.default_rng(0)
+    x, dy = 3 + rng.normal(size=(2, 4, 9, 5)).astype(np.float32)
+    params = {"scale": rng.normal(size=5), "bias": rng.normal(size=5)}
+    stats = {"mean": np.zeros(5, np.float32), "var": np.ones(5, np.float32)}
+
+    def definition(params, x):
+        mean, var = x.mean((0, 1)), x.var((0, 1))
+        return params["scale"] * (x - mean) / jnp.sqrt(var + 1e-5) + params["bias"]
+
+    def layer(params, x):
+        variables = {"params": params, "batch_stats": stats}
+        return BatchNorm().apply(variables, x, True, mutable=["batch_stats"])[0]
+
+    y, gradient = jax.vjp(layer, params, x)
+    expected_y, expected = jax.vjp(definition, params, x)
+    np.testing.assert_allclose(y, expected_y, atol=1e-5)
+    for mine, theirs in zip(
+        jax.tree.leaves(gradient(dy)), jax.tree.leaves(expected(dy)), strict=True
+    ):
+        np.testing.assert_allclose(mine, theirs, atol=1e-4)
+
+
+def test_constant_channels_are_channels_that_repeat():
+    rng = np.random.default_rng(0)
+    x, constant = (rng.normal(size=shape).astype(np.float32) for shape in [(2, 7, 3), (2, 1, 4)])
+    repeated = np.concatenate([x, np.broadcast_to(constant, (2, 7, 4))], axis=-1)
+    conv = Conv1d(5)
+    variables = conv.init(jax.random.key(0), repeated)
+    assert variables["params"]["kernel"].shape == (1, 7, 5)
+    expected = conv.apply(variables, repeated)
+    np.testing.assert_allclose(conv.apply(variables, x, constant=constant), expected, atol=1e-6)

@@ -11,6 +11,7 @@ frames after them is ignored. None: all frames of all rows.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -66,9 +67,15 @@ class Conv1d(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t c"], frames_b: Int[Array, " b"] | None = None
+        self,
+        x: Float[Array, "b t c"],
+        frames_b: Int[Array, " b"] | None = None,
+        constant: Float[Array, "b 1 e"] | None = None,
     ) -> Float[Array, "b t d"]:
+        """`constant` are further channels, the same in every frame; only for kernels of one tap."""
         taps, inputs = self.kernel_size, x.shape[-1]
+        if constant is not None:
+            inputs += constant.shape[-1]
         kernel = self.param("kernel", torch_uniform, (taps, inputs, self.channels))
         bound = (taps * inputs) ** -0.5
         bias = self.param(
@@ -76,6 +83,9 @@ class Conv1d(nn.Module):
             lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound),
             (self.channels,),
         )
+        if constant is not None:
+            here, everywhere = jnp.split(kernel[0], [x.shape[-1]])
+            return _convolved(x, here, _convolved(constant, everywhere, bias))
         if taps == 1:
             return _convolved(x, kernel[0], bias)
         reach = self.dilation * (taps - 1)
@@ -104,25 +114,56 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b c"], train: bool) -> Float[Array, "*b c"]:
-        channels, dtype = x.shape[-1], x.dtype
-        x = x.astype(jnp.float32)
+        channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         mean_var = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         var_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
-        if train:
-            axes = tuple(range(x.ndim - 1))
+        if not train:
+            return _scaled(x, mean_var.value, var_var.value + self.epsilon, scale, bias)
+        y, mean, var = _normalised(self.epsilon, x, scale, bias)
+        if not self.is_initializing():
             count = x.size // channels
-            mean = x.mean(axes)
-            var = jnp.square(x - mean).mean(axes)
-            if not self.is_initializing():
-                unbiased = var * (count / max(count - 1, 1))
-                mean_var.value += self.momentum * (mean - mean_var.value)
-                var_var.value += self.momentum * (unbiased - var_var.value)
-        else:
-            mean, var = mean_var.value, var_var.value
-        gain = scale * jax.lax.rsqrt(var + self.epsilon)
-        return (x * gain + (bias - mean * gain)).astype(dtype)
+            unbiased = var * (count / max(count - 1, 1))
+            mean_var.value += self.momentum * (mean - mean_var.value)
+            var_var.value += self.momentum * (unbiased - var_var.value)
+        return y
+
+
+def _scaled(x, mean, var, scale, bias):
+    gain = scale * jax.lax.rsqrt(var)
+    return (x * gain + (bias - mean * gain)).astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _normalised(epsilon, x, scale, bias):
+    """`x` (..., c) normalised over all axes but the last, and its mean and variance (c,), which
+    have no gradient here.
+
+    The gradient is written out, as it then needs nothing kept but `x`.
+    """
+    axes, of = tuple(range(x.ndim - 1)), x.astype(jnp.float32)
+    mean = of.mean(axes)
+    var = jnp.square(of - mean).mean(axes)
+    return _scaled(x, mean, var + epsilon, scale, bias), mean, var
+
+
+def _normalised_forward(epsilon, x, scale, bias):
+    y, mean, var = _normalised(epsilon, x, scale, bias)
+    return (y, mean, var), (x, mean, var, scale)
+
+
+def _normalised_backward(epsilon, kept, cotangents):
+    (x, mean, var, scale), dy = kept, cotangents[0].astype(jnp.float32)
+    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+    inverse = jax.lax.rsqrt(var + epsilon)
+    unit = (x - mean) * inverse
+    dbias, dscale = dy.sum(axes), (dy * unit).sum(axes)
+    dx = scale * inverse * (dy - dbias / count - unit * (dscale / count))
+    return dx.astype(x.dtype), dscale, dbias
+
+
+_normalised.defvjp(_normalised_forward, _normalised_backward)
 
 
 class TDNN(nn.Module):
@@ -134,9 +175,15 @@ class TDNN(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t c"], train: bool, frames_b: Int[Array, " b"] | None = None
+        self,
+        x: Float[Array, "b t c"],
+        train: bool,
+        frames_b: Int[Array, " b"] | None = None,
+        constant: Float[Array, "b 1 e"] | None = None,
     ) -> Float[Array, "b t d"]:
-        x = Conv1d(self.channels, self.kernel_size, self.dilation, name="conv")(x, frames_b)
+        """`constant` as in Conv1d."""
+        conv = Conv1d(self.channels, self.kernel_size, self.dilation, name="conv")
+        x = conv(x, frames_b, constant)
         return BatchNorm(name="norm")(nn.relu(x), train)
 
 
@@ -174,9 +221,9 @@ class AttentiveStatistics(nn.Module):
         mean = jnp.mean(x, axis=1, keepdims=True, where=where)
         variance = jnp.mean(jnp.square(x - mean), axis=1, keepdims=True, where=where)
         deviation = jnp.sqrt(jnp.maximum(variance, 1e-12))
-        context = [x, jnp.broadcast_to(mean, x.shape), jnp.broadcast_to(deviation, x.shape)]
-        context = jnp.concatenate(context, axis=-1).astype(dtype)
-        hidden = TDNN(self.attention_channels, name="tdnn")(context, train)
+        context = jnp.concatenate([mean, deviation], axis=-1).astype(dtype)
+        tdnn = TDNN(self.attention_channels, name="tdnn")
+        hidden = tdnn(x.astype(dtype), train, constant=context)
         score = Conv1d(x.shape[-1], name="conv")(jnp.tanh(hidden))
         weight = jax.nn.softmax(score.astype(jnp.float32), axis=1, where=where)
         mean = (weight * x).sum(axis=1, keepdims=True)
