@@ -1,7 +1,11 @@
 """Clustering-based hard negative sampling (CHNS) for speaker verification."""
 
+from chns_jax.xla_flags import avoid_wrong_sums
+
 __version__ = "0.1.0"
 __all__ = ["SpeakerEncoder"]
+
+avoid_wrong_sums()
 
 
 def __getattr__(name: str):
