@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from chns_jax.encoders.layers import at_least_float32
+
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -76,6 +78,7 @@ def weight_gradient(
     padded_height = x.shape[1] + sum(padding[0])
     rows, columns = dy.shape[1:3]
     row_step, column_step = strides
+    sums = at_least_float32(dy.dtype)
     last_row, last_column = row_step * (rows - 1) + 1, column_step * (columns - 1) + 1
 
     def add_image(total, image):
@@ -93,9 +96,9 @@ def weight_gradient(
         ]
         seen = jnp.concatenate(seen, axis=-1).reshape(-1, width * inputs)
         placed = jnp.concatenate(placed, axis=-1).reshape(-1, height * outputs)
-        product = jnp.matmul(seen.T, placed, preferred_element_type=jnp.float32)
+        product = jnp.matmul(seen.T, placed, preferred_element_type=sums)
         return total + product, None
 
-    total = jnp.zeros((width * inputs, height * outputs), jnp.float32)
+    total = jnp.zeros((width * inputs, height * outputs), sums)
     total, _ = jax.lax.scan(add_image, total, (x, dy))
     return total.reshape(width, inputs, height, outputs).transpose(2, 0, 1, 3)

@@ -1,7 +1,7 @@
 """Layers that the encoders share. Arrays are (b, t, c): time before channels.
 
 Parameters are float32. A layer computes and answers in the type of its input: of bfloat16, it
-convolves in bfloat16; statistics, and sums over frames, are float32 in any case.
+convolves in bfloat16; statistics, and sums over frames, are float32 at least.
 
 `frames_b` says how many frames of each row are the utterance's, where rows are padded to one
 length; the outputs of these frames are those that the utterance has alone, and what stands in the
@@ -23,6 +23,11 @@ def torch_uniform(key, shape, dtype=jnp.float32):
     """PyTorch's default weight of a layer (..., c_in, c_out): uniform in +-1/sqrt(fan_in)."""
     bound = max(1, math.prod(shape[:-1])) ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def at_least_float32(dtype) -> jnp.dtype:
+    """The type in which values of type `dtype` are summed."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def rematerialised(block: type[nn.Module]) -> type[nn.Module]:
@@ -142,7 +147,7 @@ def _normalised(epsilon, x, scale, bias):
 
     The gradient is written out, as it then needs nothing kept but `x`.
     """
-    axes, of = tuple(range(x.ndim - 1)), x.astype(jnp.float32)
+    axes, of = tuple(range(x.ndim - 1)), x.astype(at_least_float32(x.dtype))
     mean = of.mean(axes)
     var = jnp.square(of - mean).mean(axes)
     return _scaled(x, mean, var + epsilon, scale, bias), mean, var
@@ -154,7 +159,7 @@ def _normalised_forward(epsilon, x, scale, bias):
 
 
 def _normalised_backward(epsilon, kept, cotangents):
-    (x, mean, var, scale), dy = kept, cotangents[0].astype(jnp.float32)
+    (x, mean, var, scale), dy = kept, cotangents[0].astype(at_least_float32(kept[0].dtype))
     axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
     inverse = jax.lax.rsqrt(var + epsilon)
     unit = (x - mean) * inverse
@@ -197,7 +202,8 @@ class SqueezeExcitation(nn.Module):
         self, x: Float[Array, "b t c"], frames_b: Int[Array, " b"] | None = None
     ) -> Float[Array, "b t c"]:
         where = valid(frames_b, x.shape[1])
-        squeezed = jnp.mean(x, axis=1, keepdims=True, dtype=jnp.float32, where=where)
+        sums = at_least_float32(x.dtype)
+        squeezed = jnp.mean(x, axis=1, keepdims=True, dtype=sums, where=where)
         hidden = nn.relu(Conv1d(self.bottleneck, name="conv1")(squeezed))
         gate = nn.sigmoid(Conv1d(x.shape[-1], name="conv2")(hidden))
         return (x * gate).astype(x.dtype)
@@ -207,7 +213,7 @@ class AttentiveStatistics(nn.Module):
     """Attentive statistics pooling with global context (Okabe 2018; Desplanques 2020).
 
     Every channel has its own attention over *time*; the result is its weighted mean and deviation,
-    in float32.
+    in float32 at least.
     """
 
     attention_channels: int
@@ -216,7 +222,7 @@ class AttentiveStatistics(nn.Module):
     def __call__(
         self, x: Float[Array, "b t c"], train: bool, frames_b: Int[Array, " b"] | None = None
     ) -> Float[Array, "b 2c"]:
-        dtype, x = x.dtype, x.astype(jnp.float32)
+        dtype, x = x.dtype, x.astype(at_least_float32(x.dtype))
         where = valid(frames_b, x.shape[1])
         mean = jnp.mean(x, axis=1, keepdims=True, where=where)
         variance = jnp.mean(jnp.square(x - mean), axis=1, keepdims=True, where=where)
@@ -225,7 +231,7 @@ class AttentiveStatistics(nn.Module):
         tdnn = TDNN(self.attention_channels, name="tdnn")
         hidden = tdnn(x.astype(dtype), train, constant=context)
         score = Conv1d(x.shape[-1], name="conv")(jnp.tanh(hidden))
-        weight = jax.nn.softmax(score.astype(jnp.float32), axis=1, where=where)
+        weight = jax.nn.softmax(score.astype(x.dtype), axis=1, where=where)
         mean = (weight * x).sum(axis=1, keepdims=True)
         variance = (weight * jnp.square(x - mean)).sum(axis=1, keepdims=True)
         deviation = jnp.sqrt(jnp.maximum(variance, 1e-12))

@@ -19,7 +19,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from chns_jax.encoders.convolution import convolve
-from chns_jax.encoders.layers import BatchNorm, rematerialised, torch_uniform, valid
+from chns_jax.encoders.layers import (
+    BatchNorm,
+    at_least_float32,
+    rematerialised,
+    torch_uniform,
+    valid,
+)
 
 SE_REDUCTION = 8
 LEAST_VARIANCE = 1e-5
@@ -47,7 +53,7 @@ class SEBasicBlock(nn.Module):
         x = nn.relu(_conv(self.filters, 3, self.stride, x.dtype, name="conv1")(x))
         x = _zero_outside(where, BatchNorm(name="bn1")(x, train))
         x = BatchNorm(name="bn2")(_conv(self.filters, 3, 1, x.dtype, name="conv2")(x), train)
-        squeezed = jnp.mean(x, (1, 2), dtype=jnp.float32, where=where)
+        squeezed = jnp.mean(x, (1, 2), dtype=at_least_float32(x.dtype), where=where)
         squeezed = nn.relu(_linear(self.filters // SE_REDUCTION, name="se1")(squeezed))
         gate = nn.sigmoid(_linear(self.filters, name="se2")(squeezed))
         gated = nn.relu(x * gate[:, None, None] + residual).astype(x.dtype)
@@ -96,7 +102,7 @@ class ThinResNet(nn.Module):
                 where = _strided(where, stride, stride)
                 x = make_block(filters, stride, name=f"layer{stage}_{i}")(x, train, where)
         over_height = None if over_time else where
-        x_bxwxc = jnp.mean(x, axis=1, dtype=jnp.float32, where=over_height)
+        x_bxwxc = jnp.mean(x, axis=1, dtype=at_least_float32(x.dtype), where=over_height)
         hidden = jnp.tanh(_linear(x_bxwxc.shape[-1], name="sap_linear")(x_bxwxc))
         attention = self.param("attention", nn.initializers.xavier_normal(), (hidden.shape[-1], 1))
         where = where[:, 0] if where is not None and over_time else None
