@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from chns_jax.encoders.layers import at_least_float32
+from chns_jax.encoders.sums import at_least_float32
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 

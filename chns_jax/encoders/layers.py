@@ -18,16 +18,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from chns_jax.encoders.sums import at_least_float32, mean_of_each, sum_of_all, sum_of_each
+
 
 def torch_uniform(key, shape, dtype=jnp.float32):
     """PyTorch's default weight of a layer (..., c_in, c_out): uniform in +-1/sqrt(fan_in)."""
     bound = max(1, math.prod(shape[:-1])) ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-def at_least_float32(dtype) -> jnp.dtype:
-    """The type in which values of type `dtype` are summed."""
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def rematerialised(block: type[nn.Module]) -> type[nn.Module]:
@@ -103,8 +100,19 @@ class Conv1d(nn.Module):
 
 
 def _convolved(x, kernel, bias):
-    # The bias is added in float32, or its gradient would be summed in bfloat16.
-    return (x @ kernel.astype(x.dtype) + bias).astype(x.dtype)
+    return _add_bias(x @ kernel.astype(x.dtype), bias)
+
+
+@jax.custom_vjp
+def _add_bias(x, bias):
+    return (x + bias).astype(x.dtype)
+
+
+def _add_bias_backward(bias, dy):
+    return dy, sum_of_all(dy) if bias.ndim == 1 else sum_of_each(dy)[:, None].astype(bias.dtype)
+
+
+_add_bias.defvjp(lambda x, bias: (_add_bias(x, bias), bias), _add_bias_backward)
 
 
 class BatchNorm(nn.Module):
@@ -147,9 +155,9 @@ def _normalised(epsilon, x, scale, bias):
 
     The gradient is written out, as it then needs nothing kept but `x`.
     """
-    axes, of = tuple(range(x.ndim - 1)), x.astype(at_least_float32(x.dtype))
-    mean = of.mean(axes)
-    var = jnp.square(of - mean).mean(axes)
+    of, count = x.astype(at_least_float32(x.dtype)), x.size // x.shape[-1]
+    mean = sum_of_all(of) / count
+    var = sum_of_all(jnp.square(of - mean)) / count
     return _scaled(x, mean, var + epsilon, scale, bias), mean, var
 
 
@@ -160,10 +168,10 @@ def _normalised_forward(epsilon, x, scale, bias):
 
 def _normalised_backward(epsilon, kept, cotangents):
     (x, mean, var, scale), dy = kept, cotangents[0].astype(at_least_float32(kept[0].dtype))
-    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+    count = x.size // x.shape[-1]
     inverse = jax.lax.rsqrt(var + epsilon)
     unit = (x - mean) * inverse
-    dbias, dscale = dy.sum(axes), (dy * unit).sum(axes)
+    dbias, dscale = sum_of_all(dy), sum_of_all(dy * unit)
     dx = scale * inverse * (dy - dbias / count - unit * (dscale / count))
     return dx.astype(x.dtype), dscale, dbias
 
@@ -202,8 +210,7 @@ class SqueezeExcitation(nn.Module):
         self, x: Float[Array, "b t c"], frames_b: Int[Array, " b"] | None = None
     ) -> Float[Array, "b t c"]:
         where = valid(frames_b, x.shape[1])
-        sums = at_least_float32(x.dtype)
-        squeezed = jnp.mean(x, axis=1, keepdims=True, dtype=sums, where=where)
+        squeezed = mean_of_each(x, where)[:, None]
         hidden = nn.relu(Conv1d(self.bottleneck, name="conv1")(squeezed))
         gate = nn.sigmoid(Conv1d(x.shape[-1], name="conv2")(hidden))
         return (x * gate).astype(x.dtype)
@@ -224,15 +231,15 @@ class AttentiveStatistics(nn.Module):
     ) -> Float[Array, "b 2c"]:
         dtype, x = x.dtype, x.astype(at_least_float32(x.dtype))
         where = valid(frames_b, x.shape[1])
-        mean = jnp.mean(x, axis=1, keepdims=True, where=where)
-        variance = jnp.mean(jnp.square(x - mean), axis=1, keepdims=True, where=where)
+        mean = mean_of_each(x, where)[:, None]
+        variance = mean_of_each(jnp.square(x - mean), where)[:, None]
         deviation = jnp.sqrt(jnp.maximum(variance, 1e-12))
         context = jnp.concatenate([mean, deviation], axis=-1).astype(dtype)
         tdnn = TDNN(self.attention_channels, name="tdnn")
         hidden = tdnn(x.astype(dtype), train, constant=context)
         score = Conv1d(x.shape[-1], name="conv")(jnp.tanh(hidden))
         weight = jax.nn.softmax(score.astype(x.dtype), axis=1, where=where)
-        mean = (weight * x).sum(axis=1, keepdims=True)
-        variance = (weight * jnp.square(x - mean)).sum(axis=1, keepdims=True)
+        mean = sum_of_each(weight * x)
+        variance = sum_of_each(weight * jnp.square(x - mean[:, None]))
         deviation = jnp.sqrt(jnp.maximum(variance, 1e-12))
-        return jnp.concatenate([mean, deviation], axis=-1)[:, 0]
+        return jnp.concatenate([mean, deviation], axis=-1)

@@ -21,11 +21,11 @@ from jaxtyping import Array, Bool, Float, Int
 from chns_jax.encoders.convolution import convolve
 from chns_jax.encoders.layers import (
     BatchNorm,
-    at_least_float32,
     rematerialised,
     torch_uniform,
     valid,
 )
+from chns_jax.encoders.sums import at_least_float32, mean_of_each
 
 SE_REDUCTION = 8
 LEAST_VARIANCE = 1e-5
@@ -53,7 +53,7 @@ class SEBasicBlock(nn.Module):
         x = nn.relu(_conv(self.filters, 3, self.stride, x.dtype, name="conv1")(x))
         x = _zero_outside(where, BatchNorm(name="bn1")(x, train))
         x = BatchNorm(name="bn2")(_conv(self.filters, 3, 1, x.dtype, name="conv2")(x), train)
-        squeezed = jnp.mean(x, (1, 2), dtype=at_least_float32(x.dtype), where=where)
+        squeezed = mean_of_each(x, where)
         squeezed = nn.relu(_linear(self.filters // SE_REDUCTION, name="se1")(squeezed))
         gate = nn.sigmoid(_linear(self.filters, name="se2")(squeezed))
         gated = nn.relu(x * gate[:, None, None] + residual).astype(x.dtype)
