@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from chns_jax.encoders.sums import at_least_float32
+from chns_jax.encoders.sums import at_least_float32, matmul
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -27,7 +27,7 @@ def convolve(
 ) -> Float[Array, "b h2 w2 d"]:
     """`jax.lax.conv_general_dilated` as `flax.linen.Conv` calls it, undilated and in one group."""
     if kernel.shape[:2] == (1, 1):
-        return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+        return matmul(x[:, :: strides[0], :: strides[1]], kernel[0, 0])
     return _convolve(tuple(strides), tuple(padding), x, kernel)
 
 

@@ -18,7 +18,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from chns_jax.encoders.sums import at_least_float32, mean_of_each, sum_of_all, sum_of_each
+from chns_jax.encoders.sums import (
+    add_bias,
+    at_least_float32,
+    matmul,
+    mean_of_each,
+    sum_of_all,
+    sum_of_each,
+)
 
 
 def torch_uniform(key, shape, dtype=jnp.float32):
@@ -100,19 +107,7 @@ class Conv1d(nn.Module):
 
 
 def _convolved(x, kernel, bias):
-    return _add_bias(x @ kernel.astype(x.dtype), bias)
-
-
-@jax.custom_vjp
-def _add_bias(x, bias):
-    return (x + bias).astype(x.dtype)
-
-
-def _add_bias_backward(bias, dy):
-    return dy, sum_of_all(dy) if bias.ndim == 1 else sum_of_each(dy)[:, None].astype(bias.dtype)
-
-
-_add_bias.defvjp(lambda x, bias: (_add_bias(x, bias), bias), _add_bias_backward)
+    return add_bias(matmul(x, kernel.astype(x.dtype)), bias)
 
 
 class BatchNorm(nn.Module):

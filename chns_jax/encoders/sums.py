@@ -1,4 +1,4 @@
-"""Sums over frames or pixels, on CPUs as fast as the memory.
+"""Sums over frames or pixels, and what has such sums for its gradient, as fast as a CPU allows.
 
 XLA sums on a CPU window by window, which takes five to forty times as long as a matrix product with
 ones. There the sums are such products, elsewhere XLA's own.
@@ -37,6 +37,27 @@ def mean_of_each(
 def sum_of_all(x: Float[Array, "b *n c"]) -> Float[Array, " c"]:
     """Sum over all axes but the last, in float32 at least."""
     return sum_of_each(x).sum(0)
+
+
+def matmul(x: Float[Array, "*b c"], kernel: Float[Array, "c d"]) -> Float[Array, "*b d"]:
+    """`x @ kernel`. Of two axes, XLA sums for the kernel's gradient as fast as for the product."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+
+
+@jax.custom_vjp
+def add_bias(
+    x: Float[Array, "b *n c"], bias: Float[Array, " c"] | Float[Array, "b 1 c"]
+) -> Float[Array, "b *n c"]:
+    """`x` with a bias, in the type of `x`; the bias's gradient is summed in float32 at least."""
+    return (x + bias).astype(x.dtype)
+
+
+def _add_bias_backward(bias, dy):
+    dbias = sum_of_all(dy) if bias.ndim == 1 else sum_of_each(dy)[:, None]
+    return dy, dbias.astype(bias.dtype)
+
+
+add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), _add_bias_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
