@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from chns_jax.config import Loss
 from chns_jax.sharding import AXIS
 
-BLOCK = 1024  # anchors at a time
+BLOCK = 512  # anchors at a time
 EXACT = jax.lax.Precision.HIGHEST
 
 
