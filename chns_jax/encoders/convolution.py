@@ -1,8 +1,8 @@
 """2-D convolution whose gradients are as fast as the convolution, on CPUs too.
 
-XLA has no good weight gradient of a convolution on a CPU: it is a convolution with an image for its
-kernel, which runs at a quarter of the speed of a matrix product. There it is written as matrix
-products, one for each image; elsewhere it stays XLA's own.
+XLA's weight gradient of a convolution is a convolution with an image for its kernel, for which it
+copies all images with the batch innermost; on a CPU, that takes longer than the convolution. There
+the gradient is written as matrix products, one for each image; elsewhere it stays XLA's own.
 """
 
 from __future__ import annotations
