@@ -32,6 +32,7 @@ from chns_jax.errors import UserError
 BUILTIN_VOICES = "builtin:voices"
 LONGEST_SECONDS = 600  # of a crop, or of a segment
 LARGEST_SEED = 2**32 - 1  # of a larger one, JAX leaves out the upper bits
+LAST_PORT = 65_535
 # A simulated room's direct sound may take 0.04 s, before which there is silence.
 RESPONSE_SECONDS = (0.05, 10.0)
 # Where a run lives and how fast it goes may change when it is resumed; what it computes may not.
@@ -559,7 +560,8 @@ def _check(config: Config) -> None:
          "hosts.coordinator, hosts.count and hosts.index are given together, and without "
          "hosts.detect"),
         (not all(given) or (hosts.coordinator.rpartition(":")[0] and
-                            hosts.coordinator.rpartition(":")[2].isdecimal()),
+                            hosts.coordinator.rpartition(":")[2].isdecimal() and
+                            int(hosts.coordinator.rpartition(":")[2]) <= LAST_PORT),
          f"hosts.coordinator {hosts.coordinator} must be an address and a port, such as "
          "10.0.0.1:7890"),
         (not all(given) or hosts.index < hosts.count,

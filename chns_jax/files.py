@@ -72,15 +72,32 @@ def check_spares(path: Path | str, others: Iterable[Path | str | None]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what `replacing` left in `folder` when it was killed."""
+    """Remove what `replacing` left in `folder` when it was killed, but not what others of this
+    machine are writing."""
     for leftover in folder.glob(f".*{UNFINISHED}"):
-        leftover.unlink(missing_ok=True)
+        if not _is_being_written(leftover):
+            leftover.unlink(missing_ok=True)
 
 
 def _beside(path: Path) -> Path:
     """Where `replacing` writes."""
     # Of two hosts that share the folder, the processes may have one number.
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{UNFINISHED}")
+
+
+def _is_being_written(beside: Path) -> bool:
+    """Whether another process of this machine lives that `_beside` named the file for."""
+    name, _, process = beside.name.removesuffix(UNFINISHED).rpartition(".")
+    here = name.endswith(f".{socket.gethostname()}") and process.isdecimal()
+    if not here or int(process) == os.getpid():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is somebody else's
+        pass
+    return True
 
 
 def _real(path: Path | str) -> str:

@@ -6,6 +6,7 @@ same order, or they wait for each other in vain.
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import time
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ def joined(hosts: Hosts) -> Iterator[None]:
     if not (hosts.detect or hosts.coordinator):
         yield
         return
+    ctypes.CDLL(None).signal(signal.SIGABRT, _explain_abort)
     try:
         _initialize(hosts)
     except UserError as error:
@@ -48,7 +50,9 @@ def joined(hosts: Hosts) -> Iterator[None]:
         yield
     except (Exception, KeyboardInterrupt) as error:
         lost = not isinstance(error, UserError) and any(word in str(error) for word in LOST)
-        leave(_lost(error) if lost else error, patience=LAST_WORDS if is_first() else 0)
+        leave(
+            _lost(_first_line(error)) if lost else error, patience=LAST_WORDS if is_first() else 0
+        )
 
 
 def is_first() -> bool:
@@ -75,6 +79,18 @@ def meet(what: str) -> None:
 def of_first(arrays: Any) -> Any:
     """Host 0's arrays, a tree of them, on every host; all hosts give some of the same shapes."""
     return multihost_utils.broadcast_one_to_all(arrays)
+
+
+def check_same(digest: str, what: str, key: str) -> None:
+    """Raises UserError where host 0 has another hexadecimal digest of `what`, which `key` names."""
+    if not jax.distributed.is_initialized():
+        return
+    mine = np.frombuffer(bytes.fromhex(digest), np.uint8)
+    if not np.array_equal(mine, of_first(mine)):
+        raise UserError(
+            f"host {jax.process_index()} has other {what} than host 0: give all hosts the same "
+            f"files as {key}"
+        )
 
 
 def check_seen(path: Path) -> None:
@@ -117,7 +133,8 @@ def _initialize(hosts: Hosts) -> None:
     def give_up() -> None:  # JAX's own timeout aborts with a stack trace
         sentence = (
             f"the other hosts were not there within hosts.timeout {hosts.timeout} seconds: start "
-            f"the same command on all of them, and see whether they reach {where}"
+            "the same command on all of them, each with a hosts.index of its own, and see whether "
+            f"they reach {where}"
         )
         leave(UserError(sentence))
 
@@ -147,10 +164,16 @@ def _initialize(hosts: Hosts) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _lost(error: Exception) -> UserError:
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _explain_abort(number):
+    """Say in a sentence why JAX aborts a process that loses host 0, after its own stack trace."""
+    leave(_lost("JAX says above how it found out"))
+
+
+def _lost(how: str) -> UserError:
     return UserError(
-        f"another host has stopped or cannot be reached ({_first_line(error)}): see what it says, "
-        "and run the same command on all hosts to go on"
+        "another host has stopped, cannot be reached or was given the hosts.index of this one "
+        f"({how}): see what it says, and run the same command on all hosts to go on"
     )
 
 

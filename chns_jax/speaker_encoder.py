@@ -14,7 +14,7 @@ import numpy as np
 from chns_jax import cohort as cohorts
 from chns_jax import model
 from chns_jax.cohort import Cohort
-from chns_jax.corpus.audio import AudioError, fault, read_whole, to_int16
+from chns_jax.corpus.audio import RATES, AudioError, fault, read_whole, to_int16
 from chns_jax.embedding import SHORTEST_SECONDS, embed_waveforms, segment_samples
 from chns_jax.errors import UserError
 from chns_jax.model import Model
@@ -24,7 +24,6 @@ from chns_jax.scoring.calibration import Calibration
 from chns_jax.scoring.norm import Statistics, as_norm, statistics
 from chns_jax.threads import ahead
 
-RATES = 1000, 768_000  # hertz that a recording may have
 Speech = np.ndarray | str | PathLike
 
 

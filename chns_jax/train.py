@@ -142,6 +142,7 @@ def train(config: Config, opened: ExitStack) -> None:
     )
     names = hashlib.sha256(os.fsencode("\0".join(corpus.speakers))).hexdigest()
     data = digest(corpus, trials)
+    hosts.check_same(data, "utterances or trials", "data.root and data.trials")
     table, progress = None, Progress(round=0, seconds=0.0, speakers=names, data=data)
     refresh = None  # for the next round, beside training
     opened.callback(lambda: refresh and refresh.close())

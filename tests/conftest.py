@@ -93,7 +93,11 @@ def program():
     """program("train", *arguments): start `python -m chns_jax.train` as a user would."""
 
     def start(
-        name: str, *arguments, largest_file_kb: int | None = None, **variables: str
+        name: str,
+        *arguments,
+        largest_file_kb: int | None = None,
+        folder: Path | None = None,
+        **variables: str,
     ) -> subprocess.Popen:
         environment = {
             **os.environ,
@@ -104,7 +108,9 @@ def program():
         if largest_file_kb is not None:
             command = ["bash", "-c", f'ulimit -f {largest_file_kb}; exec "$@"', "bash", *command]
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, env=environment, text=True, stdout=pipe, stderr=pipe)
+        return subprocess.Popen(
+            command, cwd=folder, env=environment, text=True, stdout=pipe, stderr=pipe
+        )
 
     return start
 

@@ -1,9 +1,11 @@
+import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from chns_jax.errors import UserError
-from chns_jax.files import check_file, check_spares, remove_leftovers, replacing
+from chns_jax.files import UNFINISHED, check_file, check_spares, remove_leftovers, replacing
 
 
 def test_what_cannot_be_written_is_said_by_its_name(tmp_path):
@@ -45,6 +47,8 @@ def test_only_what_was_left_unfinished_is_removed(tmp_path):
     for name in (".notes.2024.md", ".thesis.1.tex.swp", "kept.txt"):
         (tmp_path / name).write_text("mine")
     (tmp_path / ".old.2024").mkdir()
+    by_another = f".x.{socket.gethostname()}.{os.getppid()}{UNFINISHED}"  # who is alive
+    (tmp_path / by_another).write_text("being written")
     mine = {path.name for path in tmp_path.iterdir()}
     with replacing(tmp_path / "table.csv") as file:  # killed in the middle: the rename never comes
         (unfinished,) = {path.name for path in tmp_path.iterdir()} - mine

@@ -1,5 +1,6 @@
 """Two hosts, of two devices each, train what one process with four devices trains."""
 
+import shutil
 import signal
 import socket
 
@@ -23,17 +24,17 @@ def free_port():
 
 @pytest.fixture
 def start(program, monkeypatch):
-    """start(arguments): the processes of two hosts, the second with arguments of its own where it
-    is `mistaken`; or of host 0 alone. What is left of them is killed at the end."""
+    """start(arguments): the processes of two hosts, in `folders`, the second with arguments of its
+    own where it is `mistaken`; or of host 0 alone. What is left of them is killed at the end."""
     started = []
 
-    def start_hosts(arguments, mistaken=None, alone=False):
+    def start_hosts(arguments, mistaken=None, alone=False, folders=(None, None)):
         monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
         where = ["--hosts.coordinator", f"localhost:{free_port()}", "--hosts.count", 2]
         where += ["--hosts.heartbeat", 10, "--hosts.index"]
-        made = [program("train", *arguments, *where, 0)]
+        made = [program("train", *arguments, *where, 0, folder=folders[0])]
         if not alone:
-            made.append(program("train", *(mistaken or arguments), *where, 1))
+            made.append(program("train", *(mistaken or arguments), *where, 1, folder=folders[1]))
         started.extend(made)
         return made
 
@@ -116,11 +117,11 @@ def test_stopped_and_killed_hosts_go_on_to_the_same_run(start, alone, tmp_path):
 
 
 def assert_lost(process):
-    """It ends for want of the other, and says so in one sentence; or JAX does, which aborts a
-    process where its heartbeat is the first to notice. Returns what it said."""
+    """It ends for want of the other, and says so in one sentence, which follows a stack trace where
+    JAX's heartbeat is the first to notice. Returns what it said."""
     _, errors = process.communicate(timeout=60)
-    assert process.returncode in (2, -signal.SIGABRT), errors
-    assert LOST in errors or "another task died" in errors
+    assert process.returncode == 2, errors
+    assert f"error: {LOST}" in errors.splitlines()[-1]
     return errors
 
 
@@ -142,4 +143,18 @@ def test_a_mistake_on_one_host_ends_both(start, alone, tmp_path):
     processes = start([*arguments, 0], mistaken=[*arguments, 5])
     _, errors = finish(processes[1], 2)
     assert "differs in training.seed" in errors
+    assert_lost(processes[0])
+
+
+@pytest.mark.long
+def test_hosts_with_other_files(start, alone, tones, tmp_path):
+    _, arguments = alone
+    folders = tmp_path / "a", tmp_path / "b"
+    for folder in folders:
+        shutil.copytree(tones, folder / "speech")
+    next(folders[1].rglob("*.flac")).unlink()
+    arguments = [*arguments, "--out", tmp_path / "run", "--data.root", "speech"]
+    processes = start(arguments, folders=folders)
+    _, errors = finish(processes[1], 2)
+    assert "host 1 has other utterances or trials than host 0" in errors
     assert_lost(processes[0])

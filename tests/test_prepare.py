@@ -57,8 +57,12 @@ def test_killed_and_started_again_ends_with_the_same_bytes(program, speech, tmp_
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert not (out / "index.npz").exists()
-    done = {path: path.stat().st_mtime_ns for path in out.glob("shard-*.npz")}
-    times = {path: path.with_suffix(".array_record").stat().st_mtime_ns for path in done}
+    unreadable, changed, *whole = sorted(out.glob("shard-*.npz"))
+    unreadable.write_bytes(unreadable.read_bytes()[:500])
+    with open(changed.with_suffix(".array_record"), "r+b") as file:
+        file.seek(70_000)
+        file.write(b"flip")
+    times = {path: path.with_suffix(".array_record").stat().st_mtime_ns for path in whole}
     finish(program("prepare", speech, out, *arguments))
     assert contents(out) == expected
     assert times == {p: p.with_suffix(".array_record").stat().st_mtime_ns for p in times}
@@ -125,6 +129,7 @@ def test_training_from_shards_is_training_from_the_folder(program, tiny, tones, 
         (["{tones}", "{tmp}/out", "--shard_mb", "0"], "shard_mb"),
         (["{tones}", "{tmp}/out", "--format", "mp3"], "format"),
         (["{tones}", "{tmp}/out", "--sample_rate", "88200"], "at most 65535"),
+        (["{tones}", "{tmp}/out", "--sample_rate", "1"], "none of speech"),
     ],
 )
 def test_mistakes(tones, tmp_path, arguments, message):

@@ -25,6 +25,7 @@ from chns_jax.errors import UserError
 EXTENSIONS = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a"})
 # Codecs whose samples libsndfile holds as floats: they may be NaN, and may exceed 1.
 FLOAT_SUBTYPES = frozenset({"FLOAT", "DOUBLE", "VORBIS", "OPUS", "MPEG_LAYER_III"})
+RATES = 1000, 768_000  # hertz that speech may have
 LARGEST_FLOAT = 16.0  # full scale is 1, which sums and filters exceed
 STREAMED = 0x7FFFF000  # bytes; a wav that was piped states so many, or 0
 

@@ -25,12 +25,12 @@ import soundfile
 from tqdm import tqdm
 
 from chns_jax.corpus import records, storage
-from chns_jax.corpus.audio import AudioError, check, read_whole
+from chns_jax.corpus.audio import RATES, AudioError, check, read_whole
 from chns_jax.corpus.index import Broken, Corpus, Strings, consecutive
 from chns_jax.corpus.records import Record
 from chns_jax.corpus.skipped import Skipped
 from chns_jax.errors import UserError
-from chns_jax.files import remove_leftovers, replacing
+from chns_jax.files import UNFINISHED, remove_leftovers, replacing
 
 VERSION = 1
 INDEX = "index.npz"
@@ -120,9 +120,15 @@ def verify(root: str | os.PathLike) -> str:
 def write(corpus: Corpus, out: Path, options: Options, threads: int) -> None:
     """Pack a corpus into folder `out`, or go on with that; a complete one is left as it is.
 
-    Raises UserError when `out` holds anything else, when FLAC does not hold the sample
-    rate, or when more than 1 % of the files are broken.
+    Raises UserError when `out` holds anything else, for a sample rate that speech or FLAC does not
+    have, or when more than 1 % of the files are broken.
     """
+    lowest, highest = RATES
+    if not lowest <= options.sample_rate <= highest:
+        raise UserError(
+            f"sample rate {options.sample_rate} is none of speech: give one from {lowest} to "
+            f"{highest} hertz"
+        )
     if options.format == "flac" and options.sample_rate > FLAC_MOST_HERTZ:
         raise UserError(
             f"FLAC does not hold {options.sample_rate} hertz: give a sample rate of at most "
@@ -154,7 +160,8 @@ def _write_shards(
     skipped.record({file.path: file.why for file in corpus.broken})
     skipped.limit()
     names = shard_names(int(shard[-1]) + 1)
-    known = [_read_notes(out, name, plan) for name in names]
+    checked = tqdm(names, desc="checking shards", unit="shard", disable=None, leave=False)
+    known = [_read_notes(out, name, plan) for name in checked]
     done = sum(len(one.row) + len(one.broken) for one in known if one is not None)
     bar = tqdm(total=len(corpus), initial=done, desc="packing", unit="utterance", disable=None)
     with bar, ThreadPoolExecutor(threads) as pool:
@@ -202,7 +209,8 @@ def _claim(out: Path, names: Sequence[str]) -> None:
         raise UserError(f"{out} is a file: give the name of a folder") from None
     remove_leftovers(out)
     ours = {INDEX, SKIPPED, *names, *(_notes(out, name).name for name in names)}
-    others = sorted(set(os.listdir(out)) - ours)
+    there = (name for name in os.listdir(out) if not name.endswith(UNFINISHED))
+    others = sorted(set(there) - ours)
     if others:
         raise UserError(
             f"{out} holds {others[0]}, which is no part of this corpus as it would be prepared: "
@@ -323,8 +331,8 @@ def _read_index(root: str) -> dict[str, np.ndarray]:
             held = dict(arrays)
     except FileNotFoundError:
         raise UserError(
-            f"{root} has no {INDEX}: if chns_jax.prepare was stopped there, the same command goes "
-            "on with it"
+            f"{root} has no {INDEX}, and so holds no shards, or not all: if chns_jax.prepare was "
+            "stopped there, the same command goes on with it"
         ) from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read: {error}: {REPAIR}") from error
@@ -351,15 +359,23 @@ def _notes(out: Path, name: str) -> Path:
 
 
 def _read_notes(out: Path, name: str, plan: str) -> _Shard | None:
-    """What is known of a shard; None when it is not complete."""
+    """What is known of a shard; None when it is not whole, and has to be written again."""
     path = _notes(out, name)
     if not path.exists():
         return None
-    with np.load(path, allow_pickle=False) as arrays:
-        shard = _Shard(**arrays)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            shard = _Shard(**arrays)
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile):
+        return None
     _same_plan(out, plan, str(shard.plan))
-    there = (out / name).exists() and (out / name).stat().st_size == int(shard.bytes)
-    return shard if there else None
+    packed = out / name
+    whole = (
+        packed.exists()
+        and packed.stat().st_size == int(shard.bytes)
+        and _sha256(str(packed)) == str(shard.sha256)
+    )
+    return shard if whole else None
 
 
 def _sha256(path: str, progress=lambda count: None) -> str:

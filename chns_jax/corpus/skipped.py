@@ -47,7 +47,8 @@ class Skipped:
             name, why = min(self.why.items())
             raise UserError(
                 f"{len(self.why)} of {self.files} files cannot be used, more than {MAX_SHARE:.0%}: "
-                f"repair or remove those that {self.path} lists, such as {name}, which {why}"
+                f"repair or remove those that {self.path} lists (chns_jax.prepare --verify checks "
+                f"shards), such as {name}, which {why}"
             )
 
     def _listed(self) -> list[str]:
