@@ -509,6 +509,7 @@ def _check(config: Config) -> None:
     resnet = config.encoder.thin_resnet
     hosts = config.hosts
     given = [value is not None for value in (hosts.coordinator, hosts.count, hosts.index)]
+    address, _, port = (hosts.coordinator or "").rpartition(":")
     noise, speed = config.augment.noise, config.augment.speed
     micro_batch = config.training.micro_batch
     checks = [
@@ -559,9 +560,7 @@ def _check(config: Config) -> None:
         (not any(given) or (all(given) and not hosts.detect),
          "hosts.coordinator, hosts.count and hosts.index are given together, and without "
          "hosts.detect"),
-        (not all(given) or (hosts.coordinator.rpartition(":")[0] and
-                            hosts.coordinator.rpartition(":")[2].isdecimal() and
-                            int(hosts.coordinator.rpartition(":")[2]) <= LAST_PORT),
+        (not all(given) or (address and port.isdecimal() and int(port) <= LAST_PORT),
          f"hosts.coordinator {hosts.coordinator} must be an address and a port, such as "
          "10.0.0.1:7890"),
         (not all(given) or hosts.index < hosts.count,

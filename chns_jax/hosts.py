@@ -50,9 +50,8 @@ def joined(hosts: Hosts) -> Iterator[None]:
         yield
     except (Exception, KeyboardInterrupt) as error:
         lost = not isinstance(error, UserError) and any(word in str(error) for word in LOST)
-        leave(
-            _lost(_first_line(error)) if lost else error, patience=LAST_WORDS if is_first() else 0
-        )
+        said = _lost(_first_line(error)) if lost else error
+        leave(said, patience=LAST_WORDS if is_first() else 0)
 
 
 def is_first() -> bool:

@@ -63,7 +63,7 @@ add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), _add_bias_backward)
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sum_of_each(shape, x):
     x_bxnxc = x.reshape(shape[0], -1, shape[-1])
-    return jax.lax.platform_dependent(x_bxnxc, cpu=product_with_ones, default=lambda x: x.sum(1))
+    return jax.lax.platform_dependent(x_bxnxc, cpu=_product_with_ones, default=lambda x: x.sum(1))
 
 
 def _forward(shape, x):
@@ -78,6 +78,6 @@ def _backward(shape, _, dy):
 _sum_of_each.defvjp(_forward, _backward)
 
 
-def product_with_ones(x: Float[Array, "b n c"]) -> Float[Array, "b c"]:
+def _product_with_ones(x: Float[Array, "b n c"]) -> Float[Array, "b c"]:
     """Sum over the second axis."""
     return jnp.einsum("bn,bnc->bc", jnp.ones(x.shape[:2], x.dtype), x)
