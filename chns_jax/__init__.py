@@ -1,6 +1,6 @@
 """Clustering-based hard negative sampling (CHNS) for speaker verification."""
 
-from chns_jax.xla_flags import avoid_wrong_sums
+from chns_jax.devices.xla_flags import avoid_wrong_sums
 
 __version__ = "0.1.0"
 __all__ = ["SpeakerEncoder"]
@@ -11,7 +11,7 @@ avoid_wrong_sums()
 def __getattr__(name: str):
     """`from chns_jax import SpeakerEncoder` imports JAX; `import chns_jax` does not."""
     if name == "SpeakerEncoder":
-        from chns_jax.speaker_encoder import SpeakerEncoder
+        from chns_jax.verification.speaker_encoder import SpeakerEncoder
 
         return SpeakerEncoder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 
-from chns_jax.command_line import make_parser, parse
-from chns_jax.errors import UserError, run
+from chns_jax.common.command_line import make_parser, parse
+from chns_jax.common.errors import UserError, run
 
 ROWS = (
     "ecapa", "thin_resnet", "features", "losses", "plans", "refresh", "loading", "embedding",

@@ -10,9 +10,9 @@ from typing import Literal
 
 from jsonargparse.typing import OpenUnitInterval
 
-from chns_jax.command_line import make_parser, parse
-from chns_jax.errors import UserError, run
-from chns_jax.evaluate import add_trial_arguments, score_trials
+from chns_jax.common.command_line import make_parser, parse
+from chns_jax.common.errors import UserError, run
+from chns_jax.verification.trial_options import add_trial_arguments, score_trials
 
 FALSE_ACCEPT_RATE = 0.01
 
@@ -52,14 +52,15 @@ def main(argv: list[str]) -> None:
 
     import numpy as np
 
-    from chns_jax import cohort as cohorts
-    from chns_jax.files import check_spares
-    from chns_jax.logs import say
+    from chns_jax.common.console import say
+    from chns_jax.common.files import check_spares
+    from chns_jax.runs.folder import RunFolder, training_speakers
     from chns_jax.scoring import calibration
-    from chns_jax.split import training_speakers
+    from chns_jax.verification import cohort as cohorts
 
     folder = Path(chosen.model).expanduser()
-    check_spares(folder / calibration.FILE, [chosen.trials, chosen.enrolment])
+    path = RunFolder(folder).calibration
+    check_spares(path, [chosen.trials, chosen.enrolment])
     scored, cohort, encoder = score_trials(chosen, by_speaker=True)
     data = dataclasses.replace(encoder.config.data, cache=chosen.cache)
     config = dataclasses.replace(encoder.config, data=data)
@@ -84,7 +85,7 @@ def main(argv: list[str]) -> None:
     )
     if cohort is not None:
         cohorts.save(folder, cohort, scored.made_by)
-    path = calibration.save(folder, made)
+    calibration.save(path, made)
     cohorts.remove_others(folder, scored.made_by)
     print(json.dumps(dataclasses.asdict(made)))
     print(f"calibrated: {path}", file=sys.stderr)

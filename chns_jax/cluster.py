@@ -8,8 +8,8 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from chns_jax.command_line import add_cache, add_model, make_parser, parse
-from chns_jax.errors import run
+from chns_jax.common.command_line import add_cache, add_model, make_parser, parse
+from chns_jax.common.errors import run
 
 
 def main(argv: list[str]) -> None:
@@ -44,17 +44,17 @@ def main(argv: list[str]) -> None:
     add_cache(parser)
     chosen = parse(parser, argv)
 
-    from chns_jax import model
-    from chns_jax.corpus.index import index
-    from chns_jax.embedding import make_table
-    from chns_jax.files import check_file
-    from chns_jax.sampling import clusters
-    from chns_jax.sampling.pipeline import Reader
+    from chns_jax.common.files import check_file
+    from chns_jax.corpus.open import open_corpus
+    from chns_jax.corpus.reader import Reader
+    from chns_jax.embedding import model
+    from chns_jax.embedding.clustering import make_table
+    from chns_jax.sampling import table as tables
 
     check_file(chosen.out, [chosen.root, chosen.model])
     encoder = model.load(chosen.model, chosen.checkpoint)
     config = encoder.config
-    corpus = index(chosen.root, chosen.cache)
+    corpus = open_corpus(chosen.root, chosen.cache)
     reader = Reader(corpus, config.features.sample_rate, config.data.threads)
     sampler = dataclasses.replace(
         config.sampler,
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
         normalise_first=chosen.normalise_first,
     )
     table = make_table(
-        encoder.encode,
+        encoder.embedder,
         encoder.variables,
         reader,
         sampler,
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
         seed=chosen.seed,
         round=0,
     )
-    clusters.save(chosen.out, table, corpus.speakers)
+    tables.save(chosen.out, table, corpus.speakers)
     print(
         f"{len(corpus.speakers)} speakers in {len(table.centroids)} clusters of "
         f"{table.sizes.min()} to {table.sizes.max()}: {chosen.out}",

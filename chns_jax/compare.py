@@ -8,8 +8,8 @@ from pathlib import Path
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from chns_jax.command_line import add_cache, add_checkpoint, add_segments, make_parser, parse
-from chns_jax.errors import UserError, run
+from chns_jax.common.command_line import add_cache, add_checkpoint, add_segments, make_parser, parse
+from chns_jax.common.errors import UserError, run
 
 
 def main(argv: list[str]) -> None:
@@ -72,11 +72,12 @@ def main(argv: list[str]) -> None:
     if prefix is not None and (not os.path.basename(prefix) or os.path.isdir(prefix)):
         raise UserError(f"--out {chosen.out} names a folder: add how the files' names begin")
 
-    from chns_jax import evaluation, model
-    from chns_jax.files import check_file, replacing
+    from chns_jax.common.files import check_file, replacing
+    from chns_jax.corpus import trials as trial_lists
+    from chns_jax.embedding import model
     from chns_jax.scoring import comparison
-    from chns_jax.scoring import trials as trial_lists
     from chns_jax.scoring.bootstrap import check_replicates
+    from chns_jax.verification import evaluation
 
     check_replicates(chosen.replicates)
     outputs = [f"{prefix}.md", f"{prefix}.csv"] if prefix is not None else []

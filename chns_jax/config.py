@@ -26,8 +26,8 @@ from jsonargparse.typing import (
     PositiveInt,
 )
 
-from chns_jax.command_line import make_parser, parse
-from chns_jax.errors import UserError
+from chns_jax.common.command_line import make_parser, parse
+from chns_jax.common.errors import UserError
 
 BUILTIN_VOICES = "builtin:voices"
 LONGEST_SECONDS = 600  # of a crop, or of a segment

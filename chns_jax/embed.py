@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from chns_jax.command_line import add_model, add_segments, make_parser, parse
-from chns_jax.errors import UserError, run
+from chns_jax.common.command_line import add_model, add_segments, make_parser, parse
+from chns_jax.common.errors import UserError, run
 
 SECONDS_BETWEEN_PARTS = 30
 
@@ -38,15 +38,18 @@ def main(argv: list[str]) -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from chns_jax import embedding_cache, embedding_files, model
+    from chns_jax.common.console import say
+    from chns_jax.common.files import check_file
+    from chns_jax.common.prefetch import ahead
     from chns_jax.corpus import skipped
     from chns_jax.corpus.audio import AudioError, read_whole
     from chns_jax.corpus.inputs import utterances
-    from chns_jax.embedding import embed_waveforms, segment_samples
-    from chns_jax.files import check_file
-    from chns_jax.logs import say
-    from chns_jax.step import sha256
-    from chns_jax.threads import ahead
+    from chns_jax.embedding import cache as embedding_cache
+    from chns_jax.embedding import files as embedding_files
+    from chns_jax.embedding import model
+    from chns_jax.embedding.embedder import segment_samples
+    from chns_jax.embedding.utterances import embed_waveforms
+    from chns_jax.runs.state import sha256
 
     out = Path(chosen.out).expanduser()
     listed = out.with_name(f"{out.name}.skipped.txt")
@@ -58,7 +61,7 @@ def main(argv: list[str]) -> None:
     encoder = model.load(chosen.model, chosen.checkpoint)
     config = encoder.config
     sample_rate = config.features.sample_rate
-    segment = segment_samples(encoder.encode, sample_rate, chosen.segments)
+    segment = segment_samples(encoder.embedder, sample_rate, chosen.segments)
 
     # Embeddings that are done, from an earlier start on.
     parts = out.with_name(f"{out.name}.partial")
@@ -95,7 +98,7 @@ def main(argv: list[str]) -> None:
     fresh: dict[embedding_cache.Key, np.ndarray] = {}
     saved = time.monotonic()
     made = embed_waveforms(
-        encoder.encode, encoder.variables, readable(), sample_rate=sample_rate, segment=segment
+        encoder.embedder, encoder.variables, readable(), sample_rate=sample_rate, segment=segment
     )
     try:
         for i, embedding in made:

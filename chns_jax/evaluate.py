@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse import Namespace
+from jsonargparse.typing import NonNegativeInt
 
-from chns_jax.command_line import add_cache, add_model, add_segments, make_parser, parse
-from chns_jax.errors import UserError, run
+from chns_jax.common.command_line import make_parser, parse
+from chns_jax.common.errors import UserError, run
+from chns_jax.verification.trial_options import add_trial_arguments, score_trials
 
 if TYPE_CHECKING:
-    from chns_jax.cohort import Cohort
-    from chns_jax.evaluation import Evaluation, Scores
-    from chns_jax.model import Model
     from chns_jax.scoring.calibration import Calibration
+    from chns_jax.verification.evaluation import Evaluation
 
 DIGITS = 6
 
@@ -54,14 +53,15 @@ def main(argv: list[str]) -> None:
     if chosen.metadata and not chosen.report:
         raise UserError("--metadata is only for a page: give --report FILE.html")
 
-    from chns_jax import pages
+    from chns_jax.common.console import say
+    from chns_jax.common.files import check_file, replacing
     from chns_jax.corpus.metadata import read_genders
-    from chns_jax.evaluation import evaluate
-    from chns_jax.files import check_file, replacing
-    from chns_jax.logs import say
+    from chns_jax.corpus.trials import OtherSpeakers
+    from chns_jax.reports import pages
+    from chns_jax.runs.folder import RunFolder
     from chns_jax.scoring import calibration
     from chns_jax.scoring.bootstrap import FEWEST_SPEAKERS, check_replicates
-    from chns_jax.scoring.trials import OtherSpeakers
+    from chns_jax.verification.evaluation import evaluate
 
     if chosen.replicates:
         check_replicates(chosen.replicates)
@@ -76,11 +76,11 @@ def main(argv: list[str]) -> None:
         scored, *_ = score_trials(chosen, by_speaker=chosen.replicates > 0)
     except OtherSpeakers as error:
         raise UserError(f"{error}; --replicates 0 does without the speakers") from error
-    run_folder = Path(chosen.model).expanduser()
-    made = calibration.load(run_folder)
+    calibrated_in = RunFolder(Path(chosen.model).expanduser()).calibration
+    made = calibration.load(calibrated_in)
     mismatch = made and made.mismatch(scored.made_by)
     if mismatch:
-        say(f"{run_folder / calibration.FILE} {mismatch} and is not used")
+        say(f"{calibrated_in} {mismatch} and is not used")
         made = None
     result = evaluate(scored, count=chosen.replicates, seed=chosen.seed, calibration=made)
     if chosen.replicates and not result.intervals:
@@ -119,7 +119,7 @@ def _write_report(
     """The page, of log-likelihood ratios where a calibration gives them."""
     import numpy as np
 
-    from chns_jax.scoring.report import trial_genders, write_report
+    from chns_jax.reports.evaluation_page import trial_genders, write_report
 
     scored = result.scored
     of_trials = None
@@ -145,86 +145,6 @@ def _write_report(
         threshold_is=set_for,
         genders=of_trials,
     )
-
-
-def add_trial_arguments(parser: ArgumentParser) -> None:
-    """What `score_trials` reads."""
-    add_model(parser)
-    parser.add_argument(
-        "--trials",
-        type=str,
-        required=True,
-        help='Lines of "<1 or 0> <enrolment> <test>", or "<enrolment> <test> <target or '
-        'nontarget>".',
-    )
-    parser.add_argument(
-        "--root", type=str, required=True, help="Folder of the files that the list names."
-    )
-    parser.add_argument(
-        "--enrolment",
-        type=str | None,
-        default=None,
-        help='Lines of "<model> <utterance> <utterance> ...": the trials name models.',
-    )
-    add_segments(parser)
-    parser.add_argument(
-        "--norm",
-        type=Literal["as-norm"] | None,
-        default=None,
-        help="Normalise scores by those of the nearest impostors.",
-    )
-    parser.add_argument(
-        "--cohort",
-        type=str | None,
-        default=None,
-        help="Folder of the impostors' speech, of other speakers than the trials'; the run's "
-        "training speakers when not given.",
-    )
-    parser.add_argument(
-        "--cohort_size",
-        type=PositiveInt,
-        default=300,
-        help="Nearest impostors that count, or all of fewer.",
-    )
-    parser.add_argument(
-        "--cohort_utterances", type=PositiveInt, default=5, help="Utterances of each impostor."
-    )
-    add_cache(parser)
-
-
-def score_trials(chosen: Namespace, *, by_speaker: bool) -> tuple[Scores, Cohort | None, Model]:
-    """The scores of the trials that a command's arguments name, the cohort of their norm, and the
-    model."""
-    if chosen.cohort and not chosen.norm:
-        raise UserError("--cohort is for --norm as-norm: give both or neither")
-
-    from chns_jax import cohort as cohorts
-    from chns_jax import evaluation, model
-    from chns_jax.scoring import trials as trial_lists
-
-    trial_lists.read(chosen.trials)  # what is wrong with the list is said before much is loaded
-    encoder = model.load(chosen.model, chosen.checkpoint)
-    cohort = None
-    if chosen.norm:
-        cohort = cohorts.make_cohort(
-            encoder,
-            chosen.cache,
-            root=chosen.cohort,
-            top=chosen.cohort_size,
-            per_speaker=chosen.cohort_utterances,
-            segments=chosen.segments,
-        )
-    scored = evaluation.score(
-        encoder,
-        chosen.trials,
-        chosen.root,
-        chosen.cache,
-        enrolment=chosen.enrolment,
-        segments=chosen.segments,
-        cohort=cohort,
-        by_speaker=by_speaker,
-    )
-    return scored, cohort, encoder
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from chns_jax.command_line import add_cache, add_model, make_parser, parse
-from chns_jax.errors import UserError, run
+from chns_jax.common.command_line import add_cache, add_model, make_parser, parse
+from chns_jax.common.errors import UserError, run
 
 CROP_SECONDS = 3.0  # of embedded sound
 PAIRS_WITH_SOUND = 20  # with embedded sound, 0.1 MB each
@@ -50,18 +50,20 @@ def main(argv: list[str]) -> None:
     import os
     from pathlib import Path
 
-    from chns_jax import exploration, exploration_page, model, pages, sound
+    from chns_jax.common.files import check_file
+    from chns_jax.common.vectors import means
     from chns_jax.corpus import records
-    from chns_jax.corpus.index import index
-    from chns_jax.embedding import embed_utterances
-    from chns_jax.files import check_file
-    from chns_jax.sampling import clusters
-    from chns_jax.sampling.pipeline import Reader
+    from chns_jax.corpus.open import open_corpus
+    from chns_jax.corpus.reader import Reader
+    from chns_jax.embedding import model
+    from chns_jax.embedding.utterances import embed_utterances
+    from chns_jax.reports import exploration, exploration_page, pages, sound
+    from chns_jax.sampling import kmeans
 
     pages.check_plotly()
     out = Path(chosen.out).expanduser()
     check_file(out, [chosen.root, chosen.model])
-    corpus = index(chosen.root, chosen.cache)
+    corpus = open_corpus(chosen.root, chosen.cache)
     if len(corpus.speakers) < 2:
         raise UserError(f"{chosen.root} holds one speaker, {corpus.speakers[0]}: two are needed")
     if chosen.audio == "link" and records.parse(corpus.path(0)) is not None:
@@ -73,11 +75,11 @@ def main(argv: list[str]) -> None:
 
     utterances = corpus.evenly_spaced(chosen.utterances_per_speaker)
     embeddings = embed_utterances(
-        encoder.encode, encoder.variables, reader, utterances, samples=config.segment_samples
+        encoder.embedder, encoder.variables, reader, utterances, samples=config.segment_samples
     )
     speaker = corpus.speaker[utterances]
-    voiceprints = clusters.means(embeddings, speaker)
-    table = clusters.cluster(
+    voiceprints = means(embeddings, speaker)
+    table = kmeans.cluster(
         voiceprints, chosen.clusters or config.sampler.clusters, seed=chosen.seed
     )
 

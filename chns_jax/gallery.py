@@ -9,8 +9,8 @@ from pathlib import Path
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
-from chns_jax.command_line import add_model, make_parser, parse
-from chns_jax.errors import run
+from chns_jax.common.command_line import add_model, make_parser, parse
+from chns_jax.common.errors import run
 
 
 def main(argv: list[str]) -> None:
@@ -42,10 +42,11 @@ def main(argv: list[str]) -> None:
 
 
 def _enroll(folder: Path, options: Namespace) -> None:
-    from chns_jax import SpeakerEncoder, gallery_files
+    from chns_jax import SpeakerEncoder
+    from chns_jax.verification import gallery as galleries
 
     encoder = SpeakerEncoder.load(options.model, options.checkpoint)
-    speaker = gallery_files.enroll(folder, options.name, options.files, encoder)
+    speaker = galleries.enroll(folder, options.name, options.files, encoder)
     print(
         f"enrolled {speaker.name} with {speaker.seconds:.1f} s of {speaker.recordings} recordings",
         file=sys.stderr,
@@ -53,11 +54,12 @@ def _enroll(folder: Path, options: Namespace) -> None:
 
 
 def _identify(folder: Path, options: Namespace) -> None:
-    from chns_jax import SpeakerEncoder, gallery_files
-    from chns_jax.logs import say
+    from chns_jax import SpeakerEncoder
+    from chns_jax.common.console import say
+    from chns_jax.verification import gallery as galleries
 
     encoder = SpeakerEncoder.load(options.model, options.checkpoint)
-    enrolled = gallery_files.voices(folder, encoder)
+    enrolled = galleries.voices(folder, encoder)
     voice = encoder.voice([options.file])
     if encoder.calibration is None:
         say(f"{encoder.uncalibrated}, so that nobody can be rejected: chns_jax.calibrate sets a "
@@ -80,25 +82,25 @@ def _identify(folder: Path, options: Namespace) -> None:
         }
         for name in nearest[: options.names]
     ]
-    name = nearest[0] if best.same_speaker else gallery_files.UNKNOWN
+    name = nearest[0] if best.same_speaker else galleries.UNKNOWN
     about = {"threshold": best.threshold, "set_for": best.set_for}
     print(json.dumps({"name": name, **about, "nearest": found}))
 
 
 def _list(folder: Path, options: Namespace) -> None:
-    from chns_jax import gallery_files
+    from chns_jax.verification import gallery as galleries
 
     speakers = [
         {"name": speaker.name, "recordings": speaker.recordings, "seconds": speaker.seconds}
-        for speaker in gallery_files.read(folder)
+        for speaker in galleries.read(folder)
     ]
     print(json.dumps({"speakers": speakers}))
 
 
 def _remove(folder: Path, options: Namespace) -> None:
-    from chns_jax import gallery_files
+    from chns_jax.verification import gallery as galleries
 
-    gallery_files.remove(folder, options.name)
+    galleries.remove(folder, options.name)
     print(f"removed {options.name}", file=sys.stderr)
 
 

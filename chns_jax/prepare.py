@@ -9,8 +9,8 @@ from typing import Literal
 
 from jsonargparse.typing import PositiveInt
 
-from chns_jax.command_line import add_cache, make_parser, parse
-from chns_jax.errors import UserError, run
+from chns_jax.common.command_line import add_cache, make_parser, parse
+from chns_jax.common.errors import UserError, run
 
 
 def main(argv: list[str]) -> None:
@@ -46,13 +46,13 @@ def main(argv: list[str]) -> None:
         raise UserError("give two folders, ROOT and OUT, or one with --verify")
 
     from chns_jax.corpus import shards
-    from chns_jax.corpus.index import index
+    from chns_jax.corpus.open import open_corpus
 
     if chosen.verify:
         print(shards.verify(chosen.root), file=sys.stderr)
         return
     out = _checked_out(chosen.root, chosen.out)
-    corpus = index(chosen.root, chosen.cache)
+    corpus = open_corpus(chosen.root, chosen.cache)
     was_complete = (out / shards.INDEX).exists()
     options = shards.Options(chosen.format, chosen.sample_rate, chosen.shard_mb)
     shards.write(corpus, out, options, chosen.threads)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from chns_jax.command_line import add_model, make_parser, parse
-from chns_jax.errors import UserError, run
+from chns_jax.common.command_line import add_model, make_parser, parse
+from chns_jax.common.errors import UserError, run
 
 
 def main(argv: list[str]) -> None:
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
     chosen = parse(parser, argv)
 
     from chns_jax import SpeakerEncoder
-    from chns_jax.logs import say
+    from chns_jax.common.console import say
 
     encoder = SpeakerEncoder.load(chosen.model, chosen.checkpoint)
     one, other = (encoder.voice([path]) for path in (chosen.one, chosen.other))

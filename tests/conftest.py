@@ -120,11 +120,11 @@ def untrained(tmp_path_factory) -> Path:
     """A run folder whose encoder is that of the start, with its weights drawn at random."""
     from functools import partial
 
-    from chns_jax import checkpoint
     from chns_jax import config as configs
     from chns_jax.encoders import make_encoder
-    from chns_jax.optimizer import make_optimizer
-    from chns_jax.step import init
+    from chns_jax.runs import checkpoint
+    from chns_jax.training.optimizer import make_optimizer
+    from chns_jax.training.step import init
 
     run = tmp_path_factory.mktemp("untrained")
     config = configs.load([*TINY, "--out", str(run)])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from chns_jax.common.errors import UserError
 from chns_jax.corpus.audio import AudioError, check, read_crop, read_header, read_whole
-from chns_jax.errors import UserError
 
 RATE = 16_000
 

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chns_jax.augment import (
+from chns_jax.config import Augment, SpecAugment, Speed
+from chns_jax.training.augment import (
     add_noise,
     augment_audio,
     change_speed,
@@ -13,7 +14,6 @@ from chns_jax.augment import (
     reverberate,
     slot_keys,
 )
-from chns_jax.config import Augment, SpecAugment, Speed
 
 RATE = 16_000
 

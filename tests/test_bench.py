@@ -5,7 +5,7 @@ import pytest
 
 from chns_jax import bench
 from chns_jax.benchmarks import measure, training
-from chns_jax.errors import UserError
+from chns_jax.common.errors import UserError
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chns_jax.buckets import bucket_lengths, cut, pad, segments
+from chns_jax.embedding.buckets import bucket_lengths, cut, pad, segments
 
 
 def ramp(samples):

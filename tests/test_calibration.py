@@ -4,11 +4,12 @@ import json
 import numpy as np
 import pytest
 
+from chns_jax.common.errors import UserError
+from chns_jax.corpus import trials
 from chns_jax.corpus.audio import read_whole
-from chns_jax.errors import UserError
-from chns_jax.scoring import calibration, metrics, trials
+from chns_jax.scoring import calibration, metrics
 from chns_jax.scoring.calibration import calibrate, cross_validated, fit, threshold_for
-from chns_jax.scoring.floor import mfcc_statistics
+from chns_jax.scoring.mfcc_baseline import mfcc_statistics
 
 MADE_BY = {"checkpoint": "c", "segments": None, "norm": None}
 
@@ -80,15 +81,15 @@ def test_what_is_stored_describes_the_trials(tmp_path):
     assert 0.02 - 1 / made.nontargets < accepted <= 0.02
     assert made.min_cllr == pytest.approx(metrics.min_cllr(labels, scores), abs=1e-9)
     assert made.min_cllr < metrics.cllr(labels, llrs) < made.cllr < 1
-    calibration.save(tmp_path, made)
-    assert calibration.load(tmp_path) == made
+    calibration.save(tmp_path / "calibration.json", made)
+    assert calibration.load(tmp_path / "calibration.json") == made
     assert json.loads((tmp_path / "calibration.json").read_text())["set_for"] == {
         "false_accept_rate": 0.02
     }
     assert [path.name for path in tmp_path.iterdir()] == ["calibration.json"]
     (tmp_path / "calibration.json").write_text('{"scale": 1}')
     with pytest.raises(UserError, match="is not what chns_jax.calibrate writes"):
-        calibration.load(tmp_path)
+        calibration.load(tmp_path / "calibration.json")
 
 
 def test_no_speaker_calibrates_the_trials_it_is_in():

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from test_step import CONFIG, LABELS, audio, build
 
-from chns_jax import checkpoint
-from chns_jax.checkpoint import Progress
-from chns_jax.errors import UserError
-from chns_jax.optimizer import make_optimizer
-from chns_jax.sampling.clusters import Table
-from chns_jax.step import sha256, train_step
+from chns_jax.common.errors import UserError
+from chns_jax.runs import checkpoint
+from chns_jax.runs.checkpoint import Progress
+from chns_jax.runs.state import sha256
+from chns_jax.sampling.table import Table
+from chns_jax.training.optimizer import make_optimizer
+from chns_jax.training.step import train_step
 
 TABLE = Table(np.array([1, 0, 1], np.int32), np.eye(2, dtype=np.float32))
 UNDER_WAY = {"params": {"w": np.arange(3, dtype=np.float32)}}

@@ -6,8 +6,8 @@ from conftest import TINY
 from test_train import finish
 
 from chns_jax import evaluate
+from chns_jax.common.errors import UserError
 from chns_jax.compare import main, pair_lists, parse_systems
-from chns_jax.errors import UserError
 
 
 def test_systems_of_the_command_line(tmp_path):

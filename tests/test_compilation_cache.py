@@ -3,7 +3,7 @@ import json
 import jax
 import pytest
 
-from chns_jax.compilation_cache import keep_compiled
+from chns_jax.devices.compilation_cache import keep_compiled
 
 
 @pytest.fixture

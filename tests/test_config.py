@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 
 from chns_jax import config as configs
+from chns_jax.common.errors import UserError
 from chns_jax.config import Config, Sampler
 from chns_jax.corpus.noise import find_noise
-from chns_jax.corpus.rooms import make_responses
+from chns_jax.corpus.reader import Reader
+from chns_jax.corpus.rirs import make_responses
+from chns_jax.corpus.split import make_split
 from chns_jax.encoders import make_encoder
-from chns_jax.errors import UserError
-from chns_jax.optimizer import make_optimizer
-from chns_jax.sampling import clusters
-from chns_jax.sampling.pipeline import Reader, training_batches
-from chns_jax.split import make_split
-from chns_jax.step import init, train_step
+from chns_jax.sampling import kmeans
+from chns_jax.sampling.pipeline import training_batches
+from chns_jax.training.optimizer import make_optimizer
+from chns_jax.training.step import init, train_step
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
@@ -117,7 +118,7 @@ def two_steps(config) -> list[float]:
     table = None
     if config.sampler.kind == "chns":
         voiceprints = np.random.default_rng(0).normal(size=(len(corpus.speakers), 8))
-        table = clusters.cluster(voiceprints, config.sampler.clusters, seed=seed)
+        table = kmeans.cluster(voiceprints, config.sampler.clusters, seed=seed)
     encoder = make_encoder(config.encoder)
     tx = make_optimizer(config.optimizer, config.training.steps)
     state = init(config, encoder, tx, len(corpus.speakers))

@@ -10,10 +10,12 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 from chns_jax import config as configs
-from chns_jax import convert, model
+from chns_jax import convert
+from chns_jax.common.errors import UserError
 from chns_jax.config import Config, Ecapa, Encoder, ThinResNet
+from chns_jax.embedding import model
 from chns_jax.encoders import make_encoder
-from chns_jax.errors import UserError
+from chns_jax.interop import torch_weights
 
 ECAPA = Encoder(
     embedding=8,
@@ -40,7 +42,7 @@ def state_of(encoder: Encoder) -> dict[str, np.ndarray]:
     )
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda a: rng.uniform(0.1, 1, a.shape).astype(np.float32), shapes)
-    return convert.to_torch(variables, encoder, bands=BANDS)
+    return torch_weights.to_torch(variables, encoder, bands=BANDS)
 
 
 def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
@@ -64,10 +66,10 @@ def test_the_references_weights_come_back_bit_for_bit(golden, name):
     arrays = golden(name)
     state = {k.removeprefix("state."): v for k, v in arrays.items() if k.startswith("state.")}
     made_with = json.loads(str(arrays["config"]))
-    kind, prefix = convert.find_encoder(state)
+    kind, prefix = torch_weights.find_encoder(state)
     assert prefix == ""
     # Filters of fewer than 8 channels are no config, so the arguments are read by hand.
-    inferred = convert.infer(state, kind)
+    inferred = torch_weights.infer(state, kind)
     inferred = dict(zip(inferred[::2], inferred[1::2], strict=True))
     if kind == "ecapa_tdnn":
         names = ("channels", "kernel_sizes", "res2net_scale", "se_channels", "attention_channels")
@@ -86,7 +88,7 @@ def test_the_references_weights_come_back_bit_for_bit(golden, name):
             made_with["layers"], made_with["num_filters"], made_with["encoder_type"].lower(),
         ]  # fmt: skip
         encoder = Encoder(kind=kind, embedding=made_with["nOut"], thin_resnet=ThinResNet(**options))
-    back = convert.to_torch(convert.from_torch(state, encoder), encoder)
+    back = torch_weights.to_torch(torch_weights.from_torch(state, encoder), encoder)
     counters = {key for key in state if key.endswith("num_batches_tracked")}
     assert counters and all(
         back[key].dtype == np.int64 and back[key].shape == () and back[key] == 0 for key in counters
@@ -115,7 +117,7 @@ def test_a_file_becomes_a_run_and_a_file_again(tmp_path, encoder, capsys):
         {"params": loaded.variables["params"]["encoder"],
          "batch_stats": loaded.variables["batch_stats"]}
     )  # fmt: skip
-    theirs = flatten_dict(convert.from_torch(state, encoder, bands=BANDS))
+    theirs = flatten_dict(torch_weights.from_torch(state, encoder, bands=BANDS))
     assert set(mine) == set(theirs)
     assert all(np.asarray(mine[path]).tobytes() == theirs[path].tobytes() for path in mine)
 
@@ -127,15 +129,15 @@ def test_a_file_becomes_a_run_and_a_file_again(tmp_path, encoder, capsys):
 def test_an_npz_is_read_as_well(tmp_path):
     state = state_of(RESNET)
     np.savez(tmp_path / "w.npz", **state)
-    assert_same(convert.read_file(tmp_path / "w.npz"), state)
+    assert_same(torch_weights.read_file(tmp_path / "w.npz"), state)
 
 
 def test_a_run_with_a_loss_is_written_without_it(tmp_path):
     """Training has params["loss"], which no PyTorch encoder has."""
-    from chns_jax import checkpoint
+    from chns_jax.runs import checkpoint
 
     state, config = state_of(ECAPA), Config(out="x", encoder=ECAPA)
-    encoder = convert.from_torch(state, ECAPA, bands=BANDS)
+    encoder = torch_weights.from_torch(state, ECAPA, bands=BANDS)
     variables = {
         "params": {"encoder": encoder["params"], "loss": {"log_temperature": np.float32(0)}},
         "batch_stats": encoder["batch_stats"],
@@ -155,9 +157,9 @@ def test_an_encoder_is_found_under_its_prefix(encoder, prefix):
     whole = {prefix + name: value for name, value in state.items()}
     whole |= {"loss.temperature": np.ones(()), "classifier.fc.weight": np.ones((3, 8))}
     loaded = {"state_dict": whole, "epoch": 3, "hyper_parameters": {"lr": 0.1}}
-    found = convert.unwrap(loaded)
-    assert convert.find_encoder(found) == (encoder.kind, prefix)
-    assert convert.unwrap(whole).keys() == whole.keys()
+    found = torch_weights.unwrap(loaded)
+    assert torch_weights.find_encoder(found) == (encoder.kind, prefix)
+    assert torch_weights.unwrap(whole).keys() == whole.keys()
 
 
 def test_what_is_left_out_is_said(tmp_path, capsys):
@@ -175,22 +177,22 @@ def test_two_encoders_and_none_are_refused():
     state = state_of(RESNET)
     two = {f"{side}.{name}": value for side in ("a", "b") for name, value in state.items()}
     with pytest.raises(UserError, match="holds 2 encoders, under 'a.', 'b.'"):
-        convert.find_encoder(two)
+        torch_weights.find_encoder(two)
     with pytest.raises(UserError, match="no name ends with mfa.conv.conv.weight or sap_linear"):
-        convert.find_encoder({"weight": np.ones(3)})
+        torch_weights.find_encoder({"weight": np.ones(3)})
     for loaded in (np.ones(3), {}, {"state_dict": 3}, {"state_dict": {}}, {"epoch": 3}):
         with pytest.raises(UserError, match="holds no state dict of tensors by name$"):
-            convert.unwrap(loaded)
+            torch_weights.unwrap(loaded)
 
 
 def test_a_state_dict_is_found_one_level_down():
     state = {"weight": np.ones(3)}
     for name in ("state_dict", "model", "model_state_dict"):
-        assert convert.unwrap({name: state, "epoch": 3, "optimizer": {"lr": 0.1}}) == state
+        assert torch_weights.unwrap({name: state, "epoch": 3, "optimizer": {"lr": 0.1}}) == state
     with pytest.raises(UserError, match="no state dict of tensors by name but under net, ema:"):
-        convert.unwrap({"net": state, "ema": state, "epoch": 3})
+        torch_weights.unwrap({"net": state, "ema": state, "epoch": 3})
     with pytest.raises(UserError, match="holds state dicts under state_dict, model: keep one"):
-        convert.unwrap({"model": state, "state_dict": state})
+        torch_weights.unwrap({"model": state, "state_dict": state})
 
 
 @pytest.mark.parametrize(
@@ -228,7 +230,7 @@ def test_a_tensor_of_a_kind_that_numpy_does_not_have_is_named(tmp_path):
     state = {"fc.weight": np.ones(3, ml_dtypes.float8_e4m3fn)}
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match="tensor fc.weight is F8_E4M3, which NumPy does not have"):
-        convert.read_file(tmp_path / "w.safetensors")
+        torch_weights.read_file(tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize("encoder", [ECAPA, RESNET], ids=["ecapa", "resnet"])
@@ -237,13 +239,13 @@ def test_a_tensor_that_does_not_fit_is_named(encoder):
 
     def message(changed: dict) -> str:
         with pytest.raises(UserError) as caught:
-            convert.from_torch(changed, encoder, bands=BANDS)
+            torch_weights.from_torch(changed, encoder, bands=BANDS)
         return str(caught.value)
 
     for name, value in list(state.items())[::9]:
         without = {key: value for key, value in state.items() if key != name}
         if name.endswith("num_batches_tracked"):
-            convert.from_torch(without, encoder, bands=BANDS)
+            torch_weights.from_torch(without, encoder, bands=BANDS)
             continue
         assert f"tensor {name} is missing" in message(without)
         wrong = message({**without, name: np.ones((*value.shape, 2), np.float32)})
@@ -257,24 +259,25 @@ def test_a_tensor_that_does_not_fit_is_named(encoder):
 
 
 def test_variables_that_do_not_fit_are_named():
-    variables = convert.from_torch(state_of(ECAPA), ECAPA, bands=BANDS)
+    variables = torch_weights.from_torch(state_of(ECAPA), ECAPA, bands=BANDS)
     fc = variables["params"]["fc"]
     kernel = fc.pop("kernel")
     with pytest.raises(UserError, match=r"tensor fc.conv.weight is missing$"):
-        convert.to_torch(variables, ECAPA, bands=BANDS)
+        torch_weights.to_torch(variables, ECAPA, bands=BANDS)
     fc["kernel"] = kernel[0]
     with pytest.raises(UserError, match=r"has shape \(48, 8\) instead of \(8, 48, 1\)$"):
-        convert.to_torch(variables, ECAPA, bands=BANDS)
+        torch_weights.to_torch(variables, ECAPA, bands=BANDS)
     fc |= {"kernel": kernel, "more": np.ones(3)}
     with pytest.raises(UserError, match="tensor params/fc/more is unknown"):
-        convert.to_torch(variables, ECAPA, bands=BANDS)
+        torch_weights.to_torch(variables, ECAPA, bands=BANDS)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
 def test_other_precisions_become_float32(tmp_path, dtype):
     state = {k: v if v.dtype == np.int64 else v.astype(dtype) for k, v in state_of(RESNET).items()}
     save_file(state, tmp_path / "w.safetensors")
-    variables = convert.from_torch(convert.read_file(tmp_path / "w.safetensors"), RESNET)
+    read = torch_weights.read_file(tmp_path / "w.safetensors")
+    variables = torch_weights.from_torch(read, RESNET)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
     np.testing.assert_array_equal(
         variables["params"]["fc"]["kernel"], state["fc.weight"].T.astype(np.float32)
@@ -365,7 +368,7 @@ def test_pytorchs_files(tmp_path):
     tensors = {f"encoder.{k}": torch.from_numpy(np.array(v)) for k, v in state.items()}
     tensors["encoder.fc.weight"] = torch.nn.Parameter(tensors["encoder.fc.weight"].bfloat16())
     torch.save({"state_dict": tensors, "epoch": 3}, tmp_path / "w.ckpt")
-    read = convert.read_file(tmp_path / "w.ckpt")
+    read = torch_weights.read_file(tmp_path / "w.ckpt")
     assert set(read) == set(tensors) and read["encoder.fc.weight"].dtype == np.float32
     np.testing.assert_allclose(read["encoder.fc.weight"], state["fc.weight"], rtol=1e-2)
     convert.main([str(tmp_path / "w.ckpt"), str(tmp_path / "run")])

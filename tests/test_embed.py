@@ -10,9 +10,10 @@ import pytest
 import soundfile
 from conftest import write_tone
 
-from chns_jax import SpeakerEncoder, embed, embedding_files
+from chns_jax import SpeakerEncoder, embed
+from chns_jax.common.errors import UserError
 from chns_jax.corpus import audio
-from chns_jax.errors import UserError
+from chns_jax.embedding import files as embedding_files
 
 
 def run(untrained, out, *inputs, options=()):
@@ -154,7 +155,8 @@ def test_a_stopped_job_goes_on(untrained, tones, tmp_path, monkeypatch, expected
 
     monkeypatch.setattr(audio, "read_whole", read)
     monkeypatch.setattr(embed, "SECONDS_BETWEEN_PARTS", 0)
-    monkeypatch.setattr("chns_jax.embedding.bucket_lengths", lambda rate: [60 * rate])  # full soon
+    full_soon = "chns_jax.embedding.utterances.bucket_lengths"
+    monkeypatch.setattr(full_soon, lambda rate: [60 * rate])
     with pytest.raises(KeyboardInterrupt):
         run(untrained, out, tones)
     finished = embedding_files.read_parts(tmp_path / "x.npz.partial", 8)
@@ -172,7 +174,7 @@ def test_a_stopped_job_goes_on(untrained, tones, tmp_path, monkeypatch, expected
 def test_a_job_that_goes_on_embeds_changed_files_again(untrained, tmp_path, monkeypatch):
     """Other recordings of the same names are not given the embeddings of the old ones."""
 
-    def embed_waveforms(encode, variables, waveforms, **options):
+    def embed_waveforms(embedder, variables, waveforms, **options):
         for key, waveform in waveforms:
             asked.append(key)
             yield key, np.resize(waveform, 8).astype(np.float32)
@@ -194,7 +196,7 @@ def test_a_job_that_goes_on_embeds_changed_files_again(untrained, tmp_path, monk
             np.testing.assert_array_equal(embedding, waveform[:8])
 
     out, asked = tmp_path / "x.npz", []
-    monkeypatch.setattr("chns_jax.embedding.embed_waveforms", embed_waveforms)
+    monkeypatch.setattr("chns_jax.embedding.utterances.embed_waveforms", embed_waveforms)
     for i, name in enumerate(["one/a.wav", "one/b.wav", "other/a.wav", "other/b.wav"]):
         write_tone(tmp_path / name, 0.5, hertz=100, seed=i)
     check(tmp_path / "one", 0)

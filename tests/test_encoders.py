@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from chns_jax.config import Ecapa, Encoder, ThinResNet
-from chns_jax.convert import from_torch, to_torch
 from chns_jax.encoders import make_encoder
 from chns_jax.encoders.layers import AttentiveStatistics, BatchNorm, Conv1d, SqueezeExcitation
+from chns_jax.interop.torch_weights import from_torch, to_torch
 
 SMALL = Encoder(embedding=8, ecapa=Ecapa(channels=(8, 8, 8, 8, 16), res2net_scale=4))
 

@@ -7,8 +7,9 @@ import pytest
 import soundfile
 from conftest import write_tone
 
-from chns_jax import SpeakerEncoder, embedding_cache, evaluate
-from chns_jax.errors import UserError
+from chns_jax import SpeakerEncoder, evaluate
+from chns_jax.common.errors import UserError
+from chns_jax.embedding import cache as embedding_cache
 from chns_jax.scoring import metrics
 
 NAMES = [f"s{s:02d}/r{u // 2}/u{u}.flac" for s in range(6) for u in range(4)]
@@ -62,7 +63,7 @@ def test_whole_utterances_by_their_cosine(run, embedding):
 
 def test_few_speakers_have_no_intervals(run, tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr("chns_jax.logs.say", said.append)
+    monkeypatch.setattr("chns_jax.common.console.say", said.append)
     of_four = [line for line in LINES if "s04" not in line and "s05" not in line]
     (tmp_path / "four.txt").write_text("".join(of_four))
     result, _ = run(trials=tmp_path / "four.txt")
@@ -73,9 +74,9 @@ def test_few_speakers_have_no_intervals(run, tmp_path, monkeypatch):
 def test_a_second_evaluation_embeds_nothing(run, tones, tmp_path, monkeypatch):
     embedded = []
 
-    def counting(encode, variables, reader, rows):
+    def counting(embedder, variables, reader, rows):
         embedded.extend(reader.corpus.names[row] for row in rows)
-        return real(encode, variables, reader, rows)
+        return real(embedder, variables, reader, rows)
 
     real = embedding_cache.embed_whole
     monkeypatch.setattr(embedding_cache, "embed_whole", counting)

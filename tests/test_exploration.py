@@ -5,12 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
-from chns_jax import exploration
-from chns_jax.errors import UserError
-from chns_jax.exploration import Refresh
-from chns_jax.exploration_page import FIT_PERCENTILE, SAME_PERCENTILE
-from chns_jax.sampling import clusters
-from chns_jax.sampling.clusters import Table, means, unit
+from chns_jax.common.errors import UserError
+from chns_jax.common.vectors import means, unit
+from chns_jax.reports import exploration
+from chns_jax.reports.exploration import Refresh
+from chns_jax.reports.exploration_page import FIT_PERCENTILE, SAME_PERCENTILE
+from chns_jax.sampling import table as tables
+from chns_jax.sampling.table import Table
 
 SPEAKERS, EACH, WIDTH = 40, 8, 64
 
@@ -151,7 +152,7 @@ def test_tables_of_a_run(tmp_path):
     assert exploration.refreshes(tmp_path) == []
     table = Table(np.array([0, 1], np.int32), np.eye(2, dtype=np.float32))
     for step in (20, 3, 100):
-        clusters.save(tmp_path / "tables" / f"step_{step:07d}.npz", table, ["a", "b"])
+        tables.save(tmp_path / "tables" / f"step_{step:07d}.npz", table, ["a", "b"])
     (tmp_path / "tables" / "step_x.npz").write_text("")
     found = exploration.refreshes(tmp_path)
     assert [refresh.step for refresh in found] == [3, 20, 100]

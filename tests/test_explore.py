@@ -12,9 +12,9 @@ import pytest
 import soundfile
 
 from chns_jax import explore
-from chns_jax.errors import UserError
-from chns_jax.sampling import clusters
-from chns_jax.sampling.clusters import Table
+from chns_jax.common.errors import UserError
+from chns_jax.sampling import table as tables
+from chns_jax.sampling.table import Table
 
 
 def run(untrained, root, out, *options):
@@ -30,7 +30,7 @@ def run_with_tables(untrained, tmp_path):
     for step in (100, 200, 300):
         table = Table(rng.integers(0, 3, 10).astype(np.int32), np.eye(3, dtype=np.float32))
         names = [f"s{i:02d}" for i in range(10)]
-        clusters.save(run / "tables" / f"step_{step:07d}.npz", table, names)
+        tables.save(run / "tables" / f"step_{step:07d}.npz", table, names)
     return run
 
 

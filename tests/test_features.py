@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from chns_jax.config import Features
-from chns_jax.features import frame_count, log_mel, mel_filters
+from chns_jax.encoders.features import frame_count, log_mel, mel_filters
 
 RAW = Features(mean_normalise=False)
 

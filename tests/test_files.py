@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from chns_jax.errors import UserError
-from chns_jax.files import UNFINISHED, check_file, check_spares, remove_leftovers, replacing
+from chns_jax.common.errors import UserError
+from chns_jax.common.files import UNFINISHED, check_file, check_spares, remove_leftovers, replacing
 
 
 def test_what_cannot_be_written_is_said_by_its_name(tmp_path):

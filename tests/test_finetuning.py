@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from test_step import CONFIG, build
 
-from chns_jax import checkpoint, train
-from chns_jax.checkpoint import Progress
+from chns_jax import train
+from chns_jax.common.errors import UserError
 from chns_jax.config import Augment, Ecapa, Loss, Speed, ThinResNet, to_yaml
-from chns_jax.errors import UserError
-from chns_jax.finetuning import start_from
+from chns_jax.runs import checkpoint
+from chns_jax.runs.checkpoint import Progress
+from chns_jax.training.finetuning import start_from
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 AAM = dataclasses.replace(CONFIG, loss=Loss(kind="aam_softmax"))

@@ -9,7 +9,7 @@ import pytest
 from conftest import TINY
 from test_train import finish, step_of, wait_for
 
-from chns_jax.logs import records
+from chns_jax.training.logs import records
 
 pytestmark = pytest.mark.slow
 

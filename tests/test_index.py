@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from conftest import write_tone
 
+from chns_jax.common.errors import UserError
 from chns_jax.corpus import index as index_module
-from chns_jax.corpus.index import Strings, index, join
-from chns_jax.errors import UserError
+from chns_jax.corpus.corpus import Strings, join
+from chns_jax.corpus.open import open_corpus
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def opened(monkeypatch):
 
 
 def test_speaker_recording_utterance(tones, tmp_path):
-    corpus = index(tones, tmp_path)
+    corpus = open_corpus(tones, tmp_path)
     assert list(corpus.speakers) == [f"s{i:02d}" for i in range(12)]
     assert list(corpus.names)[:5] == [
         "s00/r0/u0.flac", "s00/r0/u1.flac", "s00/r1/u2.flac", "s00/r1/u3.flac", "s01/r0/u0.flac",
@@ -43,7 +44,7 @@ def test_speaker_utterance_makes_every_file_a_recording(tmp_path):
         write_tone(tmp_path / "root" / name, 0.2, hertz=100)
     (tmp_path / "root" / "notes.txt").write_text("no audio")
     (tmp_path / "root" / "a" / ".hidden.wav").write_text("no audio")
-    corpus = index(tmp_path / "root", tmp_path)
+    corpus = open_corpus(tmp_path / "root", tmp_path)
     names = ["a/0.wav", "a/1.wav", "a/rec/x.wav", "a/rec/y.wav", "b/2.wav"]
     assert list(corpus.names) == names
     np.testing.assert_array_equal(corpus.recording, [0, 1, 2, 2, 3])
@@ -59,7 +60,7 @@ def test_kaldi(tones, tmp_path, opened):
     (data / "wav.scp").write_text("".join(f"{n} {tones / f}\n" for n, f in pairs))
     (data / "utt2spk").write_text("".join(f"{n} {n[:3]}\n" for n in names))
     (data / "utt2dur").write_text("s01-b-00001 0.75\n")
-    corpus = index(data, tmp_path)
+    corpus = open_corpus(data, tmp_path)
     assert list(corpus.speakers) == ["s00", "s01"]
     assert sorted(corpus.names) == sorted(names)
     recording = dict(zip(corpus.names, corpus.recording, strict=True))
@@ -70,7 +71,7 @@ def test_kaldi(tones, tmp_path, opened):
     assert corpus.seconds[row] == 0.75 and "u2.flac" not in opened  # utt2dur is believed
     (data / "utt2spk").unlink()
     (data / "spk2utt").write_text(f"s00 {names[2]}\ns01 {names[0]} {names[1]} {names[3]}\n")
-    np.testing.assert_array_equal(index(data, tmp_path).speaker, corpus.speaker)
+    np.testing.assert_array_equal(open_corpus(data, tmp_path).speaker, corpus.speaker)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_kaldi_mistakes(tmp_path, files, message):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
-        index(tmp_path, tmp_path / "cache")
+        open_corpus(tmp_path, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "inf", "nan"])
@@ -100,11 +101,11 @@ def test_a_duration_that_cannot_be_is_named_and_not_remembered(tones, tmp_path, 
     (tmp_path / "utt2spk").write_text("u1 s\nu2 s\n")
     (tmp_path / "utt2dur").write_text(f"u2 {seconds}\n")
     with pytest.raises(UserError, match=f"no number of seconds for u2: {seconds}"):
-        index(tmp_path, tmp_path / "cache")
+        open_corpus(tmp_path, tmp_path / "cache")
     for stated, expected in [("u2 0.5\n", 0.5), ("u2 0.25\n", 0.25), ("", 0.7)]:
         (tmp_path / "utt2dur").write_text(stated)
         np.testing.assert_allclose(
-            index(tmp_path, tmp_path / "cache").seconds, [0.6, expected], atol=1e-4
+            open_corpus(tmp_path, tmp_path / "cache").seconds, [0.6, expected], atol=1e-4
         )
 
 
@@ -116,7 +117,7 @@ def test_a_link_to_a_folder_above_is_not_followed(tmp_path):
     (root / "a/up").symlink_to(root)
     (root / "a/more").symlink_to(tmp_path / "elsewhere")
     (root / "a/gone.wav").symlink_to(tmp_path / "nowhere.wav")
-    corpus = index(root, tmp_path)
+    corpus = open_corpus(root, tmp_path)
     assert list(corpus.names) == ["a/0.wav", "a/more/1.wav"]
     assert [broken.name for broken in corpus.broken] == ["a/gone.wav"]
     assert "does not exist" in corpus.broken[0].why
@@ -126,7 +127,7 @@ def test_names_may_hold_any_bytes(tmp_path):
     root = tmp_path / "root"
     write_tone(root / "a b/u.wav", 0.2, hertz=100)
     os.rename(root / "a b/u.wav", os.fsencode(root) + b"/a b/\xff.wav")
-    corpus = index(root, tmp_path)
+    corpus = open_corpus(root, tmp_path)
     assert len(corpus) == 1 and os.path.exists(corpus.path(0))
 
 
@@ -134,10 +135,10 @@ def test_the_cache_is_used_and_only_what_changed_is_read_again(tmp_path, opened)
     root = tmp_path / "root"
     for name in ("a/0.wav", "a/1.wav", "b/2.wav"):
         write_tone(root / name, 0.2, hertz=100)
-    first = index(root, tmp_path)
+    first = open_corpus(root, tmp_path)
     assert sorted(opened) == ["0.wav", "1.wav", "2.wav"]
     opened.clear()
-    again = index(root, tmp_path)
+    again = open_corpus(root, tmp_path)
     assert not opened
     np.testing.assert_array_equal(again.seconds, first.seconds)
     np.testing.assert_array_equal(again.rate, first.rate)
@@ -145,7 +146,7 @@ def test_the_cache_is_used_and_only_what_changed_is_read_again(tmp_path, opened)
     write_tone(root / "a/1.wav", 0.5, hertz=100)  # changed in place
     write_tone(root / "b/3.wav", 0.3, hertz=100)  # new
     (root / "a/0.wav").unlink()
-    changed = index(root, tmp_path)
+    changed = open_corpus(root, tmp_path)
     assert sorted(opened) == ["1.wav", "3.wav"]
     assert list(changed.names) == ["a/1.wav", "b/2.wav", "b/3.wav"]
     np.testing.assert_allclose(changed.seconds, [0.5, 0.2, 0.3], atol=1e-4)
@@ -154,11 +155,11 @@ def test_the_cache_is_used_and_only_what_changed_is_read_again(tmp_path, opened)
 def test_a_cache_cut_short_is_made_again(tmp_path, opened):
     root = tmp_path / "root"
     write_tone(root / "a/0.wav", 0.2, hertz=100)
-    index(root, tmp_path)
+    open_corpus(root, tmp_path)
     cached = index_module.cache_file(str(root), tmp_path)
     cached.write_bytes(cached.read_bytes()[:100])
     opened.clear()
-    assert len(index(root, tmp_path)) == 1 and opened == ["0.wav"]
+    assert len(open_corpus(root, tmp_path)) == 1 and opened == ["0.wav"]
 
 
 def test_broken_files_are_listed_and_left_out(tmp_path):
@@ -168,7 +169,7 @@ def test_broken_files_are_listed_and_left_out(tmp_path):
     (root / "b").mkdir()
     (root / "b/2.wav").write_bytes(b"")
     for _ in range(2):  # read, then from the cache
-        corpus = index(root, tmp_path)
+        corpus = open_corpus(root, tmp_path)
         assert list(corpus.names) == ["a/0.wav"] and list(corpus.speakers) == ["a"]
         assert [broken.name for broken in corpus.broken] == ["a/1.wav", "b/2.wav"]
         assert [broken.path for broken in corpus.broken] == [
@@ -179,17 +180,17 @@ def test_broken_files_are_listed_and_left_out(tmp_path):
 
 def test_folders_that_are_no_corpus(tmp_path):
     with pytest.raises(UserError, match="gone does not exist"):
-        index(tmp_path / "gone", tmp_path)
+        open_corpus(tmp_path / "gone", tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file is not a folder"):
-        index(tmp_path / "file", tmp_path)
+        open_corpus(tmp_path / "file", tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds no audio"):
-        index(tmp_path / "empty", tmp_path)
+        open_corpus(tmp_path / "empty", tmp_path)
 
 
 def test_utterances_evenly_spaced_over_each_speaker(tones, tmp_path):
-    corpus = index(tones, tmp_path)
+    corpus = open_corpus(tones, tmp_path)
     assert corpus.evenly_spaced(10).tolist() == list(range(48))
     for wanted, places in [(1, [0]), (2, [0, 3]), (3, [0, 2, 3])]:
         rows = [4 * speaker + place for speaker in range(12) for place in places]
@@ -199,7 +200,7 @@ def test_utterances_evenly_spaced_over_each_speaker(tones, tmp_path):
 
 
 def test_select_keeps_whole_speakers(tones, tmp_path):
-    corpus = index(tones, tmp_path)
+    corpus = open_corpus(tones, tmp_path)
     kept = np.isin(corpus.speakers, ["s03", "s07"])
     part = corpus.select(kept)
     assert list(part.speakers) == ["s03", "s07"] and len(part) == 8
@@ -213,12 +214,12 @@ def test_join_takes_several_roots(tones, tmp_path):
     other = tmp_path / "other"
     write_tone(other / "z/0.wav", 0.2, hertz=100)
     write_tone(other / "z/1.wav", 0.2, hertz=100)
-    both = join([index(tones, tmp_path), index(other, tmp_path)])
+    both = join([open_corpus(tones, tmp_path), open_corpus(other, tmp_path)])
     assert len(both.speakers) == 13 and both.speakers[-1] == "z"
     assert both.path(len(both) - 1) == str(other / "z/1.wav")
     assert (np.diff(both.recording) >= 0).all() and both.recording[-1] == 25
     with pytest.raises(UserError, match="speaker z is both in"):
-        join([both, index(other, tmp_path)])
+        join([both, open_corpus(other, tmp_path)])
 
 
 def test_strings_are_what_went_in():

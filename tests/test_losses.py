@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from chns_jax.config import Loss
-from chns_jax.losses import (
+from chns_jax.devices.sharding import make_mesh, put
+from chns_jax.training.losses import (
     aam_softmax,
     hscl,
     init_params,
@@ -17,7 +18,6 @@ from chns_jax.losses import (
     temperature,
     training_loss,
 )
-from chns_jax.sharding import make_mesh, put
 
 
 def supcon_loop(z, labels, temperature, margin=0.0):

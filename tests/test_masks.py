@@ -8,8 +8,8 @@ import pytest
 from chns_jax.config import Ecapa, Encoder, Features, ThinResNet
 from chns_jax.corpus.audio import read_whole
 from chns_jax.encoders import make_encoder
+from chns_jax.encoders.features import frame_count, log_mel
 from chns_jax.encoders.layers import pad_reflect
-from chns_jax.features import frame_count, log_mel
 
 ECAPA = Encoder(
     embedding=16,

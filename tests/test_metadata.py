@@ -2,8 +2,8 @@
 
 import pytest
 
+from chns_jax.common.errors import UserError
 from chns_jax.corpus.metadata import read_genders
-from chns_jax.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@ import pytest
 import soundfile
 from conftest import write_tone
 
+from chns_jax.common.errors import UserError
 from chns_jax.config import Noise
 from chns_jax.corpus.noise import find_noise
-from chns_jax.errors import UserError
 
 RATE = 16_000
 

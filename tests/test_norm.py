@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from chns_jax.errors import UserError
+from chns_jax.common.errors import UserError
 from chns_jax.scoring import norm
 from chns_jax.scoring.norm import as_norm, statistics
 

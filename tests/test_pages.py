@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from chns_jax import pages
-from chns_jax.errors import UserError
+from chns_jax.common.errors import UserError
+from chns_jax.reports import pages
 
 NASTY = "</script><script>alert(1)</script>&\udcff"
 

@@ -5,12 +5,13 @@ import pytest
 import soundfile
 from conftest import write_tone
 
+from chns_jax.common.errors import UserError
+from chns_jax.common.randomness import Purpose, generator
 from chns_jax.config import Noise, Sampler
-from chns_jax.corpus.index import index
 from chns_jax.corpus.noise import find_noise
-from chns_jax.errors import UserError
-from chns_jax.randomness import Purpose, generator
-from chns_jax.sampling.pipeline import Reader, training_batches, voiceprint_batches
+from chns_jax.corpus.open import open_corpus
+from chns_jax.corpus.reader import Reader
+from chns_jax.sampling.pipeline import read_batches, training_batches, voiceprint_batches
 from chns_jax.sampling.plan import plan
 
 SAMPLER = Sampler(speakers=4, hard_ratio=0)
@@ -19,7 +20,7 @@ SAMPLES = 4000
 
 @pytest.fixture
 def reader(tones, tmp_path):
-    return Reader(index(tones, tmp_path), 16_000, threads=3)
+    return Reader(open_corpus(tones, tmp_path), 16_000, threads=3)
 
 
 def batches(reader, first, end, threads=3):
@@ -104,7 +105,7 @@ def broken_corpus(root, broken):
 
 
 def test_a_broken_file_is_replaced_by_another_of_its_speaker(tmp_path):
-    corpus = index(broken_corpus(tmp_path / "root", ["a/0.wav", "c/2.wav"]), tmp_path)
+    corpus = open_corpus(broken_corpus(tmp_path / "root", ["a/0.wav", "c/2.wav"]), tmp_path)
     reader = Reader(corpus, 16_000, threads=2)
     made = training_batches(reader, SAMPLER, None, seed=0, samples=800, first_step=0, end_step=20)
     with closing(made):
@@ -121,7 +122,7 @@ def test_hosts_read_a_part_each_of_every_batch(reader, count):
     parts = [np.array([0, 1, 5]), np.array([2, 3, 4]), np.array([6, 7])]
     read = []
     for held in parts:
-        with closing(reader.batches(np.int64, count, 8, held)) as made:
+        with closing(read_batches(reader, np.int64, count, 8, held)) as made:
             read.append([batch.tolist() for batch in made])
     for part, held in zip(read, parts, strict=True):
         expected = [
@@ -149,7 +150,9 @@ def test_the_rows_of_a_host_are_those_of_the_whole_batch(reader):
 
 def test_a_speaker_without_a_readable_file_is_an_error(tmp_path):
     broken = [f"b/{i}.wav" for i in range(3)]
-    reader = Reader(index(broken_corpus(tmp_path / "root", broken), tmp_path), 16_000, threads=2)
+    reader = Reader(
+        open_corpus(broken_corpus(tmp_path / "root", broken), tmp_path), 16_000, threads=2
+    )
     made = training_batches(reader, SAMPLER, None, seed=0, samples=800, first_step=0, end_step=2)
     with closing(made), pytest.raises(UserError, match="no utterance of speaker b can be read"):
         list(made)

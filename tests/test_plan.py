@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chns_jax.common.errors import UserError
 from chns_jax.config import Sampler
-from chns_jax.corpus.index import Corpus, Strings
-from chns_jax.errors import UserError
+from chns_jax.corpus.corpus import Corpus, Strings
 from chns_jax.sampling import plan as plan_module
-from chns_jax.sampling.clusters import Table
 from chns_jax.sampling.plan import hard_count, plan, same_cluster_share
+from chns_jax.sampling.table import Table
 
 
 def make_corpus(recordings_of: list[list[int]]) -> Corpus:

@@ -10,7 +10,7 @@ import soundfile
 from conftest import write_tone
 
 from chns_jax import prepare
-from chns_jax.errors import UserError
+from chns_jax.common.errors import UserError
 
 
 @pytest.fixture(scope="module")

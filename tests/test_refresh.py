@@ -5,52 +5,58 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chns_jax import refresh
-from chns_jax.embedding import Encode
-from chns_jax.errors import UserError
-from chns_jax.sharding import make_mesh
+from chns_jax.common.errors import UserError
+from chns_jax.training.refresh import Refresh
 
 
-def make_encode() -> Encode:
-    def embed(variables, audio):
-        return audio + variables["w"]
-
-    return Encode(2, make_mesh(1), embed, embed_padded=None, batch_samples=0, shortest=0)
+def never(variables, *, round):
+    raise AssertionError("the table was begun beside training")
 
 
-def test_the_table_is_made_of_the_variables_as_they_were():
+def test_a_table_that_was_begun_is_of_the_variables_as_they_were():
     variables, changed = {"w": jnp.ones(3)}, threading.Event()
 
-    def make(encode, variables):
+    def beside(variables, *, round, stopped):
         assert changed.wait(10)
-        return encode(variables, np.zeros((2, 3), np.int16))
+        return round * np.asarray(variables["w"])
 
-    begun = refresh.begin(make, make_encode(), variables)
+    refresh = Refresh(never, beside)
+    refresh.begin(variables, 2)
     variables["w"].delete()  # as donation does
     changed.set()
-    np.testing.assert_array_equal(begun.table.result(10), np.ones((2, 3)))
-    np.testing.assert_array_equal(begun.variables["w"], np.ones(3))
-    begun.close()
+    np.testing.assert_array_equal(refresh.variables["w"], np.ones(3))
+    np.testing.assert_array_equal(refresh.table({}, 2), 2 * np.ones(3))
+    assert refresh.variables is None
+    refresh.close()
 
 
-def test_a_closed_refresh_ends_before_its_next_batch():
-    waiting, batches = threading.Event(), []
+def test_a_table_that_was_not_begun_is_made_when_it_is_wanted():
+    refresh = Refresh(lambda variables, round: (variables, round), never)
+    assert refresh.table({"w": 1}, 3) == ({"w": 1}, 3)
+    refresh.close()
 
-    def make(encode, variables):
-        while True:
-            batches.append(encode(variables, np.zeros((2, 3), np.int16)))
-            waiting.set()
 
-    begun = refresh.begin(make, make_encode(), {"w": np.ones(3)})
+def test_a_closed_refresh_is_told_to_end():
+    waiting = threading.Event()
+
+    def beside(variables, *, round, stopped):
+        waiting.set()
+        assert stopped.wait(10)
+        raise CancelledError
+
+    refresh = Refresh(never, beside)
+    refresh.begin({"w": np.ones(3)}, 0)
     assert waiting.wait(10)
-    begun.close()
+    refresh.close()
     with pytest.raises(CancelledError):
-        begun.table.result(0)
+        refresh.table({}, 0)
 
 
 def test_what_goes_wrong_is_raised_where_the_table_is_wanted():
-    def make(encode, variables):
+    def beside(variables, *, round, stopped):
         raise UserError("no utterance can be read")
 
+    refresh = Refresh(never, beside)
+    refresh.begin({"w": np.ones(3)}, 0)
     with pytest.raises(UserError, match="no utterance"):
-        refresh.begin(make, make_encode(), {"w": np.ones(3)}).table.result(10)
+        refresh.table({}, 0)

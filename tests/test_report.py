@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from chns_jax import evaluate
-from chns_jax.errors import UserError
-from chns_jax.scoring import metrics
-from chns_jax.scoring.report import (
+from chns_jax.common.errors import UserError
+from chns_jax.reports.evaluation_page import (
     by_group,
     det_curve,
     duration_groups,
     eer_threshold,
     trial_genders,
     write_report,
-)  # fmt: skip
+)
+from chns_jax.scoring import metrics
 
 
 def trials(count, seed=0, decimals=9):

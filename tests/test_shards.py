@@ -9,16 +9,16 @@ import soundfile
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from conftest import write_tone
 
-from chns_jax.corpus import records, shards, storage
+from chns_jax.common.errors import UserError
+from chns_jax.common.files import UNFINISHED
+from chns_jax.corpus import records, shards, storage, trials
 from chns_jax.corpus.audio import AudioError, read_crop, read_whole
-from chns_jax.corpus.index import index, join
+from chns_jax.corpus.corpus import join
+from chns_jax.corpus.open import open_corpus
+from chns_jax.corpus.reader import Reader
 from chns_jax.corpus.records import Record
 from chns_jax.corpus.shards import Options
-from chns_jax.errors import UserError
-from chns_jax.files import UNFINISHED
-from chns_jax.sampling.pipeline import Reader
-from chns_jax.scoring import trials
-from chns_jax.scoring.floor import floor_eer
+from chns_jax.scoring.mfcc_baseline import mfcc_eer
 
 RATE = 16_000
 FORMATS = ["flac", "pcm16"]
@@ -40,7 +40,7 @@ def long_tones(tmp_path_factory):
 def packed(request, long_tones, tmp_path_factory):
     """A folder and its prepared folder, of three shards."""
     out = tmp_path_factory.mktemp(request.param) / "out"
-    corpus = index(long_tones, out.parent)
+    corpus = open_corpus(long_tones, out.parent)
     shards.write(corpus, out, Options(request.param, RATE, shard_mb=1), threads=2)
     return long_tones, out
 
@@ -59,7 +59,7 @@ def same(one, other):
 
 def test_a_prepared_corpus_is_that_of_the_folder(packed, tmp_path):
     folder, out = packed
-    corpus, prepared = index(folder, tmp_path), index(out, tmp_path)
+    corpus, prepared = open_corpus(folder, tmp_path), open_corpus(out, tmp_path)
     assert list(prepared.names) == list(corpus.names)
     for field in ("speakers", "speaker", "recording", "seconds", "rate", "recording_start"):
         np.testing.assert_array_equal(getattr(prepared, field), getattr(corpus, field))
@@ -69,7 +69,7 @@ def test_a_prepared_corpus_is_that_of_the_folder(packed, tmp_path):
 
 def test_crops_are_those_of_the_folder(packed, tmp_path):
     folder, out = packed
-    corpus, prepared = index(folder, tmp_path), index(out, tmp_path)
+    corpus, prepared = open_corpus(folder, tmp_path), open_corpus(out, tmp_path)
     assert same(crops(prepared), crops(corpus))
     assert same(crops(prepared, samples=90_000), crops(corpus, samples=90_000))  # repeated
     assert same(crops(prepared, rate=8000), crops(corpus, rate=8000))
@@ -89,7 +89,7 @@ def test_array_record_reads_the_same_records(packed):
 
 
 def test_many_threads_read_at_once_and_nothing_stays_open(packed, tmp_path):
-    corpus = index(packed[1], tmp_path)
+    corpus = open_corpus(packed[1], tmp_path)
     expected = crops(corpus)
     opened = len(os.listdir("/proc/self/fd"))
     with ThreadPoolExecutor(8) as pool:
@@ -100,20 +100,20 @@ def test_many_threads_read_at_once_and_nothing_stays_open(packed, tmp_path):
 
 def test_select_join_trials_and_floor(packed, tones, tmp_path):
     folder, out = packed
-    corpus, prepared = index(folder, tmp_path), index(out, tmp_path)
+    corpus, prepared = open_corpus(folder, tmp_path), open_corpus(out, tmp_path)
     keep = np.arange(6) % 2 == 0
     assert same(crops(prepared.select(keep)), crops(corpus.select(keep)))
     other = tmp_path / "other"
     shutil.copytree(tones / "s00", other / "x00")
-    joined = join([prepared.select(keep), index(other, tmp_path)])
-    assert same(crops(joined), [*crops(corpus.select(keep)), *crops(index(other, tmp_path))])
+    joined = join([prepared.select(keep), open_corpus(other, tmp_path)])
+    assert same(crops(joined), [*crops(corpus.select(keep)), *crops(open_corpus(other, tmp_path))])
     assert joined.roots == (str(out), str(other))
     named = trials.NamedTrials(
         np.array([True, False]), ["s0/r0/u0.flac"] * 2, ["s0/r1/u2.flac", "s1/r0/u1.flac"]
     )
     assert trials.locate(named, prepared, "list").test.tolist() == [2, 5]
     made = trials.make(prepared, max_trials=100, seed=0)
-    assert floor_eer(Reader(prepared, RATE, 2), made) == floor_eer(Reader(corpus, RATE, 2), made)
+    assert mfcc_eer(Reader(prepared, RATE, 2), made) == mfcc_eer(Reader(corpus, RATE, 2), made)
 
 
 @pytest.mark.parametrize("scheme", ["memory", "file"])
@@ -122,17 +122,17 @@ def test_a_url(packed, tmp_path, scheme):
     url = f"file://{out}" if scheme == "file" else f"memory://bucket/{out.parent.name}"
     if scheme == "memory":
         fsspec.filesystem("memory").put(str(out) + "/", url, recursive=True)
-    assert same(crops(index(url, tmp_path)), crops(index(out, tmp_path)))
+    assert same(crops(open_corpus(url, tmp_path)), crops(open_corpus(out, tmp_path)))
     assert shards.verify(url).startswith(f"{url} is complete: 3 shards of 24 utterances")
     with ThreadPoolExecutor(8) as pool:
-        pair = list(pool.map(crops, [index(url, tmp_path)] * 8))
+        pair = list(pool.map(crops, [open_corpus(url, tmp_path)] * 8))
     assert all(same(one, pair[0]) for one in pair)
 
 
 def test_a_crop_of_raw_samples_reads_no_more_than_itself(long_tones, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    shards.write(index(long_tones, tmp_path), out, Options("pcm16", RATE, 1), threads=1)
-    corpus = index(out, tmp_path)
+    shards.write(open_corpus(long_tones, tmp_path), out, Options("pcm16", RATE, 1), threads=1)
+    corpus = open_corpus(out, tmp_path)
     asked, read = [], storage.read
     monkeypatch.setattr(
         storage, "read", lambda *place: asked.append(place[2] - place[1]) or read(*place)
@@ -148,7 +148,7 @@ def test_a_crop_of_raw_samples_reads_no_more_than_itself(long_tones, tmp_path, m
 ])  # fmt: skip
 def test_a_url_that_leads_nowhere(tmp_path, url, message):
     with pytest.raises(UserError, match=message):
-        index(url, tmp_path)
+        open_corpus(url, tmp_path)
 
 
 def test_records_of_every_length_are_found(tmp_path):
@@ -189,9 +189,9 @@ def test_other_signals_are_made_mono_int16_at_one_rate(tmp_path, format):
     soundfile.write(root / "a/1.ogg", rng.normal(0, 0.1, (16_000, 2)), 44_100)
     soundfile.write(root / "a/2.wav", rng.normal(0, 0.5, 1000), RATE, subtype="FLOAT")
     soundfile.write(root / "a/3.wav", np.array([7], np.int16), RATE)
-    corpus = index(root, tmp_path)
+    corpus = open_corpus(root, tmp_path)
     shards.write(corpus, tmp_path / "out", Options(format, RATE, 1), threads=2)
-    prepared = index(tmp_path / "out", tmp_path)
+    prepared = open_corpus(tmp_path / "out", tmp_path)
     lengths = []
     for u in range(4):
         whole = read_whole(corpus.path(u), RATE)
@@ -203,8 +203,8 @@ def test_other_signals_are_made_mono_int16_at_one_rate(tmp_path, format):
 
 
 def test_a_prepared_folder_is_prepared_again_at_another_rate(packed, tmp_path):
-    shards.write(index(packed[1], tmp_path), tmp_path / "out", Options("pcm16", 8000, 1), 2)
-    prepared, folder = index(tmp_path / "out", tmp_path), index(packed[0], tmp_path)
+    shards.write(open_corpus(packed[1], tmp_path), tmp_path / "out", Options("pcm16", 8000, 1), 2)
+    prepared, folder = open_corpus(tmp_path / "out", tmp_path), open_corpus(packed[0], tmp_path)
     np.testing.assert_array_equal(
         read_whole(prepared.path(5), 8000), read_whole(folder.path(5), 8000)
     )
@@ -215,10 +215,11 @@ def test_real_speech_is_kept_as_it_is(real_data, tmp_path, format):
     root = tmp_path / "root"
     for speaker in sorted((real_data / "vox2mini").iterdir())[:4]:
         shutil.copytree(speaker, root / speaker.name)
-    corpus = index(root, tmp_path)
+    corpus = open_corpus(root, tmp_path)
     shards.write(corpus, tmp_path / "out", Options(format, RATE, 2), threads=2)
     assert same(
-        crops(index(tmp_path / "out", tmp_path), samples=48_000), crops(corpus, samples=48_000)
+        crops(open_corpus(tmp_path / "out", tmp_path), samples=48_000),
+        crops(corpus, samples=48_000),
     )
 
 
@@ -226,9 +227,9 @@ def test_names_may_hold_any_bytes(tmp_path):
     root = tmp_path / "root"
     write_tone(root / "a b/u.wav", 0.2, hertz=100)
     os.rename(os.fsencode(root) + b"/a b", os.fsencode(root) + b"/a:1+2\xff")
-    corpus = index(root, tmp_path)
+    corpus = open_corpus(root, tmp_path)
     shards.write(corpus, tmp_path / "o\udcff", Options("pcm16", RATE, 1), threads=1)
-    prepared = index(tmp_path / "o\udcff", tmp_path)
+    prepared = open_corpus(tmp_path / "o\udcff", tmp_path)
     assert list(prepared.names) == list(corpus.names)
     assert same(crops(prepared), crops(corpus))
 
@@ -238,7 +239,7 @@ def test_killed_between_the_index_and_the_end(packed, copy, tmp_path):
         options = Options(str(held["format"]), RATE, 1)
     (copy / "shard-00001-of-00003.npz").write_bytes(b"what was known of a shard")
     (copy / f".shard-00002-of-00003.array_record.99{UNFINISHED}").write_bytes(b"half a shard")
-    shards.write(index(packed[0], tmp_path), copy, options, threads=1)
+    shards.write(open_corpus(packed[0], tmp_path), copy, options, threads=1)
     assert {p.name for p in copy.iterdir()} == {p.name for p in packed[1].iterdir()}
 
 
@@ -253,8 +254,8 @@ def broken_corpus(root):
 
 def test_broken_files_are_left_out_and_listed(tmp_path):
     root, out = broken_corpus(tmp_path / "root"), tmp_path / "out"
-    shards.write(index(root, tmp_path), out, Options("flac", RATE, 1), threads=2)
-    prepared = index(out, tmp_path)
+    shards.write(open_corpus(root, tmp_path), out, Options("flac", RATE, 1), threads=2)
+    prepared = open_corpus(out, tmp_path)
     assert len(prepared) == 298 and "s0/03.wav" not in list(prepared.names)
     lines = (out / "skipped.txt").read_text().splitlines()
     assert lines[0] == f"{root}/s0/03.wav\tholds NaN or infinity" and len(lines) == 2
@@ -268,7 +269,9 @@ def test_too_many_broken_files(tmp_path):
     for utterance in range(10, 14):
         shutil.copy(root / "s0/03.wav", root / f"s5/{utterance}.wav")
     with pytest.raises(UserError, match="6 of 300 files cannot be used, more than 1%"):
-        shards.write(index(root, tmp_path), tmp_path / "out", Options("flac", RATE, 1), threads=2)
+        shards.write(
+            open_corpus(root, tmp_path), tmp_path / "out", Options("flac", RATE, 1), threads=2
+        )
     assert not (tmp_path / "out/index.npz").exists()
 
 
@@ -280,7 +283,7 @@ def copy(packed, tmp_path):
 def test_a_shard_cut_short_is_found_before_it_is_read(copy, tmp_path):
     name = sorted(copy.glob("shard-*"))[1]
     name.write_bytes(name.read_bytes()[:-1])
-    for use in (shards.verify, lambda root: index(root, tmp_path)):
+    for use in (shards.verify, lambda root: open_corpus(root, tmp_path)):
         with pytest.raises(UserError, match=f"^{name} has .* bytes and was written with "):
             use(copy)
     name.unlink()
@@ -309,7 +312,7 @@ def test_a_spoilt_index(copy, spoil):
 
 
 def test_a_shard_that_vanishes_under_a_run(copy, tmp_path):
-    corpus = index(copy, tmp_path)
+    corpus = open_corpus(copy, tmp_path)
     shard = records.parse(corpus.path(0)).shard
     with open(shard, "r+b") as file:
         file.truncate(100)
@@ -324,7 +327,7 @@ def test_the_same_corpus_gives_the_same_bytes_whatever_the_threads(packed, tmp_p
     folder, out = packed
     with np.load(out / "index.npz") as held:
         options = Options(str(held["format"]), RATE, 1)
-    shards.write(index(folder, tmp_path), tmp_path / "again", options, threads=5)
+    shards.write(open_corpus(folder, tmp_path), tmp_path / "again", options, threads=5)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == {
         p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()
     }

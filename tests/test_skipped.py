@@ -1,8 +1,8 @@
 import pytest
 
+from chns_jax.common.errors import UserError
 from chns_jax.corpus.audio import AudioError
 from chns_jax.corpus.skipped import Skipped
-from chns_jax.errors import UserError
 
 
 def good(path):

@@ -9,12 +9,12 @@ import soundfile
 from conftest import write_tone
 
 from chns_jax import SpeakerEncoder
+from chns_jax.common.errors import UserError
 from chns_jax.corpus.audio import read_whole
-from chns_jax.corpus.index import index
-from chns_jax.embedding import embed_utterances, embed_waveforms
-from chns_jax.errors import UserError
-from chns_jax.features import log_mel
-from chns_jax.sampling.pipeline import Reader
+from chns_jax.corpus.open import open_corpus
+from chns_jax.corpus.reader import Reader
+from chns_jax.embedding.utterances import embed_utterances, embed_waveforms
+from chns_jax.encoders.features import log_mel
 
 
 @pytest.fixture(scope="module")
@@ -129,13 +129,12 @@ def test_a_checkpoint_by_its_number(untrained):
 
 
 def test_segments_are_those_of_validation(encoder, tones, tmp_path):
-    reader = Reader(index(tones, tmp_path), 16_000, 2)
+    reader = Reader(open_corpus(tones, tmp_path), 16_000, 2)
     model, rows = encoder.model, np.arange(0, 48, 5)
-    theirs = embed_utterances(model.encode, model.variables, reader, rows, samples=4000)
+    theirs = embed_utterances(model.embedder, model.variables, reader, rows, samples=4000)
     waveforms = ((i, read_whole(reader.corpus.path(row), 16_000)) for i, row in enumerate(rows))
-    mine = dict(
-        embed_waveforms(model.encode, model.variables, waveforms, sample_rate=16_000, segment=4000)
-    )
+    options = {"sample_rate": 16_000, "segment": 4000}
+    mine = dict(embed_waveforms(model.embedder, model.variables, waveforms, **options))
     np.testing.assert_allclose([mine[i] for i in range(len(rows))], theirs, atol=1e-4)
 
 

@@ -5,9 +5,10 @@ import pytest
 from conftest import write_tone
 
 from chns_jax import config as configs
-from chns_jax.errors import UserError
-from chns_jax.sampling import clusters
-from chns_jax.split import digest, make_split, training_speakers
+from chns_jax.common.errors import UserError
+from chns_jax.corpus.split import digest, make_split
+from chns_jax.runs.folder import training_speakers
+from chns_jax.sampling import table as tables
 
 
 @pytest.fixture
@@ -73,8 +74,8 @@ def test_whom_a_run_was_trained_on(tones, listed, tmp_path):
     assert speakers(0, *where) is None  # its encoder was not trained here
     assert speakers(9, "--data.root", tmp_path / "gone") is None
     assert speakers(9) is None and not list(tmp_path.rglob("voices-*"))  # nothing is synthesised
-    table = clusters.Table(np.zeros(2, np.int32), np.zeros((1, 8)))
-    clusters.save(tmp_path / "tables" / "step_0000000.npz", table, ["a", "b"])
+    table = tables.Table(np.zeros(2, np.int32), np.zeros((1, 8)))
+    tables.save(tmp_path / "tables" / "step_0000000.npz", table, ["a", "b"])
     assert list(speakers(9, "--data.root", tmp_path / "gone")) == ["a", "b"]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from chns_jax.augment import augment_audio, mask_spectrogram, slot_keys
+from chns_jax.common.errors import UserError
 from chns_jax.config import (
     Augment,
     Config,
@@ -27,13 +27,15 @@ from chns_jax.config import (
     ThinResNet,
     Training,
 )
+from chns_jax.devices.sharding import check_divides, make_mesh, put, replicated, split
+from chns_jax.embedding.embedder import embed_step
 from chns_jax.encoders import make_encoder
-from chns_jax.errors import UserError
-from chns_jax.features import log_mel
-from chns_jax.losses import training_loss
-from chns_jax.optimizer import make_optimizer, schedule
-from chns_jax.sharding import check_divides, make_mesh, put, replicated, split
-from chns_jax.step import embed_step, init, sha256, train_step
+from chns_jax.encoders.features import log_mel
+from chns_jax.runs.state import sha256
+from chns_jax.training.augment import augment_audio, mask_spectrogram, slot_keys
+from chns_jax.training.losses import training_loss
+from chns_jax.training.optimizer import make_optimizer, schedule
+from chns_jax.training.step import init, train_step
 
 CONFIG = Config(
     features=Features(bands=20),

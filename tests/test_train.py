@@ -12,10 +12,10 @@ import soundfile
 from conftest import TINY, write_tone
 
 from chns_jax import config as configs
-from chns_jax import train
-from chns_jax.corpus.index import index
-from chns_jax.errors import UserError
-from chns_jax.logs import records
+from chns_jax.common.errors import UserError
+from chns_jax.corpus.open import open_corpus
+from chns_jax.runs import folder
+from chns_jax.training.logs import records
 
 pytestmark = pytest.mark.slow
 
@@ -180,13 +180,13 @@ def test_a_folder_where_nothing_was_learnt_takes_another_config(tmp_path):
         configs.load(["--config", "configs/debug.yaml", "--training.seed", seed]) for seed in "12"
     )
     for config in (first, other):
-        assert not train.is_complete(tmp_path, config)
-        train.claim(tmp_path, config)
+        assert not folder.is_complete(folder.RunFolder(tmp_path), config)
+        folder.claim(folder.RunFolder(tmp_path), config)
         assert configs.load(["--config", str(tmp_path / "config.yaml")]) == config
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
-    assert not train.is_complete(tmp_path, other)
+    assert not folder.is_complete(folder.RunFolder(tmp_path), other)
     with pytest.raises(UserError, match="another config, which differs in training.seed"):
-        train.is_complete(tmp_path, first)
+        folder.is_complete(folder.RunFolder(tmp_path), first)
 
 
 def test_evaluate_prints_what_training_found(finished, program, tones, tmp_path):
@@ -363,7 +363,7 @@ def test_real_speech_is_learnt(program, real_data, tmp_path):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["eer"] < 0.4
     named = {line.split()[1].split("/")[0] for line in trials.read_text().splitlines()}
-    corpus = index(real_data / "vox2mini", tmp_path)
+    corpus = open_corpus(real_data / "vox2mini", tmp_path)
     with np.load(tmp_path / "run" / "tables" / "step_0000020.npz") as table:
         assert set(table["speakers"]) == set(corpus.speakers) - named
 

@@ -1,16 +1,17 @@
 import numpy as np
 import pytest
 
-from chns_jax.corpus.index import index, read_wav_scp
+from chns_jax.common.errors import UserError
+from chns_jax.corpus import trials
 from chns_jax.corpus.inputs import utterances
+from chns_jax.corpus.kaldi import read_wav_scp
 from chns_jax.corpus.metadata import read_genders
-from chns_jax.errors import UserError
-from chns_jax.scoring import trials
+from chns_jax.corpus.open import open_corpus
 
 
 @pytest.fixture
 def corpus(tones, tmp_path):
-    return index(tones, tmp_path)
+    return open_corpus(tones, tmp_path)
 
 
 def test_a_list_is_read_and_located(corpus, tmp_path):

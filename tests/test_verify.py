@@ -8,12 +8,13 @@ import pytest
 import soundfile
 from conftest import write_tone
 
-from chns_jax import SpeakerEncoder, calibrate, evaluate, gallery, gallery_files, verify
-from chns_jax.errors import UserError
-from chns_jax.sampling import clusters
+from chns_jax import SpeakerEncoder, calibrate, evaluate, gallery, verify
+from chns_jax.common.errors import UserError
+from chns_jax.sampling import table as tables
 from chns_jax.scoring import calibration
 from chns_jax.scoring.norm import Statistics, as_norm, statistics
-from chns_jax.speaker_encoder import Voice
+from chns_jax.verification import gallery as galleries
+from chns_jax.verification.speaker_encoder import Voice
 
 NAMES = [f"s{s:02d}/r{u // 2}/u{u}.flac" for s in range(12) for u in range(4)]
 PAIRS = [(a, b) for i, a in enumerate(NAMES) for b in NAMES[i + 1 :]]
@@ -135,7 +136,7 @@ def test_trials_of_training_speakers_are_pointed_out(run, arguments, tmp_path, c
         (["s00", "s05", "x"], "warning: 2 of the trials' 12 speakers, s00 first, are training"),
         (["x", "y", "z"], ""),
     ):
-        clusters.save(table, clusters.Table(np.zeros(3, np.int32), np.zeros((1, 8))), speakers)
+        tables.save(table, tables.Table(np.zeros(3, np.int32), np.zeros((1, 8))), speakers)
         calibrate.main([*arguments, "--prior", "0.3"])
         errors = capsys.readouterr().err
         assert said in errors and ("warning" in errors) == bool(said)
@@ -161,12 +162,13 @@ def test_trials_of_training_speakers_are_pointed_out(run, arguments, tmp_path, c
 def test_a_damaged_calibration(tmp_path, change):
     made_by = {"checkpoint": "x", "segments": None, "norm": None}
     made = calibration.Calibration(1.0, 0, {}, 2, {"prior": 0.5}, made_by, 9, 9, 9, 0.1, 0.1)
-    path = calibration.save(tmp_path, made)
-    assert calibration.load(tmp_path) == made
+    path = tmp_path / "calibration.json"
+    calibration.save(path, made)
+    assert calibration.load(path) == made
     text = json.dumps({**json.loads(path.read_text()), **change}) if change else "{"
     path.write_text(text)
     with pytest.raises(UserError, match="calibration.json is not what"):
-        calibration.load(tmp_path)
+        calibration.load(path)
 
 
 @pytest.mark.parametrize(
@@ -180,10 +182,10 @@ def test_a_damaged_calibration(tmp_path, change):
     ],
 )
 def test_a_calibration_that_is_refused_keeps_the_old_one(calibrated, arguments, options, message):
-    before = calibration.load(calibrated)
+    before = calibration.load(calibrated / "calibration.json")
     with pytest.raises(UserError, match=message):
         calibrate.main([*arguments, *options])
-    assert calibration.load(calibrated) == before
+    assert calibration.load(calibrated / "calibration.json") == before
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +256,7 @@ def test_a_gallery(calibrated, tones, tmp_path, capsys):
     assert result["nearest"][0]["name"] == best and len(result["nearest"]) == 2
     for found in result["nearest"]:
         assert found["cosine"] == pytest.approx(expected[found["name"]], abs=1e-4)
-    made = calibration.load(calibrated)
+    made = calibration.load(calibrated / "calibration.json")
     llr = made.scale * expected[best] + made.offset
     assert result["nearest"][0]["log_likelihood_ratio"] == pytest.approx(llr, abs=1e-2)
     threshold = calibrated / "calibration.json"
@@ -283,12 +285,12 @@ def test_of_two_who_enroll_one_name_at_once_the_second_is_refused(tmp_path):
 
         def voice(self, recordings):
             if recordings == ["one"]:
-                gallery_files.enroll(tmp_path, "Ann", ["another"], self)
+                galleries.enroll(tmp_path, "Ann", ["another"], self)
             return Voice(np.ones(1), float(len(recordings[0])))
 
     with pytest.raises(UserError, match="Ann is enrolled in .* already"):
-        gallery_files.enroll(tmp_path, "Ann", ["one"], Other())
-    assert [speaker.seconds for speaker in gallery_files.read(tmp_path)] == [7]
+        galleries.enroll(tmp_path, "Ann", ["one"], Other())
+    assert [speaker.seconds for speaker in galleries.read(tmp_path)] == [7]
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -318,10 +320,10 @@ def test_mistakes_with_a_gallery(calibrated, tones, tmp_path):
     for change in ({"embedding": None}, {"embedding": [voice]}, {"seconds": None}, {"name": None}):
         path.write_text(json.dumps({**about, **change}))
         with pytest.raises(UserError, match="Ann.json is damaged"):
-            gallery_files.read(tmp_path / "g")
+            galleries.read(tmp_path / "g")
     path.write_text(json.dumps({**about, "embedding": voice[:-1]}))
     with pytest.raises(UserError, match="Ann.json is damaged"):
-        gallery_files.voices(tmp_path / "g", SpeakerEncoder.load(calibrated))
+        galleries.voices(tmp_path / "g", SpeakerEncoder.load(calibrated))
     path.write_text(json.dumps(about)[:-40])
     with pytest.raises(UserError, match="Ann.json is damaged"):
         gallery.main(["list", *where])

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chns_jax.xla_flags import FLAG, WRONG, avoid_wrong_sums
+from chns_jax.devices import xla_flags
+from chns_jax.devices.xla_flags import FLAG, WRONG, avoid_wrong_sums
 
 
 def test_large_sums_are_right():
@@ -22,7 +23,7 @@ def test_flags_of_the_user_are_kept(monkeypatch):
         (WRONG[0], f"{FLAG}=b", f"{FLAG}=b"),
         ("0.9.0", "", ""),
     ]:
-        monkeypatch.setattr("chns_jax.xla_flags.version", lambda _, release=release: release)
+        monkeypatch.setattr(xla_flags, "version", lambda _, release=release: release)
         monkeypatch.setenv("XLA_FLAGS", flags)
         avoid_wrong_sums()
         assert os.environ["XLA_FLAGS"] == expected

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from chns_jax.benchmarks.measure import Row, Sizes, alternate, below, child, faster
-from chns_jax.losses import BLOCK, normalise, supcon
+from chns_jax.training.losses import BLOCK, normalise, supcon
 
 WIDTH = 192
 LEAST_SPEED = 0.95  # of the dense loss: no slower, within what two equal functions differ by

@@ -13,17 +13,21 @@ import numpy as np
 
 from chns_jax.benchmarks.measure import Row, Sizes, alternate, below, faster
 from chns_jax.benchmarks.training import batch_of, encoder_of, make_steps
+from chns_jax.common.vectors import unit
 from chns_jax.config import Config, Optimizer, Sampler
-from chns_jax.corpus import shards, voices
+from chns_jax.corpus import shards, synthetic
 from chns_jax.corpus.audio import read_crop
-from chns_jax.corpus.index import Corpus, Strings, index
-from chns_jax.embedding import embed_waveforms, make_encode
+from chns_jax.corpus.corpus import Corpus, Strings
+from chns_jax.corpus.open import open_corpus
+from chns_jax.devices.sharding import make_mesh
+from chns_jax.embedding.embedder import Embedder
+from chns_jax.embedding.utterances import embed_waveforms
 from chns_jax.encoders import make_encoder
-from chns_jax.features import frame_count
-from chns_jax.sampling import clusters
+from chns_jax.encoders.features import frame_count
+from chns_jax.sampling import kmeans
+from chns_jax.sampling import table as tables
 from chns_jax.sampling.plan import plan
 from chns_jax.scoring import metrics
-from chns_jax.sharding import make_mesh
 
 PLAN_MS = (0.2, 1.0)  # targets, for each number of speakers
 MOST_REFRESH_PERCENT = 5
@@ -39,7 +43,7 @@ def plans(sizes: Sizes) -> Iterator[Row]:
         corpus = _corpus(speakers, sizes.utterances_per_speaker)
         rng = np.random.default_rng(0)
         cluster = rng.integers(sizes.clusters, size=speakers).astype(np.int32)
-        table = clusters.Table(cluster, rng.normal(size=(sizes.clusters, 192)).astype(np.float32))
+        table = tables.Table(cluster, rng.normal(size=(sizes.clusters, 192)).astype(np.float32))
         make = partial(plan, 0, 0, sampler, corpus, table)
         seconds = alternate({"ours": make}, 20 * sizes.repeats)["ours"]
         what = f"plan of {sampler.speakers} of {speakers:,} speakers"
@@ -56,13 +60,13 @@ def refresh(sizes: Sizes) -> Iterator[Row]:
     # A mixture, as voices are, and not white noise, of which k-means makes nothing.
     rng = np.random.default_rng(0)
     voiceprints = rng.normal(size=(48, encoder.embedding))[rng.integers(48, size=speakers)]
-    voiceprints = clusters.unit(voiceprints + rng.normal(size=voiceprints.shape))
-    cluster = partial(clusters.cluster, voiceprints.astype(np.float32), sizes.clusters, seed=0)
-    kmeans = alternate({"ours": cluster}, 1)["ours"]
-    yield Row(f"k-means, {speakers:,} speakers, {sizes.clusters} clusters", kmeans, "s")
+    voiceprints = unit(voiceprints + rng.normal(size=voiceprints.shape))
+    cluster = partial(kmeans.cluster, voiceprints.astype(np.float32), sizes.clusters, seed=0)
+    clustering = alternate({"ours": cluster}, 1)["ours"]
+    yield Row(f"k-means, {speakers:,} speakers, {sizes.clusters} clusters", clustering, "s")
     embedding = VOICEPRINT_CROPS * speakers * seconds["forward"] / len(x)
     epoch = sizes.epoch_utterances * seconds["step"] / len(x)
-    share = 100 * (embedding + kmeans) / epoch
+    share = 100 * (embedding + clustering) / epoch
     what = f"refresh, {VOICEPRINT_CROPS} crops a speaker, of an epoch of {sizes.epoch_utterances:,}"
     yield below(what, share, "%", MOST_REFRESH_PERCENT)
 
@@ -71,11 +75,11 @@ def loading(sizes: Sizes) -> Iterator[Row]:
     """Crops from a folder of FLAC and from shards, against features of whole files."""
     speakers, utterances, seconds = sizes.files
     with tempfile.TemporaryDirectory() as folder:
-        root = voices.write_corpus(
+        root = synthetic.write_corpus(
             Path(folder) / "voices", seed=0, speakers=speakers, utterances=utterances,
             seconds=seconds, processes=1,
         )  # fmt: skip
-        corpus = index(root, Path(folder) / "cache")
+        corpus = open_corpus(root, Path(folder) / "cache")
         packed = {}
         for kind in ("flac", "pcm16"):
             options = shards.Options(kind, Config().features.sample_rate, 256)
@@ -114,12 +118,12 @@ def embedding(sizes: Sizes) -> Iterator[Row]:
         "params": {"encoder": initial["params"]},
         "batch_stats": initial["batch_stats"],
     }
-    encode, rate = make_encode(config, encoder, make_mesh(1)), config.features.sample_rate
+    embedder, rate = Embedder(config, make_mesh(1)), config.features.sample_rate
     waveforms = [
         rng.integers(-9000, 9000, int(rate * seconds)).astype(np.int16)
         for seconds in rng.uniform(2, 10, sizes.waveforms)
     ]
-    embed = partial(embed_waveforms, encode, variables, sample_rate=rate)
+    embed = partial(embed_waveforms, embedder, variables, sample_rate=rate)
     functions = {
         "batched": lambda: list(embed(list(enumerate(waveforms)))),
         "alone": lambda: [list(embed([pair])) for pair in enumerate(waveforms)],

@@ -12,9 +12,9 @@ import optax
 from chns_jax.benchmarks.measure import Row, Sizes, alternate, faster, torch_is_here
 from chns_jax.config import Ecapa, Encoder, Features, Loss, Optimizer, ThinResNet
 from chns_jax.encoders import make_encoder
-from chns_jax.features import log_mel
-from chns_jax.losses import init_params, training_loss
-from chns_jax.optimizer import make_optimizer
+from chns_jax.encoders.features import log_mel
+from chns_jax.training.losses import init_params, training_loss
+from chns_jax.training.optimizer import make_optimizer
 
 NAMES = {"ecapa_tdnn": "mobile ECAPA-TDNN", "thin_resnet": "ThinResNet-34"}
 OTHERS = {"ecapa_tdnn": "SpeechBrain", "thin_resnet": "PyTorch"}

@@ -17,10 +17,10 @@ import numpy as np
 import soundfile
 import soxr
 
+from chns_jax.common.errors import UserError
 from chns_jax.corpus import records
 from chns_jax.corpus.records import Record
 from chns_jax.corpus.storage import is_url
-from chns_jax.errors import UserError
 
 EXTENSIONS = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a"})
 # Codecs whose samples libsndfile holds as floats: they may be NaN, and may exceed 1.

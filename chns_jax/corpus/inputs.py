@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
+from chns_jax.common.errors import UserError
 from chns_jax.corpus.audio import EXTENSIONS
-from chns_jax.corpus.index import leads_up, read_wav_scp
-from chns_jax.errors import UserError
+from chns_jax.corpus.kaldi import read_wav_scp
+from chns_jax.corpus.listing import audio_files
 
 LISTS = (".txt", ".lst")
 
@@ -40,7 +41,10 @@ def _utterances(given: str) -> Iterator[tuple[str, str]]:
     extension = os.path.splitext(given)[1].lower()
     if os.path.isdir(given):
         scp = os.path.join(given, "wav.scp")
-        yield from _utterances(scp) if os.path.isfile(scp) else walk(given)
+        if os.path.isfile(scp):
+            yield from _utterances(scp)
+        else:
+            yield from ((name, os.path.join(given, name)) for name in audio_files(given))
     elif extension == ".scp":
         root, table = os.path.split(given)
         for name, path in read_wav_scp(root, table).items():
@@ -53,17 +57,3 @@ def _utterances(given: str) -> Iterator[tuple[str, str]]:
         raise UserError(f"there is no file or folder {given}")
     else:
         yield given, given
-
-
-def walk(root: str) -> Iterator[tuple[str, str]]:
-    """Path in `root`, and path, of all audio files under it, in order; hidden ones are left out."""
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and not leads_up(os.path.join(folder, name))
-        )
-        for name in sorted(files):
-            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."):
-                path = os.path.join(folder, name)
-                yield os.path.relpath(path, root), path

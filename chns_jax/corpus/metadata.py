@@ -6,7 +6,7 @@ import csv
 import re
 from pathlib import Path
 
-from chns_jax.errors import UserError
+from chns_jax.common.errors import UserError
 
 SPEAKER = re.compile(r"speaker|(?<![a-z])id(?![a-z])", re.IGNORECASE)
 GENDER = re.compile(r"gender", re.IGNORECASE)

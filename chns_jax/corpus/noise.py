@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from chns_jax.common.errors import UserError
 from chns_jax.config import Noise
-from chns_jax.corpus.audio import EXTENSIONS, AudioError, read_crop
-from chns_jax.corpus.inputs import walk
-from chns_jax.errors import UserError
+from chns_jax.corpus.audio import AudioError, read_crop
+from chns_jax.corpus.listing import all_audio_files
 
 KINDS = ("noise", "music", "speech")
 ATTEMPTS = 10
@@ -65,18 +65,8 @@ def find_noise(options: Noise, sample_rate: int) -> NoiseFiles | None:
     if not options.probability:
         return None
     files: dict[str, list[str]] = {}
-    root = Path(options.root).expanduser()
-    for path in audio_files(root, "augment.noise.root"):
-        top = path.relative_to(root).parts[0]
-        files.setdefault(top if top in KINDS else "noise", []).append(str(path))
+    root = os.path.expanduser(options.root)
+    for path in all_audio_files(root, "augment.noise.root"):
+        top = os.path.relpath(path, root).partition("/")[0]
+        files.setdefault(top if top in KINDS else "noise", []).append(path)
     return NoiseFiles({kind: files[kind] for kind in KINDS if kind in files}, options, sample_rate)
-
-
-def audio_files(root: Path, key: str) -> list[Path]:
-    """All audio files under `root`, sorted. Raises UserError, naming the config's `key`."""
-    if not root.is_dir():
-        raise UserError(f"{key} {root} is not a folder: give a folder of audio files")
-    found = sorted(Path(path) for _, path in walk(str(root)))
-    if not found:
-        raise UserError(f"{key} {root} holds no audio ({', '.join(sorted(EXTENSIONS))})")
-    return found

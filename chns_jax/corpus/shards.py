@@ -24,13 +24,13 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from chns_jax.common.errors import UserError
+from chns_jax.common.files import UNFINISHED, remove_leftovers, replacing
 from chns_jax.corpus import records, storage
 from chns_jax.corpus.audio import RATES, AudioError, check, read_whole
-from chns_jax.corpus.index import Broken, Corpus, Strings, consecutive
+from chns_jax.corpus.corpus import Broken, Corpus, Strings, consecutive
 from chns_jax.corpus.records import Record
 from chns_jax.corpus.skipped import Skipped
-from chns_jax.errors import UserError
-from chns_jax.files import UNFINISHED, remove_leftovers, replacing
 
 VERSION = 1
 INDEX = "index.npz"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from chns_jax.common.errors import UserError
+from chns_jax.common.files import replacing
 from chns_jax.corpus.audio import AudioError, exists
-from chns_jax.errors import UserError
-from chns_jax.files import replacing
 
 MAX_SHARE = 0.01
 

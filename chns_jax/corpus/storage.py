@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from chns_jax.errors import UserError
+from chns_jax.common.errors import UserError
 
 
 def is_url(path: str | os.PathLike) -> bool:

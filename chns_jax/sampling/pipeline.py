@@ -3,73 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import grain
 import numpy as np
 
+from chns_jax.common.randomness import Purpose, generator
 from chns_jax.config import Sampler
-from chns_jax.corpus.audio import AudioError, read_crop
-from chns_jax.corpus.index import Corpus
 from chns_jax.corpus.noise import NoiseFiles
-from chns_jax.errors import UserError
-from chns_jax.randomness import Purpose, generator
-from chns_jax.sampling.clusters import Table
+from chns_jax.corpus.reader import Reader
 from chns_jax.sampling.plan import Batch, plan
+from chns_jax.sampling.table import Table
 
 BATCHES_AHEAD = 2
 PLANS_REMEMBERED = 8
-
-
-@dataclass(frozen=True)
-class Reader:
-    """Reads crops of a corpus, and remembers the files that it could not read."""
-
-    corpus: Corpus
-    sample_rate: int
-    threads: int
-    skipped: dict[str, str] = field(default_factory=dict)  # path -> why
-
-    def crop(self, utterance: int, position: float, samples: int) -> np.ndarray:
-        """A crop (s,) int16 of an utterance, at `position` in [0, 1]. Raises AudioError."""
-        return read_crop(self.corpus.path(utterance), position, samples, self.sample_rate)
-
-    def random_crop(self, utterance: int, rng: np.random.Generator, samples: int) -> np.ndarray:
-        """A random crop of an utterance, or of another of its speaker where that one is broken."""
-        position = rng.random()
-        try:
-            return self.crop(utterance, position, samples)
-        except AudioError as error:
-            self.skipped[error.path] = error.why
-        speaker = self.corpus.speaker[utterance]
-        others = rng.permutation(np.arange(*self.corpus.speaker_start[speaker : speaker + 2]))
-        for other in others[others != utterance].tolist():
-            try:
-                return self.crop(other, position, samples)
-            except AudioError as error:
-                self.skipped[error.path] = error.why
-        raise UserError(
-            f"no utterance of speaker {self.corpus.speakers[speaker]} can be read, "
-            f"not even {self.corpus.path(utterance)}: repair them or leave the speaker out"
-        )
-
-    def batches(
-        self, read: Callable[[int], Any], count: int, rows: int, held: np.ndarray | None = None
-    ) -> Iterator:
-        """read(0), ..., read(count - 1) by threads ahead of time, stacked in batches of `rows`.
-
-        They are arrays, or trees of arrays. The last batch holds what is left. With `held`, only
-        these rows of each batch are read; where they hold nothing of the last one, it is left out.
-        `close()` the iterator to end its threads early.
-        """
-        held = np.arange(rows) if held is None else held
-        options = grain.ReadOptions(
-            num_threads=self.threads, prefetch_buffer_size=BATCHES_AHEAD * len(held)
-        )
-        dataset = grain.MapDataset.source(_Rows(read, count, rows, held)).to_iter_dataset(options)
-        return iter(dataset.batch(len(held)))
 
 
 def training_batches(
@@ -106,7 +55,7 @@ def training_batches(
             row["noise"], row["snr"] = noise.draw(rng, samples)
         return row
 
-    return reader.batches(read, (end_step - first_step) * rows, rows, held)
+    return read_batches(reader, read, (end_step - first_step) * rows, rows, held)
 
 
 def voiceprint_batches(
@@ -121,8 +70,8 @@ def voiceprint_batches(
 ) -> Iterator:
     """Random crops for voiceprints: `per_speaker` of each speaker in turn, (rows, s) int16.
 
-    They are of different utterances, as far as the speaker has that many. `held` as in
-    `Reader.batches`.
+    They are of different utterances, as far as the speaker has that many. `held` as of
+    `read_batches`.
     """
 
     def read(i: int) -> np.ndarray:
@@ -132,7 +81,28 @@ def voiceprint_batches(
         rng = generator(seed, Purpose.REFRESH, round, speaker, 1 + j)
         return reader.random_crop(int(order[j % len(order)]), rng, samples)
 
-    return reader.batches(read, len(reader.corpus.speakers) * per_speaker, rows, held)
+    return read_batches(reader, read, len(reader.corpus.speakers) * per_speaker, rows, held)
+
+
+def read_batches(
+    reader: Reader,
+    read: Callable[[int], Any],
+    count: int,
+    rows: int,
+    held: np.ndarray | None = None,
+) -> Iterator:
+    """read(0), ..., read(count - 1) by the reader's threads ahead of time, stacked in batches.
+
+    They are arrays, or trees of arrays. The last batch holds what is left of `rows`. With `held`,
+    only these rows of each batch are read; where they hold nothing of the last one, it is left out.
+    `close()` the iterator to end its threads early.
+    """
+    held = np.arange(rows) if held is None else held
+    options = grain.ReadOptions(
+        num_threads=reader.threads, prefetch_buffer_size=BATCHES_AHEAD * len(held)
+    )
+    dataset = grain.MapDataset.source(_Rows(read, count, rows, held)).to_iter_dataset(options)
+    return iter(dataset.batch(len(held)))
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from functools import lru_cache
 
 import numpy as np
 
+from chns_jax.common.errors import UserError
+from chns_jax.common.randomness import Purpose, generator
 from chns_jax.config import Sampler
-from chns_jax.corpus.index import Corpus
-from chns_jax.errors import UserError
-from chns_jax.randomness import Purpose, generator
-from chns_jax.sampling.clusters import Table
+from chns_jax.corpus.corpus import Corpus
+from chns_jax.sampling.table import Table
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import numpy as np
 from tqdm import tqdm
 
-from chns_jax.errors import UserError
-from chns_jax.randomness import Purpose, generator
+from chns_jax.common.errors import UserError
+from chns_jax.common.randomness import Purpose, generator
 
 LEVEL = 0.95
 FEWEST_REPLICATES = 20  # with fewer, none lies beyond the ends of an interval of 95 %

@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from chns_jax.errors import UserError
-from chns_jax.files import replacing
+from chns_jax.common.errors import UserError
+from chns_jax.common.files import replacing
 from chns_jax.scoring import metrics
 
-FILE = "calibration.json"  # in a run folder
 FOLDS = 5
 FEWEST_SPEAKERS = 2 * FOLDS
 
@@ -196,18 +195,17 @@ def threshold_for(nontargets: np.ndarray, false_accept_rate: float) -> float:
     return float(np.nextafter(falling[allowed], np.inf))
 
 
-def save(run: Path, calibration: Calibration) -> Path:
-    """Write it to the run folder, complete or not at all."""
-    with replacing(run / FILE) as file:
+def save(path: Path, calibration: Calibration) -> None:
+    """Write it as JSON, complete or not at all."""
+    with replacing(path) as file:
         json.dump(dataclasses.asdict(calibration), file, indent=1)
         file.write("\n")
-    return run / FILE
 
 
-def load(run: Path) -> Calibration | None:
-    """The calibration of a run folder, if it has one. Raises UserError when it is damaged."""
+def load(path: Path) -> Calibration | None:
+    """The calibration of a run, if it has one. Raises UserError when it is damaged."""
     try:
-        text = (run / FILE).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:
@@ -219,7 +217,7 @@ def load(run: Path) -> Calibration | None:
         return made
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{run / FILE} is not what chns_jax.calibrate writes: remove it and calibrate again"
+            f"{path} is not what chns_jax.calibrate writes: remove it and calibrate again"
         ) from error
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from chns_jax.errors import UserError
+from chns_jax.common.errors import UserError
 
 BLOCK_ELEMENTS = 2**24  # scores at once, 64 MiB
 SMALLEST_DEVIATION = 1e-6  # of float32 cosines

@@ -1,0 +1,104 @@
+"""Files that are complete or not there: written beside, then renamed."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from chns_jax.common.errors import UserError
+
+UNFINISHED = ".chns_jax"  # no file of the user's ends so
+# What is read in a run folder, or in one of Kaldi's.
+IN_FOLDERS = ("config.yaml", "wav.scp", "utt2spk", "spk2utt", "utt2dur")
+
+
+@contextmanager
+def replacing(path: Path | str, mode: str = "w", *, new: bool = False) -> Iterator[IO]:
+    """A file to write to, which takes the place of `path` when the block ends without an error.
+
+    A `new` one takes nobody's place: raises FileExistsError where there is a file by then.
+    """
+    path = Path(os.path.expanduser(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = _beside(path)
+    # File names may hold bytes that are no UTF-8; they are written as they are.
+    text = {} if "b" in mode else {"encoding": "utf-8", "errors": "surrogateescape"}
+    try:
+        with open(beside, mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if new:
+            path.touch(exist_ok=False)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def check_file(path: Path | str, others: Iterable[Path | str | None] = ()) -> None:
+    """Raises UserError when no file can be written to `path`, or `check_spares` does; makes its
+    folder."""
+    check_spares(path, others)
+    path = Path(os.path.expanduser(path))
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give the name of a file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is a device or the like, not a file: give another name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = _beside(path)
+        beside.touch()
+        beside.unlink()
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{path.parent} is not a folder: give another name") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}: give another name") from error
+
+
+def check_spares(path: Path | str, others: Iterable[Path | str | None]) -> None:
+    """Raises UserError when `path` is one of the other files of a command, or one that is read of
+    those that are folders; None is a file that was not given."""
+    real = _real(path)
+    for other in others:
+        if other is not None and real in map(_real, (other, *(Path(other, n) for n in IN_FOLDERS))):
+            raise UserError(
+                f"{path} is read or written for something else, which it would overwrite: give "
+                "another name"
+            )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `replacing` left in `folder` when it was killed, but not what others of this
+    machine are writing."""
+    for leftover in folder.glob(f".*{UNFINISHED}"):
+        if not _is_being_written(leftover):
+            leftover.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """Where `replacing` writes."""
+    # Of two hosts that share the folder, the processes may have one number.
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{UNFINISHED}")
+
+
+def _is_being_written(beside: Path) -> bool:
+    """Whether another process of this machine lives that `_beside` named the file for."""
+    name, _, process = beside.name.removesuffix(UNFINISHED).rpartition(".")
+    here = name.endswith(f".{socket.gethostname()}") and process.isdecimal()
+    if not here or int(process) == os.getpid():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is somebody else's
+        pass
+    return True
+
+
+def _real(path: Path | str) -> str:
+    return os.path.realpath(os.path.expanduser(path))

@@ -1,0 +1,89 @@
+"""Kaldi's data folders: `wav.scp`, `utt2spk` or `spk2utt`, and `utt2dur`."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+
+from chns_jax.common.errors import UserError
+from chns_jax.corpus.listing import File
+
+
+def utterances(root: str) -> Iterator[File]:
+    """Utterances of a Kaldi data folder, sorted by speaker.
+
+    Kaldi does not say which utterances are of one recording. Where an utterance's name is
+    <speaker><separator><recording><separator><utterance>, as in VoxCeleb's recipe, the middle is
+    taken for it; otherwise every utterance is a recording of its own.
+    """
+    if os.path.exists(os.path.join(root, "segments")):
+        raise UserError(f"{root}/segments is not supported: cut the recordings into files first")
+    paths = read_wav_scp(root, "wav.scp")
+    if os.path.isfile(os.path.join(root, "utt2spk")):
+        speakers = _kaldi_table(root, "utt2spk")
+    elif os.path.isfile(os.path.join(root, "spk2utt")):
+        listed = _kaldi_table(root, "spk2utt")
+        speakers = {name: speaker for speaker, names in listed.items() for name in names.split()}
+    else:
+        raise UserError(f"{root} has neither utt2spk nor spk2utt: add one, to name the speakers")
+    has_durations = os.path.isfile(os.path.join(root, "utt2dur"))
+    durations = _kaldi_table(root, "utt2dur") if has_durations else {}
+    files = []
+    for name, path in paths.items():
+        if name not in speakers:
+            raise UserError(f"{root}/utt2spk does not name the speaker of {name}: add the line")
+        speaker = speakers[name]
+        middle = name.removeprefix(speaker).strip("-_/").replace("_", "-").replace("/", "-")
+        recording = middle.rpartition("-")[0] if name.startswith(speaker) else ""
+        try:
+            stat = os.stat(os.path.join(root, path))
+            size, time = stat.st_size, stat.st_mtime_ns
+        except OSError:
+            size, time = 0, 0
+        seconds = _stated_seconds(root, name, durations[name]) if name in durations else None
+        if size == 0:
+            seconds = None  # no duration makes a missing or empty file usable
+        files.append(File(speaker, recording or None, name, path, size, time, seconds))
+    yield from sorted(files, key=lambda file: (file.speaker, file.recording or "", file.name))
+
+
+def read_wav_scp(root: str, table: str) -> dict[str, str]:
+    """The path of each utterance that a Kaldi `wav.scp` lists, as it is written.
+
+    Raises UserError for a line without a path, or with a command.
+    """
+    paths = _kaldi_table(root, table)
+    for name, path in paths.items():
+        if path.endswith("|"):
+            raise UserError(
+                f"{os.path.join(root, table)} reads {name} from a command, which is not "
+                "supported: write its output to a file and list that"
+            )
+    return paths
+
+
+def _stated_seconds(root: str, name: str, text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise UserError(f"{root}/utt2dur has no number of seconds for {name}: {text}")
+    return seconds
+
+
+def _kaldi_table(root: str, table: str) -> dict[str, str]:
+    rows = {}
+    path = os.path.join(root, table)
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as lines:
+        for number, line in enumerate(lines, start=1):
+            key, _, value = line.strip().partition(" ")
+            if not key:
+                continue
+            if not value.strip():
+                raise UserError(
+                    f"{root}/{table} line {number} has no second column: {line.strip()}"
+                )
+            rows[key] = value.strip()
+    return rows

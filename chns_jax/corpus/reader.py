@@ -1,0 +1,44 @@
+"""Crops of a corpus's utterances; what cannot be read is remembered, and replaced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from chns_jax.common.errors import UserError
+from chns_jax.corpus.audio import AudioError, read_crop
+from chns_jax.corpus.corpus import Corpus
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads crops of a corpus, and remembers the files that it could not read."""
+
+    corpus: Corpus
+    sample_rate: int
+    threads: int
+    skipped: dict[str, str] = field(default_factory=dict)  # path -> why
+
+    def crop(self, utterance: int, position: float, samples: int) -> np.ndarray:
+        """A crop (s,) int16 of an utterance, at `position` in [0, 1]. Raises AudioError."""
+        return read_crop(self.corpus.path(utterance), position, samples, self.sample_rate)
+
+    def random_crop(self, utterance: int, rng: np.random.Generator, samples: int) -> np.ndarray:
+        """A random crop of an utterance, or of another of its speaker where that one is broken."""
+        position = rng.random()
+        try:
+            return self.crop(utterance, position, samples)
+        except AudioError as error:
+            self.skipped[error.path] = error.why
+        speaker = self.corpus.speaker[utterance]
+        others = rng.permutation(np.arange(*self.corpus.speaker_start[speaker : speaker + 2]))
+        for other in others[others != utterance].tolist():
+            try:
+                return self.crop(other, position, samples)
+            except AudioError as error:
+                self.skipped[error.path] = error.why
+        raise UserError(
+            f"no utterance of speaker {self.corpus.speakers[speaker]} can be read, "
+            f"not even {self.corpus.path(utterance)}: repair them or leave the speaker out"
+        )

@@ -1,0 +1,109 @@
+"""Who is trained on, and who validates: never the same speakers."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from chns_jax.common.errors import UserError
+from chns_jax.common.randomness import Purpose, generator
+from chns_jax.config import BUILTIN_VOICES, Config, Data
+from chns_jax.corpus import trials as trial_lists
+from chns_jax.corpus.corpus import Broken, Corpus, join
+from chns_jax.corpus.open import open_corpus
+from chns_jax.corpus.trials import Trials
+
+VOICES_VERSION = 1  # part of the cache's name: raise it whenever the voices sound different
+
+
+class Split(NamedTuple):
+    training: Corpus
+    validation: Corpus | None  # what the trials' rows are of
+    trials: Trials | None
+    broken: tuple[Broken, ...]  # files that could not be read
+
+
+def make_split(config: Config) -> Split:
+    """Index the corpora of a config and divide their speakers.
+
+    Speakers named in `data.trials`, or `data.held_out` drawn ones, are taken out of training, and
+    so is everyone with a single utterance, who has no positive. Raises UserError when nobody is
+    left, or when the trials name a file that is not there.
+    """
+    data = config.data
+    main = open_corpus(_root(config), data.cache)
+    everyone = join([main, *(open_corpus(root, data.cache) for root in data.more_roots)])
+    validation, trials, withheld = None, None, np.array([], dtype=str)
+    if data.trials:
+        named = trial_lists.read(data.trials)
+        validation = open_corpus(data.trials_root, data.cache) if data.trials_root else main
+        trials = trial_lists.locate(named, validation, data.trials)
+        withheld = validation.speakers[np.unique(validation.speaker[trials.utterances()])]
+    elif data.held_out:
+        withheld = _draw_held_out(main, data.held_out, config.training.seed)
+        validation = main.select(np.isin(main.speakers, withheld))
+        trials = trial_lists.make(
+            validation, max_trials=config.validation.max_trials, seed=config.training.seed
+        )
+    lonely = np.diff(everyone.speaker_start) < 2
+    if lonely.any():
+        warnings.warn(
+            f"{lonely.sum()} speakers with a single utterance are left out of training, as they "
+            f"have no positive: {everyone.speakers[np.argmax(lonely)]} first",
+            stacklevel=2,
+        )
+    kept = ~lonely & ~np.isin(everyone.speakers, withheld)
+    if not kept.any():
+        raise UserError(
+            f"no speaker of {everyone.roots[0]} is left to train on: of {len(everyone.speakers)}, "
+            f"{len(withheld)} validate and {lonely.sum()} have a single utterance"
+        )
+    return Split(everyone.select(kept), validation, trials, everyone.broken)
+
+
+def digest(training: Corpus, trials: Trials | None) -> str:
+    """Of who is trained on and what validates: names and durations, labels and rows."""
+    arrays = [training.names.text, training.names.end, training.seconds]
+    if trials is not None:
+        arrays += [trials.labels, trials.enrolment, trials.test]
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+def voices_folder(data: Data) -> Path:
+    """Where the built-in corpus is kept."""
+    voices = data.voices
+    about = f"{voices.seed}-{voices.speakers}x{voices.utterances}x{voices.seconds:g}"
+    return Path(data.cache).expanduser() / f"voices-{VOICES_VERSION}-{about}"
+
+
+def _root(config: Config) -> str | Path:
+    """The folder of `data.root`; the built-in corpus is written first where it is missing."""
+    if config.data.root != BUILTIN_VOICES:
+        return config.data.root
+    from chns_jax.corpus.synthetic import write_corpus
+
+    voices = config.data.voices
+    return write_corpus(
+        voices_folder(config.data),
+        seed=voices.seed,
+        speakers=voices.speakers,
+        utterances=voices.utterances,
+        seconds=voices.seconds,
+    )
+
+
+def _draw_held_out(corpus: Corpus, count: int, seed: int) -> np.ndarray:
+    if count >= len(corpus.speakers):
+        raise UserError(
+            f"data.held_out {count} leaves nobody to train on: "
+            f"{corpus.roots[0]} has {len(corpus.speakers)} speakers"
+        )
+    rng = generator(seed, Purpose.HELD_OUT)
+    return rng.choice(corpus.speakers, count, replace=False)

@@ -1,0 +1,188 @@
+"""Trials: pairs of utterances, and whether one speaker said both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from chns_jax.common.errors import UserError
+from chns_jax.common.randomness import Purpose, generator
+from chns_jax.corpus.corpus import Corpus
+
+MOST_UTTERANCES = 4_000  # eight million pairs
+
+
+class Layout(NamedTuple):
+    """Of the lines of a trial list."""
+
+    written: str
+    label: int  # column
+    values: tuple[str, str]  # of a target, and of a non-target
+
+
+VOXCELEB = Layout("<1 or 0> <enrolment> <test>", 0, ("1", "0"))
+CN_CELEB = Layout("<enrolment> <test> <1 or 0>", -1, ("1", "0"))
+KALDI = Layout("<enrolment> <test> <target or nontarget>", -1, ("target", "nontarget"))
+
+
+class OtherSpeakers(UserError):
+    """The labels of a list and the folders disagree about who speaks."""
+
+
+@dataclass(frozen=True)
+class NamedTrials:
+    """A trial list as written."""
+
+    labels: np.ndarray  # (m,) bool: the same speaker
+    enrolment: list[str]  # (m,) names of utterances, or of enrolled models
+    test: list[str]  # (m,)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Trials among the utterances of a corpus."""
+
+    labels: np.ndarray  # (m,) bool: the same speaker
+    enrolment: np.ndarray  # (m,) rows of the corpus
+    test: np.ndarray  # (m,)
+
+    def utterances(self) -> np.ndarray:
+        """The rows that occur, ascending."""
+        return np.unique(np.concatenate([self.enrolment, self.test]))
+
+    def scores(self, utterances: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
+        """(m,) cosines, given L2-normalised embeddings (v, d) of ascending rows (v,)."""
+        enrolment = embeddings[np.searchsorted(utterances, self.enrolment)]
+        test = embeddings[np.searchsorted(utterances, self.test)]
+        return np.einsum("md,md->m", enrolment, test)
+
+
+def read(path: Path | str) -> NamedTrials:
+    """A trial list: VoxCeleb's lines "<1 or 0> <enrolment> <test>", Kaldi's "<enrolment> <test>
+    <target or nontarget>", or CN-Celeb's "<enrolment> <test> <1 or 0>".
+
+    The first line says which of them. Raises UserError.
+    """
+    labels, enrolment, test = [], [], []
+    layout = None
+    for number, line in _lines(path, "the trial list"):
+        parts = line.split()
+        layout = layout or _layout(parts)
+        if len(parts) != 3 or parts[layout.label] not in layout.values:
+            raise UserError(f"{path} line {number} is not '{layout.written}': {line.strip()[:80]}")
+        labels.append(parts[layout.label] == layout.values[0])
+        names = parts[1:] if layout.label == 0 else parts[:2]
+        enrolment.append(names[0])
+        test.append(names[1])
+    if all(labels) or not any(labels):
+        raise UserError(f"{path} needs both target (1) and non-target (0) trials")
+    return NamedTrials(np.array(labels), enrolment, test)
+
+
+def read_enrolment(path: Path | str) -> dict[str, list[str]]:
+    """The utterances of each enrolled model: lines of "<model> <utterance> <utterance> ...".
+
+    Raises UserError for a model without utterances, or one that comes twice.
+    """
+    models: dict[str, list[str]] = {}
+    for number, line in _lines(path, "the enrolment list"):
+        model, *utterances = line.split()
+        if not utterances:
+            raise UserError(f"{path} line {number} names no utterance of the model {model}")
+        if model in models:
+            raise UserError(f"{path} line {number} names the model {model} again: join its lines")
+        models[model] = utterances
+    return models
+
+
+def locate(named: NamedTrials, corpus: Corpus, path: Path | str) -> Trials:
+    """The trials as rows of `corpus`. Raises UserError as `locate_names`."""
+    rows = locate_names([*named.enrolment, *named.test], corpus, path)
+    return Trials(named.labels, *np.split(rows, 2))
+
+
+def locate_names(names: Sequence[str], corpus: Corpus, path: Path | str) -> np.ndarray:
+    """Rows (v,) of `corpus` of the utterances that the list `path` names.
+
+    Raises UserError naming the first that it does not have.
+    """
+    rows = corpus.rows(names)
+    reasons = {broken.name: broken.why for broken in corpus.broken}
+    for name in names:
+        if name not in rows:
+            why = reasons.get(name, f"is not in {corpus.roots[0]}")
+            raise UserError(
+                f"{path} names {name}, which {why}: correct the list or give the right folder"
+            )
+    return np.array([rows[name] for name in names], np.int64)
+
+
+def check_speakers(
+    named: NamedTrials, enrolment: np.ndarray, test: np.ndarray, path: Path | str
+) -> None:
+    """Raises OtherSpeakers when the labels of the list `path` disagree with the speakers of both
+    sides, numbers (m,)."""
+    wrong = named.labels != (enrolment == test)
+    if wrong.any():
+        first = np.argmax(wrong)
+        claim = "one speaker" if named.labels[first] else "two speakers"
+        raise OtherSpeakers(
+            f"{path} has {named.enrolment[first]} and {named.test[first]} as {claim}, but their "
+            "folders do not: correct the list, or give a root of one folder for each speaker or a "
+            "Kaldi folder with utt2spk"
+        )
+
+
+def make(corpus: Corpus, *, max_trials: int, seed: int) -> Trials:
+    """All pairs of a corpus's utterances, or `max_trials` of them at most.
+
+    Targets are pairs of one speaker from different recordings. When there are more pairs, some are
+    drawn: in proportion, but a tenth of them targets if there are as many. Of a corpus of more than
+    4,000 utterances, so many are drawn first. Raises UserError when there are no targets or no
+    non-targets.
+    """
+    rng = generator(seed, Purpose.TRIALS)
+    utterances = np.arange(len(corpus))
+    if len(corpus) > MOST_UTTERANCES:
+        utterances = np.sort(rng.choice(len(corpus), MOST_UTTERANCES, replace=False))
+    first, second = (utterances[i] for i in np.triu_indices(len(utterances), k=1))
+    same = corpus.speaker[first] == corpus.speaker[second]
+    across = corpus.recording[first] != corpus.recording[second]
+    target, nontarget = np.flatnonzero(same & across), np.flatnonzero(~same)
+    if not len(target) or not len(nontarget):
+        raise UserError(
+            f"the {len(corpus.speakers)} held-out speakers of {corpus.roots[0]} make no trials: "
+            "hold out at least two speakers, one of whom has two recordings"
+        )
+    if len(target) + len(nontarget) > max_trials:
+        share = max(0.1, len(target) / (len(target) + len(nontarget)))
+        wanted = min(len(target), max(1, round(share * max_trials)))
+        target = np.sort(rng.choice(target, wanted, replace=False))
+        rest = min(len(nontarget), max(1, max_trials - wanted))
+        nontarget = np.sort(rng.choice(nontarget, rest, replace=False))
+    kept = np.concatenate([target, nontarget])
+    labels = np.arange(len(kept)) < len(target)
+    return Trials(labels, first[kept], second[kept])
+
+
+def _layout(parts: list[str]) -> Layout:
+    """What the words of a list's first line look like; VoxCeleb's when nothing fits."""
+    if parts[-1] in KALDI.values:
+        return KALDI
+    if parts[0] not in VOXCELEB.values and parts[-1] in CN_CELEB.values:
+        return CN_CELEB
+    return VOXCELEB
+
+
+def _lines(path: Path | str, what: str) -> Iterator[tuple[int, str]]:
+    """The lines of a list that are not empty, with their numbers."""
+    try:
+        with open(Path(path).expanduser(), encoding="utf-8-sig") as lines:
+            yield from ((i, line) for i, line in enumerate(lines, start=1) if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise UserError(f"{what} {path} cannot be read: {reason}") from error

@@ -1,0 +1,153 @@
+"""A run folder: what each file in it is called, who may write it, and what a run was trained on."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from chns_jax import config as configs
+from chns_jax.common.errors import UserError
+from chns_jax.common.files import remove_leftovers, replacing
+from chns_jax.config import BUILTIN_VOICES, Config, Hosts
+from chns_jax.corpus.split import make_split, voices_folder
+from chns_jax.devices import processes
+from chns_jax.sampling import table as tables
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run's files."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def skipped(self) -> Path:
+        return self.path / "skipped.txt"
+
+    @property
+    def bad_batch(self) -> Path:
+        return self.path / "bad_batch.txt"
+
+    @property
+    def picture(self) -> Path:
+        return self.path / "training.png"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def calibration(self) -> Path:
+        return self.path / "calibration.json"
+
+    def cohort(self, digest: str) -> Path:
+        """The impostors of a calibration's norm."""
+        return self.path / f"cohort-{digest[:16]}.npz"
+
+    def cohorts(self) -> Iterator[Path]:
+        return self.path.glob("cohort-*.npz")
+
+    def table(self, step: int) -> Path:
+        """The clusters that were made before `step`."""
+        return self.path / "tables" / f"step_{step:07d}.npz"
+
+    def tables(self) -> list[tuple[int, Path]]:
+        """Step and file of each table, in order."""
+        found = []
+        for path in self.path.glob("tables/step_*.npz"):
+            numbered = re.fullmatch(r"step_(\d+)\.npz", path.name)
+            if numbered:
+                found.append((int(numbered[1]), path))
+        return sorted(found)
+
+    def is_begun(self) -> bool:
+        """Whether something was learnt here; until then, another config may have the folder."""
+        kept = *self.checkpoints.glob("[0-9]*"), *self.path.glob("tables/*.npz")
+        return bool(kept)
+
+
+def is_complete(folder: RunFolder, config: Config) -> bool:
+    """Whether a folder holds this run, finished. Raises UserError for a run of another config."""
+    if not folder.is_begun():
+        return False
+    _check_config(folder, config)
+    return folder.summary.exists()
+
+
+def claim(folder: RunFolder, config: Config) -> None:
+    """Make the run folder, and put the complete config into it; all processes must see it."""
+    if processes.is_first():
+        _make(folder, config)
+    processes.barrier("the run folder is made")
+    if not processes.is_first():
+        processes.check_seen(folder.config)
+        _check_config(folder, config)  # that of the first must be that of all
+
+
+def read_config(run: Path) -> Config:
+    """The config of a run folder. Raises UserError when it is none."""
+    path = RunFolder(run).config
+    if not path.is_file():
+        raise UserError(f"{run} is not a run folder: it holds no {path.name}")
+    return configs.load(["--config", str(path)])
+
+
+def training_speakers(run: Path, config: Config, step: int) -> np.ndarray | None:
+    """Names (n,) of who a run was trained on until `step`, by its tables or else by its corpus.
+
+    None where it has neither, or was not trained here.
+    """
+    made = RunFolder(run).tables()
+    if made:
+        return tables.read(made[-1][1])[0]
+    if step == 0 or (
+        config.data.root == BUILTIN_VOICES and not voices_folder(config.data).is_dir()
+    ):
+        return None
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return make_split(config).training.speakers
+    except (UserError, OSError):
+        return None
+
+
+def _check_config(folder: RunFolder, config: Config) -> None:
+    """Raises UserError when the folder has another config."""
+    changed = configs.differences(config, configs.load(["--config", str(folder.config)]))
+    if changed:
+        raise UserError(
+            f"{folder.path} holds a run of another config, which differs in {', '.join(changed)}: "
+            "give another --out, or the config of that run"
+        )
+
+
+def _make(folder: RunFolder, config: Config) -> None:
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"the run folder {folder.path} is a file: give another --out") from None
+    remove_leftovers(folder.path)
+    if not folder.is_begun():
+        with replacing(folder.config) as file:
+            file.write(configs.to_yaml(replace(config, hosts=Hosts())))  # what, not where

@@ -1,0 +1,28 @@
+"""What training changes, and its digest."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import jax
+import optax
+from flax import struct, traverse_util
+from jaxtyping import Array, Int
+
+
+@struct.dataclass
+class TrainState:
+    """All that changes from step to step."""
+
+    step: Int[Array, ""]  # updates made
+    variables: dict[str, Any]  # {"params": {"encoder", "loss"}, "batch_stats"}
+    optimizer: optax.OptState
+
+
+def sha256(variables: dict[str, Any]) -> str:
+    """Digest of the bytes of all parameters and batch statistics, in sorted order of their keys."""
+    digest = hashlib.sha256()
+    for _, value in sorted(traverse_util.flatten_dict(variables, sep="/").items()):
+        digest.update(jax.device_get(value).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,94 @@
+"""Which cluster each speaker is in: frozen for a round, kept in a file."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from chns_jax.common.errors import UserError
+from chns_jax.common.files import replacing
+from chns_jax.common.vectors import unit
+
+
+@dataclass(frozen=True)
+class Table:
+    """Clusters of speakers, frozen for one round of training."""
+
+    cluster: np.ndarray  # (n,) int32: the cluster of each speaker
+    centroids: np.ndarray  # (k, d) float32
+
+    @cached_property
+    def members(self) -> np.ndarray:
+        """(n,) speakers, ordered by cluster."""
+        return np.argsort(self.cluster, kind="stable")
+
+    @cached_property
+    def start(self) -> np.ndarray:
+        """(k + 1,): cluster c's speakers are members[start[c]:start[c + 1]]."""
+        return np.searchsorted(self.cluster[self.members], np.arange(len(self.centroids) + 1))
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """(k,) number of speakers of each cluster."""
+        return np.diff(self.start)
+
+    @cached_property
+    def nearest(self) -> np.ndarray:
+        """(k, k): each row lists all clusters by falling cosine to that one, itself first."""
+        directions = unit(self.centroids)
+        cosine = directions @ directions.T
+        np.fill_diagonal(cosine, np.inf)
+        return np.argsort(-cosine, axis=1, kind="stable")
+
+    def speakers_of(self, cluster: int) -> np.ndarray:
+        """The speakers of one cluster."""
+        return self.members[self.start[cluster] : self.start[cluster + 1]]
+
+
+def save(path: Path | str, table: Table, speakers: Sequence[str]) -> None:
+    """Write `table` as .npz with the names of its speakers; complete or not at all."""
+    with replacing(path, "wb") as file:
+        np.savez(
+            file,
+            speakers=np.array(speakers, dtype=str),
+            cluster=table.cluster,
+            centroids=table.centroids,
+        )
+
+
+def load(path: Path | str, speakers: Sequence[str]) -> Table:
+    """Read a table for `speakers`, in their order; the file may hold more of them.
+
+    Raises UserError when the file is no table, or does not have one of the speakers.
+    """
+    named, table = read(path)
+    order = np.argsort(named)
+    place = np.searchsorted(named, speakers, sorter=order).clip(max=len(named) - 1)
+    row = order[place]
+    missing = np.flatnonzero(named[row] != np.asarray(speakers))
+    if len(missing):
+        raise UserError(
+            f"the table {path} lacks {len(missing)} of the {len(speakers)} training speakers, "
+            f"{speakers[missing[0]]} first: make it from the same corpus with chns_jax.cluster"
+        )
+    return Table(table.cluster[row], table.centroids)
+
+
+def read(path: Path | str) -> tuple[np.ndarray, Table]:
+    """Names of the speakers (n,) and table of a file. Raises UserError when it is no table."""
+    try:
+        with open(Path(path).expanduser(), "rb") as file, np.load(file) as arrays:
+            named, labels, centroids = (arrays[key] for key in ("speakers", "cluster", "centroids"))
+        fits = labels.shape == named.shape and len(named) and centroids.ndim == 2
+        if not fits or labels.min() < 0 or labels.max() >= len(centroids):
+            raise ValueError
+    except FileNotFoundError:
+        raise UserError(f"the table {path} does not exist: make it with chns_jax.cluster") from None
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a table of clusters (.npz of chns_jax.cluster)") from error
+    return named, Table(labels.astype(np.int32), centroids.astype(np.float32))

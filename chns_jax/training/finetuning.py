@@ -1,0 +1,68 @@
+"""A run that begins with what another has learnt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+
+from chns_jax.common.console import say
+from chns_jax.common.errors import UserError
+from chns_jax.config import Config, differences
+from chns_jax.runs import checkpoint
+from chns_jax.runs.folder import read_config
+from chns_jax.runs.state import TrainState
+
+
+def start_from(config: Config, state: TrainState, speakers: str) -> TrainState:
+    """`state`, a first one, with the encoder of the last checkpoint of training.start_from.
+
+    Where both learn classes, and of the same training speakers (a digest of whom is `speakers`),
+    those are taken as well; classes of other speeds come last, and are left behind if `state` has
+    none. Raises UserError when that run holds no checkpoint, or has other features or another
+    encoder.
+    """
+    run = Path(config.training.start_from).expanduser()
+    _check_config(run, config)
+    theirs = checkpoint.restore_variables(run, "last", state.step.sharding)
+    mine = state.variables
+    encoder = {
+        "encoder": theirs.variables["params"]["encoder"],
+        "batch_stats": theirs.variables["batch_stats"],
+    }
+    _check_shapes(run, encoder, {**mine["params"], **mine})
+    params = {**mine["params"], "encoder": encoder["encoder"]}
+    weight = mine["params"].get("loss", {}).get("weight")
+    if weight is not None:
+        learnt = theirs.variables["params"].get("loss", {}).get("weight")
+        known = learnt is not None and theirs.speakers == speakers and len(learnt) >= len(weight)
+        if known:
+            params["loss"] = {"weight": learnt[: len(weight)]}
+        say(f"starting from {run} {'with' if known else 'without'} its classes")
+    variables = {"params": params, "batch_stats": encoder["batch_stats"]}
+    return state.replace(variables=variables)
+
+
+def _check_config(run: Path, config: Config) -> None:
+    """Raises UserError where keys that make an embedding are not those of `run`."""
+    unused = {"ecapa_tdnn": "thin_resnet", "thin_resnet": "ecapa"}[config.encoder.kind]
+    for key in differences(config, read_config(run)):
+        part, *inner = key.split(".")
+        if part in ("features", "encoder") and inner[0] != unused:
+            raise UserError(
+                f"training.start_from {run} was trained with another {key}: give features.* and "
+                "encoder.* as its config.yaml has them"
+            )
+
+
+def _check_shapes(run: Path, theirs: dict, mine: dict) -> None:
+    """Raises UserError where an array of `theirs` has no counterpart of its shape in `mine`."""
+    shapes = dict(jax.tree.leaves_with_path({key: mine[key] for key in theirs}))
+    found = dict(jax.tree.leaves_with_path(theirs))
+    for path in [*found, *shapes]:
+        if path not in found or path not in shapes or found[path].shape != shapes[path].shape:
+            name = "/".join(key.key for key in path)
+            raise UserError(
+                f"training.start_from {run} has another encoder than its config.yaml says, which "
+                f"differs in {name}: give another run"
+            )

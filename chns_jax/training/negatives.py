@@ -1,0 +1,43 @@
+"""Cosines of the negatives in batches that are composed in different ways."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+
+from chns_jax.common.vectors import unit
+from chns_jax.config import Config
+from chns_jax.corpus.reader import Reader
+from chns_jax.embedding.embedder import Embedder
+from chns_jax.sampling import hardness
+from chns_jax.sampling.pipeline import training_batches
+from chns_jax.sampling.table import Table
+
+ROWS = 256
+
+
+def negatives_of(
+    embedder: Embedder,
+    variables: dict[str, Any],
+    reader: Reader,
+    config: Config,
+    table: Table | None,
+) -> np.ndarray:
+    """Cosines (pairs,) in a few batches past the last step, in inference mode; None: random."""
+    steps, rows = config.training.steps, 2 * config.sampler.speakers
+    batches = training_batches(
+        reader, config.sampler, table, samples=config.crop_samples, seed=config.training.seed,
+        first_step=steps, end_step=steps + max(1, ROWS // rows),
+    )  # fmt: skip
+    cosines = []
+    with closing(batches):
+        for batch in batches:
+            parts = np.split(batch["audio"], range(embedder.rows, rows, embedder.rows))
+            embedded = [
+                embedder.crops(variables, embedder.own(part))[: len(part)] for part in parts
+            ]
+            z = unit(np.concatenate(embedded))
+            cosines.append(hardness.negative_cosines(z, batch["labels"]))
+    return np.concatenate(cosines)

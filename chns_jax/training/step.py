@@ -1,0 +1,109 @@
+"""One step of training and one of inference: pure functions of a state and a batch."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from chns_jax.common.randomness import Purpose, generator
+from chns_jax.config import Config
+from chns_jax.devices.sharding import for_own_rows
+from chns_jax.encoders.features import frame_count, log_mel
+from chns_jax.runs.state import TrainState
+from chns_jax.training.augment import augment_audio, mask_spectrogram, slot_keys
+from chns_jax.training.gradient_caching import embed_in_micro_batches
+from chns_jax.training.losses import init_params, training_loss
+from chns_jax.training.optimizer import schedule
+
+
+def init(
+    config: Config, encoder: nn.Module, tx: optax.GradientTransformation, speakers: int
+) -> TrainState:
+    """The state before the first step, for a corpus of so many training speakers: a function of
+    the config and its seed."""
+    seed = int(generator(config.training.seed, Purpose.ENCODER).integers(2**31))
+    key = jax.random.key(seed)
+    shape = (1, frame_count(config.crop_samples, config.features), config.features.bands)
+    initial = encoder.init(key, jnp.zeros(shape), train=False)
+    params = {"encoder": initial["params"]}
+    speed = config.augment.speed
+    classes = speakers * (1 + len(speed.factors)) if speed.new_speakers else speakers
+    of_loss = init_params(
+        config.loss, jax.random.fold_in(key, 1), embedding=config.encoder.embedding, classes=classes
+    )
+    if of_loss:  # orbax stores no empty tree
+        params["loss"] = of_loss
+    variables = {"params": params, "batch_stats": initial["batch_stats"]}
+    return TrainState(jnp.int32(0), variables, tx.init(params))
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, Array],
+    responses: Float[Array, "n r"] | None = None,
+    *,
+    config: Config,
+    encoder: nn.Module,
+    tx: optax.GradientTransformation,
+    speakers: int,
+    mesh: Mesh | None = None,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update with a batch as of `training_batches`; rows i and i + b are two utterances of one
+    speaker.
+
+    `responses` are impulse responses of rooms, where the config asks for them; `speakers` is the
+    number of training speakers. Returns the next state and {"loss", "learning_rate", "z"}, z (2b,
+    d) being the L2-normalised embeddings, and {"temperature"} of losses that have one. Under jit
+    with rows split over the mesh, the loss is global, and so are the batch statistics: those of all
+    rows, or with `training.micro_batch` of a micro-batch (see gradient_caching.py).
+    """
+    seed, step, rows = config.training.seed, state.step, len(batch["audio"])
+    micro_batch = config.training.micro_batch
+    batch = {**batch, "slot": jnp.arange(rows)}
+
+    def make_frames(batch, step, responses):
+        """Log-mel and labels of some rows of the batch, augmented."""
+        audio, labels = augment_audio(
+            batch, responses, config.augment, seed=seed, step=step, samples=config.crop_samples,
+            speakers=speakers, pairs=None if config.sampler.kind == "utterances" else rows // 2,
+        )  # fmt: skip
+        frames = log_mel(audio, config.features)
+        if config.augment.spec_augment.probability:
+            keys = slot_keys(seed, step, batch["slot"])
+            frames = mask_spectrogram(frames, config.augment.spec_augment, keys)
+        return frames, labels
+
+    def embed(params, batch_stats, batch):
+        """New batch statistics, and the embeddings and labels of some rows of the batch."""
+        frames, labels = for_own_rows(make_frames, mesh)(batch, step, responses)
+        embedding, updated = encoder.apply(
+            {"params": params, "batch_stats": batch_stats},
+            frames,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return jax.lax.stop_gradient(updated["batch_stats"]), (embedding, labels)
+
+    def loss_of(params):
+        batch_stats, embed_rows = state.variables["batch_stats"], partial(embed, params["encoder"])
+        if micro_batch is None:
+            batch_stats, (embedding, labels) = embed_rows(batch_stats, batch)
+        else:
+            batch_stats, (embedding, labels) = embed_in_micro_batches(
+                embed_rows, batch_stats, batch, rows=rows, micro_batch=micro_batch
+            )
+        loss, metrics = training_loss(embedding, labels, params.get("loss", {}), config.loss, mesh)
+        return loss, (batch_stats, {"loss": loss, **metrics})
+
+    params = state.variables["params"]
+    gradient, (batch_stats, metrics) = jax.grad(loss_of, has_aux=True)(params)
+    metrics["learning_rate"] = schedule(config.optimizer, config.training.steps)(step)
+    updates, optimizer = tx.update(gradient, state.optimizer, params)
+    variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
+    return TrainState(step + 1, variables, optimizer), metrics

@@ -1,0 +1,116 @@
+"""A gallery: a folder of enrolled speakers, one JSON file each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import numpy as np
+
+from chns_jax.common.errors import UserError
+from chns_jax.common.files import replacing
+from chns_jax.verification.speaker_encoder import SpeakerEncoder, Voice
+
+UNKNOWN = "unknown"  # what nobody's voice is identified as
+LONGEST_FILE_NAME = 200  # bytes; file systems hold 255
+
+
+class Enrolled(NamedTuple):
+    """A speaker of a gallery."""
+
+    name: str
+    recordings: int
+    seconds: float
+    embedding: list[float]  # L2-normalised
+    made_by: dict[str, Any]  # checkpoint and segments
+
+
+def enroll(folder: Path, name: str, recordings: list[str], encoder: SpeakerEncoder) -> Enrolled:
+    """Add the speaker of some recordings under a name. Raises UserError for a name that is taken or
+    cannot be one, and for what is no speech."""
+    path = _file(folder, name)
+    taken = UserError(f"{name} is enrolled in {folder} already: remove the name first")
+    if path.exists():
+        raise taken
+    voice = encoder.voice(recordings)
+    speaker = Enrolled(
+        name, len(recordings), voice.seconds, voice.embedding.tolist(), _made_by(encoder)
+    )
+    try:
+        with replacing(path, new=True) as file:
+            json.dump(speaker._asdict(), file)
+    except FileExistsError:  # by another program meanwhile
+        raise taken from None
+    return speaker
+
+
+def read(folder: Path) -> list[Enrolled]:
+    """The speakers of a gallery, by name. Raises UserError where there is no gallery, or a file of
+    it is damaged."""
+    if not folder.is_dir():
+        raise UserError(f"there is no gallery {folder}: enroll someone, or give another folder")
+    speakers = []
+    for path in folder.glob("*.json"):
+        if path.name.startswith("."):  # that of an enrolment that was killed
+            continue
+        try:
+            speaker = Enrolled(**json.loads(path.read_text(encoding="utf-8")))
+            numbers = [*speaker.embedding, speaker.seconds, speaker.recordings]
+            if not (isinstance(speaker.name, str) and np.isfinite(np.array(numbers, float)).all()):
+                raise ValueError
+        except (ValueError, TypeError) as error:
+            raise _damaged(path) from error
+        speakers.append(speaker)
+    return sorted(speakers)
+
+
+def voices(folder: Path, encoder: SpeakerEncoder) -> dict[str, Voice]:
+    """The voice of each speaker of a gallery. Also raises UserError for a gallery of nobody, and
+    for one of another model."""
+    speakers = read(folder)
+    if not speakers:
+        raise UserError(f"nobody is enrolled in {folder}: enroll someone first")
+    made_by = _made_by(encoder)
+    for speaker in speakers:
+        if speaker.made_by != made_by:
+            raise UserError(
+                f"{speaker.name} was enrolled in {folder} with another model, checkpoint or "
+                "--segments of its calibration: remove and enroll everyone again, or give that one"
+            )
+        if len(speaker.embedding) != encoder.model.config.encoder.embedding:
+            raise _damaged(_file(folder, speaker.name))
+    return {
+        speaker.name: Voice(np.array(speaker.embedding, np.float32), speaker.seconds)
+        for speaker in speakers
+    }
+
+
+def remove(folder: Path, name: str) -> None:
+    """Raises UserError for a name that is not enrolled."""
+    try:
+        _file(folder, name).unlink()
+    except FileNotFoundError:
+        raise UserError(f"nobody is enrolled as {name} in {folder}: see gallery list") from None
+
+
+def _file(folder: Path, name: str) -> Path:
+    """Where a speaker is kept. Raises UserError for what is no name."""
+    if not name.isprintable() or name != name.strip() or name in ("", UNKNOWN):
+        raise UserError(
+            f"{name!r} cannot be a speaker's name: it must be printable, without spaces around it, "
+            f"and not {UNKNOWN!r}"
+        )
+    encoded = quote(name, safe=" ").replace(".", "%2E")
+    if len(encoded) > LONGEST_FILE_NAME:
+        raise UserError(f"the name {name[:40]}... is too long for a file: give a shorter one")
+    return folder / f"{encoded}.json"
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path} is damaged: remove it and enroll the speaker again")
+
+
+def _made_by(encoder: SpeakerEncoder) -> dict[str, Any]:
+    return {"checkpoint": encoder.checkpoint, "segments": encoder.segments}

@@ -1,0 +1,97 @@
+"""The options of commands that score a trial list, and the scores that they ask for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
+
+from chns_jax.common.command_line import add_cache, add_model, add_segments
+from chns_jax.common.errors import UserError
+
+if TYPE_CHECKING:
+    from chns_jax.embedding.model import Model
+    from chns_jax.verification.cohort import Cohort
+    from chns_jax.verification.evaluation import Scores
+
+
+def add_trial_arguments(parser: ArgumentParser) -> None:
+    """What `score_trials` reads."""
+    add_model(parser)
+    parser.add_argument(
+        "--trials",
+        type=str,
+        required=True,
+        help='Lines of "<1 or 0> <enrolment> <test>", or "<enrolment> <test> <target or '
+        'nontarget>".',
+    )
+    parser.add_argument(
+        "--root", type=str, required=True, help="Folder of the files that the list names."
+    )
+    parser.add_argument(
+        "--enrolment",
+        type=str | None,
+        default=None,
+        help='Lines of "<model> <utterance> <utterance> ...": the trials name models.',
+    )
+    add_segments(parser)
+    parser.add_argument(
+        "--norm",
+        type=Literal["as-norm"] | None,
+        default=None,
+        help="Normalise scores by those of the nearest impostors.",
+    )
+    parser.add_argument(
+        "--cohort",
+        type=str | None,
+        default=None,
+        help="Folder of the impostors' speech, of other speakers than the trials'; the run's "
+        "training speakers when not given.",
+    )
+    parser.add_argument(
+        "--cohort_size",
+        type=PositiveInt,
+        default=300,
+        help="Nearest impostors that count, or all of fewer.",
+    )
+    parser.add_argument(
+        "--cohort_utterances", type=PositiveInt, default=5, help="Utterances of each impostor."
+    )
+    add_cache(parser)
+
+
+def score_trials(chosen: Namespace, *, by_speaker: bool) -> tuple[Scores, Cohort | None, Model]:
+    """The scores of the trials that a command's arguments name, the cohort of their norm, and the
+    model."""
+    if chosen.cohort and not chosen.norm:
+        raise UserError("--cohort is for --norm as-norm: give both or neither")
+
+    from chns_jax.corpus import trials as trial_lists
+    from chns_jax.embedding import model
+    from chns_jax.verification import cohort as cohorts
+    from chns_jax.verification import evaluation
+
+    trial_lists.read(chosen.trials)  # what is wrong with the list is said before much is loaded
+    encoder = model.load(chosen.model, chosen.checkpoint)
+    cohort = None
+    if chosen.norm:
+        cohort = cohorts.make_cohort(
+            encoder,
+            chosen.cache,
+            root=chosen.cohort,
+            top=chosen.cohort_size,
+            per_speaker=chosen.cohort_utterances,
+            segments=chosen.segments,
+        )
+    scored = evaluation.score(
+        encoder,
+        chosen.trials,
+        chosen.root,
+        chosen.cache,
+        enrolment=chosen.enrolment,
+        segments=chosen.segments,
+        cohort=cohort,
+        by_speaker=by_speaker,
+    )
+    return scored, cohort, encoder
