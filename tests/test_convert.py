@@ -361,6 +361,7 @@ def test_bad_files_and_names(tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.long
 def test_pytorchs_files(tmp_path):
     """A checkpoint of Lightning, in half precision, and files that PyTorch will not read."""
     torch = pytest.importorskip("torch")
