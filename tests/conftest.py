@@ -42,7 +42,10 @@ def pytest_runtest_makereport(item, call):
     if report.skipped and os.environ.get("CHNS_CI") and isinstance(report.longrepr, tuple):
         why = report.longrepr[2]
         if re.search(r"\b(chromium|ffmpeg|torch)\b", why):
-            report.outcome, report.longrepr = "failed", f"CHNS_CI is set, so nothing may skip: {why}"
+            report.outcome, report.longrepr = (
+                "failed",
+                f"CHNS_CI is set, so nothing may skip: {why}",
+            )
     return report
 
 
