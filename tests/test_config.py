@@ -54,9 +54,11 @@ def test_bases_that_are_missing_or_go_round_are_named(tmp_path):
     (tmp_path / "a.yaml").write_text("base: b.yaml\n")
     with pytest.raises(UserError, match="b.yaml"):
         configs.load(["--config", str(tmp_path / "a.yaml")])
-    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
-    with pytest.raises(UserError, match="its own base"):
-        configs.load(["--config", str(tmp_path / "a.yaml")])
+    (tmp_path / "sub").mkdir()
+    for base in ("a.yaml", "./sub/../a.yaml"):
+        (tmp_path / "b.yaml").write_text(f"base: {base}\n")
+        with pytest.raises(UserError, match="its own base"):
+            configs.load(["--config", str(tmp_path / "a.yaml")])
 
 
 def shrunk(cache, tones) -> list[str]:

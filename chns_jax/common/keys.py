@@ -92,7 +92,7 @@ def read_file(keys: dict[str, Key], path: str, above: tuple[str, ...] = ()) -> d
     `above`: the files that are based on it. Raises UserError.
     """
     where = f" in {path}"
-    if path in above:
+    if _real(path) in map(_real, above):
         raise UserError(f"{path} is its own base: remove the key base from one of {above}")
     written = _load(path)
     values = {}
@@ -102,8 +102,8 @@ def read_file(keys: dict[str, Key], path: str, above: tuple[str, ...] = ()) -> d
     sections = {
         name[:dot] for name in keys for dot, letter in enumerate(name) if letter == "."
     }  # of a.b.c, a and a.b
-    flat = dict(_flatten(written, sections, "", where))
-    return {**values, **read_keys(keys, flat, where)}
+    given = dict(_flatten(written, sections, "", where))
+    return {**values, **read_keys(keys, given, where)}
 
 
 def flat(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -133,6 +133,10 @@ class _OnlyInFiles(Action):
 
     def __call__(self, parser: Any, chosen: Namespace, path: Any, option: Any = None) -> None:
         raise UserError(f"{option} is only for files: give --config {path} and then the others")
+
+
+def _real(path: str) -> Path:
+    return Path(path).expanduser().resolve()
 
 
 def _load(path: str) -> dict[Any, Any]:
