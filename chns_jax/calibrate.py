@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import OpenUnitInterval
-
 from chns_jax.common.command_line import make_parser, parse
 from chns_jax.common.errors import UserError, run
+from chns_jax.common.values import OpenUnitInterval
 from chns_jax.verification.trial_options import add_trial_arguments, score_trials
 
 FALSE_ACCEPT_RATE = 0.01

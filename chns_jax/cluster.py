@@ -6,10 +6,9 @@ import dataclasses
 import sys
 from typing import Literal
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt
-
 from chns_jax.common.command_line import add_cache, add_model, make_parser, parse
 from chns_jax.common.errors import run
+from chns_jax.common.values import NonNegativeInt, PositiveInt
 
 
 def main(argv: list[str]) -> None:

@@ -1,5 +1,7 @@
 """The config: one frozen dataclass per concept, read from YAML and the command line.
 
+A dataclass whose fields must fit each other says so in `check`, which raises UserError.
+
 `load(argv)` understands `--config file.yaml`, dotted overrides (`--sampler.hard_ratio 0.5`),
 `--help` and `--print_config`.
 """
@@ -7,30 +9,28 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
-from jsonargparse.typing import (
+
+from chns_jax.common import keys
+from chns_jax.common.command_line import Parser, make_parser, parse
+from chns_jax.common.errors import UserError
+from chns_jax.common.values import (
     ClosedUnitInterval,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    shown_as,
 )
 
-from chns_jax.common.command_line import make_parser, parse
-from chns_jax.common.errors import UserError
-
 BUILTIN_VOICES = "builtin:voices"
-LONGEST_SECONDS = 600  # of a crop, or of a segment
+LONGEST_SECONDS = 600  # of a crop, of a segment, or of a window
 LARGEST_SEED = 2**32 - 1  # of a larger one, JAX leaves out the upper bits
 LAST_PORT = 65_535
 # A simulated room's direct sound may take 0.04 s, before which there is silence.
@@ -116,6 +116,21 @@ class Features:
         """Hop in samples."""
         return round(self.hop_ms * self.sample_rate / 1000)
 
+    def check(self) -> None:
+        if max(self.window_ms, self.hop_ms) > 1000 * LONGEST_SECONDS:
+            raise UserError(
+                f"features.window_ms and features.hop_ms must be {1000 * LONGEST_SECONDS} at most"
+            )
+        if self.hop < 1 or self.window < 2:
+            raise UserError(
+                "features.window_ms and features.hop_ms must be at least a sample or two long"
+            )
+        if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
+            raise UserError(
+                "features.f_min and features.f_max must lie in order between 0 and half the "
+                "sample rate"
+            )
+
 
 @dataclass(frozen=True)
 class Ecapa:
@@ -134,6 +149,26 @@ class Ecapa:
     attention_channels: PositiveInt = 128
     """Bottleneck of the attentive pooling."""
 
+    @property
+    def reach(self) -> int:
+        """Frames that the widest convolution spans, but one."""
+        layers = zip(self.kernel_sizes, self.dilations, strict=True)
+        return max((taps - 1) * dilation for taps, dilation in layers)
+
+    def check(self) -> None:
+        layers = [len(self.channels), len(self.kernel_sizes), len(self.dilations)]
+        if len(set(layers)) > 1 or layers[0] < 3:
+            raise UserError(
+                "encoder.ecapa.channels, kernel_sizes and dilations need one entry a layer, 3 or "
+                f"more: they have {layers[0]}, {layers[1]} and {layers[2]}"
+            )
+        inner = self.channels[1:-1]
+        if any(channels % self.res2net_scale for channels in inner):
+            raise UserError(
+                f"encoder.ecapa.channels {list(inner)} of the blocks must be multiples of "
+                f"encoder.ecapa.res2net_scale {self.res2net_scale}"
+            )
+
 
 @dataclass(frozen=True)
 class ThinResNet:
@@ -147,6 +182,17 @@ class ThinResNet:
     """sap: self-attentive; asp: attentive statistics."""
     attend_over: Literal["time", "frequency"] = "time"
     """What attention weighs; frequency: as the paper's code has it."""
+
+    def check(self) -> None:
+        if len(self.layers) != len(self.filters) or not self.layers:
+            raise UserError(
+                "encoder.thin_resnet.layers and filters need one entry a stage, 1 or more: they "
+                f"have {len(self.layers)} and {len(self.filters)}"
+            )
+        if min(self.filters) < 8:
+            raise UserError(
+                "encoder.thin_resnet.filters must be 8 or more: their gates have an eighth of them"
+            )
 
 
 @dataclass(frozen=True)
@@ -182,6 +228,12 @@ class Loss:
     """aam_softmax: added to the angle of an embedding and its own class, radians."""
     aam_scale: PositiveFloat = 30.0
     """aam_softmax: what cosines are multiplied by."""
+
+    def check(self) -> None:
+        if self.min_temperature >= self.temperature:
+            raise UserError("loss.temperature must lie above loss.min_temperature")
+        if self.aam_margin >= math.pi / 2:
+            raise UserError("loss.aam_margin must be below pi / 2 radians")
 
 
 @dataclass(frozen=True)
@@ -228,6 +280,16 @@ class Sampler:
     normalise_first: bool = False
     """L2-normalise embeddings before averaging them to a voiceprint."""
 
+    def check(self) -> None:
+        if self.speakers < 2:
+            raise UserError("sampler.speakers must be at least 2: the others are negatives")
+        clusters_come = self.refresh_every != "never" or self.table or self.start_step
+        if self.kind == "chns" and not clusters_come:
+            raise UserError(
+                "sampler.refresh_every never needs sampler.table, or a sampler.start_step at which "
+                "the speakers are clustered once"
+            )
+
 
 @dataclass(frozen=True)
 class Noise:
@@ -247,6 +309,13 @@ class Noise:
     talkers: tuple[PositiveInt, PositiveInt] = (3, 7)
     """Fewest and most recordings of speech that make babble."""
 
+    def check(self) -> None:
+        if self.probability and not self.root:
+            raise UserError("augment.noise.probability needs augment.noise.root, a folder of noise")
+        ranges = (self.noise_snr, self.music_snr, self.speech_snr, self.talkers)
+        if any(low > high for low, high in ranges):
+            raise UserError("augment.noise: the lowest of a range must not lie above its highest")
+
 
 @dataclass(frozen=True)
 class Reverberation:
@@ -261,6 +330,13 @@ class Reverberation:
     seconds: PositiveFloat = 0.5
     """Length to which they are cut."""
 
+    def check(self) -> None:
+        shortest, longest = RESPONSE_SECONDS
+        if not shortest <= self.seconds <= longest:
+            raise UserError(
+                f"augment.reverberation.seconds must lie between {shortest} and {longest}"
+            )
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -272,6 +348,12 @@ class Speed:
     """Speeds, of which each such crop gets one."""
     new_speakers: bool = False
     """A speaker at another speed counts as another speaker."""
+
+    def check(self) -> None:
+        if self.probability and not (
+            self.factors and 0.5 <= min(self.factors) <= max(self.factors) <= 2
+        ):
+            raise UserError("augment.speed.factors must be one or more speeds from 0.5 to 2")
 
 
 @dataclass(frozen=True)
@@ -345,6 +427,10 @@ class Training:
     """Folder, relative to data.cache, for compiled programs, with which a run starts sooner when it
     is started again; null: none."""
 
+    def check(self) -> None:
+        if self.seed > LARGEST_SEED:
+            raise UserError(f"training.seed {self.seed} must be {LARGEST_SEED} at most")
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -377,6 +463,31 @@ class Hosts:
     """Seconds to wait at the start until all are there."""
     heartbeat: PositiveInt = 30
     """Seconds after which a host that gives no sign of life is lost, and all end."""
+
+    @property
+    def several(self) -> bool:
+        """Whether other hosts take part."""
+        return self.detect or self.coordinator is not None
+
+    def check(self) -> None:
+        coordinator, count, index = self.coordinator, self.count, self.index
+        if coordinator is None and count is None and index is None:
+            return
+        if coordinator is None or count is None or index is None or self.detect:
+            raise UserError(
+                "hosts.coordinator, hosts.count and hosts.index are given together, and without "
+                "hosts.detect"
+            )
+        address, _, port = coordinator.rpartition(":")
+        if not (address and port.isdecimal() and int(port) <= LAST_PORT):
+            raise UserError(
+                f"hosts.coordinator {coordinator} must be an address and a port, such as "
+                "10.0.0.1:7890"
+            )
+        if index >= count:
+            raise UserError(
+                f"hosts.index {index} must lie below hosts.count {count}: the first is 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -414,6 +525,38 @@ class Config:
         seconds = self.validation.segment_seconds or self.data.crop_seconds
         return round(seconds * self.features.sample_rate)
 
+    def check(self) -> None:
+        """What sections ask of each other; each has been checked by itself before."""
+        features, sampler, micro_batch = self.features, self.sampler, self.training.micro_batch
+        if sampler.kind == "utterances" and self.loss.kind != "aam_softmax":
+            raise UserError(
+                f"sampler.kind utterances gives no pairs, which loss.kind {self.loss.kind} needs: "
+                "use sampler.kind random or chns"
+            )
+        if micro_batch is not None and (micro_batch < 2 or 2 * sampler.speakers % micro_batch):
+            raise UserError(
+                f"training.micro_batch {micro_batch} must be 2 or more, and divide the "
+                f"{2 * sampler.speakers} rows of a batch"
+            )
+        if self.augment.spec_augment.band_width > features.bands:
+            raise UserError(f"augment.spec_augment.band_width exceeds the {features.bands} bands")
+        if sampler.refresh_ahead and self.hosts.several:
+            raise UserError("sampler.refresh_ahead works on one host: leave it 0 with hosts.*")
+        fewest = max(10, (self.encoder.ecapa.reach + 1) // 2 + 1)  # reflection needs that many
+        lengths = {
+            "data.crop_seconds": self.data.crop_seconds,
+            "validation.segment_seconds": self.validation.segment_seconds,
+        }
+        for key, seconds in lengths.items():
+            if seconds is None:
+                continue
+            frames = (seconds * features.sample_rate - features.window) / features.hop
+            if frames < fewest or seconds > LONGEST_SECONDS:
+                raise UserError(
+                    f"{key} {seconds:g} must hold {fewest} frames at least, and {LONGEST_SECONDS} "
+                    "seconds at most"
+                )
+
 
 def load(argv: list[str] | None = None, description: str = "") -> Config:
     """The config that `argv` describes; `--config` files first, overrides after them, in order.
@@ -421,75 +564,43 @@ def load(argv: list[str] | None = None, description: str = "") -> Config:
     A file may name another under `base`, relative to itself, which is read before it. Raises
     UserError for an unknown key, a value of a wrong type or one out of range.
     """
-    parser = make_parser(description)
+    parser = make_parser(description, "%(prog)s [--config FILE] [--KEY VALUE ...]")
     add_keys(parser)
     return read(parser, sys.argv[1:] if argv is None else argv)
 
 
-def add_keys(parser: ArgumentParser) -> None:
+def add_keys(parser: Parser) -> None:
     """Let a command take `--config` and the keys of a config, for `read`."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser.add_argument(
-        "--config", action="config", help="YAML file; of several, later ones win over earlier ones."
+        "--print_config", action="store_true", help="Print the config as YAML, and do nothing else."
     )
-    parser.add_argument(
-        "--base", type=str, help="Only in a file: another, relative to it, that is read before it."
-    )
-    parser.add_class_arguments(Config)
+    keys.add_keys(parser, Config)
 
 
-def read(parser: ArgumentParser, arguments: list[str]) -> Config:
-    """The config among the arguments of a command; raises UserError as `load` does."""
-    arguments = _with_bases(arguments)
-    try:
-        chosen = parser.instantiate(parse(parser, arguments))
-    except (UserError, TypeError) as error:
-        files = [value for key, value in itertools.pairwise(arguments) if key == "--config"]
-        where = f" (in {', '.join(files)} or on the command line)" if files else ""
-        raise UserError(f"{error}{where}") from error
-    config = Config(**{field.name: chosen[field.name] for field in dataclasses.fields(Config)})
+def read(parser: Parser, argv: list[str], *, defaults: dict[str, Any] | None = None) -> Config:
+    """The config among the arguments of a command; raises UserError as `load` does.
+
+    `defaults`: values of dotted keys that files and arguments leave open.
+    """
+    known = keys.read_keys(keys.keys_of(Config), defaults or {})
+    chosen = parse(parser, argv, known)
+    config = keys.make(Config, chosen)
     _check(config)
+    if chosen.print_config:
+        print(to_yaml(config), end="")
+        sys.exit()
     return config
-
-
-def _with_bases(arguments: list[str]) -> list[str]:
-    """The arguments, with the base of each `--config` file before it."""
-    expanded = []
-    for i, argument in enumerate(arguments):
-        path = None
-        if argument.startswith("--config="):
-            path = argument.removeprefix("--config=")
-        elif i and arguments[i - 1] == "--config":
-            path = argument
-            expanded.pop()
-        expanded += [argument] if path is None else _chain(path, ())
-    return expanded
-
-
-def _chain(path: str, above: tuple[str, ...]) -> list[str]:
-    """`--config` for the bases of a file, outermost first, and for the file."""
-    if path in above:
-        raise UserError(f"{path} is its own base: remove the key base from one of {above}")
-    base = None
-    try:
-        written = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-        base = written.get("base") if isinstance(written, dict) else None
-    except (OSError, ValueError, yaml.YAMLError):
-        pass  # parsing the file says what is wrong with it
-    if not isinstance(base, str):
-        return ["--config", path]
-    return [*_chain(str(Path(path).parent / base), (*above, path)), "--config", path]
 
 
 def to_yaml(config: Config) -> str:
     """The config as YAML, every key, that `load` reads again."""
-    plain = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples as lists, plain numbers
+    plain = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples as lists
     return yaml.safe_dump(plain, sort_keys=False)
 
 
 def differences(one: Config, other: Config) -> list[str]:
     """Keys that change what a run computes, and whose values differ."""
-    mine, theirs = (dict(_flat(dataclasses.asdict(config))) for config in (one, other))
+    mine, theirs = (dict(keys.flat(config)) for config in (one, other))
     return [key for key in mine if not _is_free(key) and mine[key] != theirs[key]]
 
 
@@ -499,103 +610,18 @@ def _is_free(key: str) -> bool:
 
 def _check(config: Config) -> None:
     """Raises UserError where a number is not finite, or keys do not fit each other."""
-    for key, value in _flat(dataclasses.asdict(config)):
-        numbers = value if isinstance(value, list | tuple) else [value]
+    for key, value in keys.flat(config):
+        numbers = value if isinstance(value, tuple) else [value]
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-            raise UserError(f"{key} must be finite, not {value}")
-    ecapa, sampler, features = config.encoder.ecapa, config.sampler, config.features
-    layers = [len(ecapa.channels), len(ecapa.kernel_sizes), len(ecapa.dilations)]
-    inner = ecapa.channels[1:-1]
-    resnet = config.encoder.thin_resnet
-    hosts = config.hosts
-    given = [value is not None for value in (hosts.coordinator, hosts.count, hosts.index)]
-    address, _, port = (hosts.coordinator or "").rpartition(":")
-    noise, speed = config.augment.noise, config.augment.speed
-    micro_batch = config.training.micro_batch
-    checks = [
-        (
-            len(resnet.layers) == len(resnet.filters),
-            "encoder.thin_resnet.layers and filters need one entry a stage",
-        ),
-        (
-            min(resnet.filters) >= 8,
-            "encoder.thin_resnet.filters must be 8 or more: their gates have an eighth of them",
-        ),
-        (len(set(layers)) == 1 and layers[0] >= 3,
-         "encoder.ecapa.channels, kernel_sizes and dilations need one entry a layer, 3 or more: "
-         f"they have {layers[0]}, {layers[1]} and {layers[2]}"),
-        (all(channels % ecapa.res2net_scale == 0 for channels in inner),
-         f"encoder.ecapa.channels {list(inner)} of the blocks must be multiples of "
-         f"encoder.ecapa.res2net_scale {ecapa.res2net_scale}"),
-        (sampler.speakers >= 2, "sampler.speakers must be at least 2: the others are negatives"),
-        (sampler.refresh_every != "never" or sampler.table or sampler.start_step
-         or sampler.kind != "chns",
-         "sampler.refresh_every never needs sampler.table, or a sampler.start_step at which "
-         "the speakers are clustered once"),
-        (sampler.kind != "utterances" or config.loss.kind == "aam_softmax",
-         f"sampler.kind utterances gives no pairs, which loss.kind {config.loss.kind} needs: "
-         "use sampler.kind random or chns"),
-        (micro_batch is None or micro_batch > 1 and 2 * sampler.speakers % micro_batch == 0,
-         f"training.micro_batch {micro_batch} must be 2 or more, and divide the "
-         f"{2 * sampler.speakers} rows of a batch"),
-        (config.loss.aam_margin < math.pi / 2, "loss.aam_margin must be below pi / 2 radians"),
-        (not noise.probability or noise.root,
-         "augment.noise.probability needs augment.noise.root, a folder of noise"),
-        (all(low <= high for low, high in
-             (noise.noise_snr, noise.music_snr, noise.speech_snr, noise.talkers)),
-         "augment.noise: the lowest of a range must not lie above its highest"),
-        (not speed.probability or (speed.factors and
-                                   0.5 <= min(speed.factors) <= max(speed.factors) <= 2),
-         "augment.speed.factors must be one or more speeds from 0.5 to 2"),
-        (RESPONSE_SECONDS[0] <= config.augment.reverberation.seconds <= RESPONSE_SECONDS[1],
-         "augment.reverberation.seconds must lie between {} and {}".format(*RESPONSE_SECONDS)),
-        (config.training.seed <= LARGEST_SEED,
-         f"training.seed {config.training.seed} must be {LARGEST_SEED} at most"),
-        (config.augment.spec_augment.band_width <= features.bands,
-         f"augment.spec_augment.band_width exceeds the {features.bands} bands"),
-        (not sampler.refresh_ahead or not (hosts.detect or hosts.coordinator),
-         "sampler.refresh_ahead works on one host: leave it 0 with hosts.*"),
-        (0 <= features.f_min < features.f_max <= features.sample_rate / 2,
-         "features.f_min and features.f_max must lie in order between 0 and half the sample rate"),
-        (not any(given) or (all(given) and not hosts.detect),
-         "hosts.coordinator, hosts.count and hosts.index are given together, and without "
-         "hosts.detect"),
-        (not all(given) or (address and port.isdecimal() and int(port) <= LAST_PORT),
-         f"hosts.coordinator {hosts.coordinator} must be an address and a port, such as "
-         "10.0.0.1:7890"),
-        (not all(given) or hosts.index < hosts.count,
-         f"hosts.index {hosts.index} must lie below hosts.count {hosts.count}: the first is 0"),
-        (config.loss.min_temperature < config.loss.temperature,
-         "loss.temperature must lie above loss.min_temperature"),
-        (features.hop >= 1 and features.window >= 2,
-         "features.window_ms and features.hop_ms must be at least a sample or two long"),
-    ]  # fmt: skip
-    for holds, sentence in checks:
-        if not holds:
-            raise UserError(sentence)
-    reach = max(
-        (taps - 1) * dilation
-        for taps, dilation in zip(ecapa.kernel_sizes, ecapa.dilations, strict=True)
-    )
-    fewest = max(10, (reach + 1) // 2 + 1)  # reflection needs that many
-    lengths = {
-        "data.crop_seconds": config.data.crop_seconds,
-        "validation.segment_seconds": config.validation.segment_seconds,
-    }
-    for key, seconds in lengths.items():
-        if seconds is not None and not (
-            fewest <= (seconds * features.sample_rate - features.window) / features.hop
-            and seconds <= LONGEST_SECONDS
-        ):
-            raise UserError(
-                f"{key} {seconds:g} must hold {fewest} frames at least, and {LONGEST_SECONDS} "
-                "seconds at most"
-            )
+            raise UserError(f"{key} must be finite, not {shown_as(value)}")
+    _check_section(config)
 
 
-def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _check_section(section: Any) -> None:
+    """Check what a section is made of before itself."""
+    for part in dataclasses.fields(section):
+        value = getattr(section, part.name)
+        if dataclasses.is_dataclass(value):
+            _check_section(value)
+    if hasattr(section, "check"):
+        section.check()

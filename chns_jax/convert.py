@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -54,7 +55,8 @@ def main(argv: list[str]) -> None:
     parser = make_parser(
         "Make a run of PyTorch weights (SpeechBrain's ECAPA_TDNN, voxceleb_trainer's ResNetSE), or "
         "write the weights of a run under PyTorch's names. What the shapes of the tensors do not "
-        "tell, such as encoder.ecapa.dilations and the features, comes from the keys of a config."
+        "tell, such as encoder.ecapa.dilations and the features, comes from the keys of a config.",
+        "%(prog)s [--checkpoint CHECKPOINT] [--config FILE] [--KEY VALUE ...] source target",
     )
     parser.add_argument(
         "source", type=str, help=f"File of weights ({', '.join(FILES)}), or a run folder."
@@ -90,8 +92,9 @@ def main(argv: list[str]) -> None:
             for name, value in state_dict.items()
             if name.startswith(prefix)
         }
-        # Later arguments win: what is given beats what is inferred, and must then fit the shapes.
-        config = configs.read(parser, [*infer(inside, kind), *argv, "--out", str(target)])
+        # What is given beats what is inferred, and must then fit the shapes.
+        config = configs.read(parser, argv, defaults=infer(inside, kind))
+        config = dataclasses.replace(config, out=str(target))
         variables = from_torch(inside, config.encoder, bands=config.features.bands)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error

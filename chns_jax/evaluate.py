@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import Namespace
-from jsonargparse.typing import NonNegativeInt
-
 from chns_jax.common.command_line import make_parser, parse
 from chns_jax.common.errors import UserError, run
+from chns_jax.common.values import NonNegativeInt
 from chns_jax.verification.trial_options import add_trial_arguments, score_trials
 
 if TYPE_CHECKING:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Literal
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt
-
 from chns_jax.common.command_line import add_cache, add_model, make_parser, parse
 from chns_jax.common.errors import UserError, run
+from chns_jax.common.values import NonNegativeInt, PositiveInt
 
 CROP_SECONDS = 3.0  # of embedded sound
 PAIRS_WITH_SOUND = 20  # with embedded sound, 0.1 MB each

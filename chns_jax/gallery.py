@@ -4,41 +4,46 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
-from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt
-
-from chns_jax.common.command_line import add_model, make_parser, parse
+from chns_jax.common.command_line import Parser, add_model, make_parser, parse
 from chns_jax.common.errors import run
+from chns_jax.common.values import PositiveInt
 
 
 def main(argv: list[str]) -> None:
     parser = make_parser("Enroll speakers, and identify who speaks in a recording.")
-    commands = parser.add_subcommands()
-    enroll = make_parser("Add a speaker.")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="{enroll,identify,list,remove}"
+    )
+    enroll = _add_command(commands, "enroll", "Add a speaker.")
     enroll.add_argument("name", type=str, help="The speaker's name.")
     enroll.add_argument("files", type=str, nargs="+", help="Recordings of nobody else.")
-    identify = make_parser(
+    identify = _add_command(
+        commands,
+        "identify",
         "Print the names whose voices are nearest to that of a recording, as one JSON object; the "
         "first of them is who speaks, or nobody where all are under the run's threshold. That is "
-        "set for one name: of n names, impostors are accepted up to n times as often."
+        "set for one name: of n names, impostors are accepted up to n times as often.",
     )
     identify.add_argument("file", type=str, help="A recording.")
     identify.add_argument("--names", type=PositiveInt, default=5, help="Names to print at most.")
     for command in (enroll, identify):
         add_model(command)
-    listed = make_parser("Print who is enrolled, as one JSON object.")
-    remove = make_parser("Remove a speaker.")
+    _add_command(commands, "list", "Print who is enrolled, as one JSON object.")
+    remove = _add_command(commands, "remove", "Remove a speaker.")
     remove.add_argument("name", type=str, help="The speaker's name.")
-    named = {"enroll": enroll, "identify": identify, "list": listed, "remove": remove}
-    for name, command in named.items():
-        command.add_argument("--gallery", type=str, required=True, help="Folder of the gallery.")
-        commands.add_subcommand(name, command, help=command.description.partition(".")[0])
     chosen = parse(parser, argv)
     actions = {"enroll": _enroll, "identify": _identify, "list": _list, "remove": _remove}
-    options = chosen[chosen.subcommand]
-    actions[chosen.subcommand](Path(options.gallery).expanduser(), options)
+    actions[chosen.command](Path(chosen.gallery).expanduser(), chosen)
+
+
+def _add_command(commands: Any, name: str, description: str) -> Parser:
+    command = commands.add_parser(name, description=description, help=description.partition(".")[0])
+    command.add_argument("--gallery", type=str, required=True, help="Folder of the gallery.")
+    return command
 
 
 def _enroll(folder: Path, options: Namespace) -> None:

@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import PositiveInt
-
 from chns_jax.common.command_line import add_cache, make_parser, parse
 from chns_jax.common.errors import UserError, run
+from chns_jax.common.values import PositiveInt
 
 
 def main(argv: list[str]) -> None:

@@ -16,50 +16,53 @@ from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
-import jax
-
 from chns_jax import config as configs
-from chns_jax.common.console import say
 from chns_jax.common.errors import UserError, run
-from chns_jax.common.files import replacing
 from chns_jax.config import Config
-from chns_jax.corpus import rirs
-from chns_jax.corpus.audio import check
-from chns_jax.corpus.noise import find_noise
-from chns_jax.corpus.reader import Reader
-from chns_jax.corpus.skipped import Skipped
-from chns_jax.corpus.split import digest, make_split
-from chns_jax.devices import processes
-from chns_jax.devices.compilation_cache import keep_compiled
-from chns_jax.devices.sharding import held, make_mesh, put, replicated
-from chns_jax.embedding.clustering import make_table
-from chns_jax.embedding.embedder import Embedder
-from chns_jax.reports.training_plot import training_picture
-from chns_jax.runs import checkpoint
-from chns_jax.runs.checkpoint import Progress
-from chns_jax.runs.folder import RunFolder, claim, is_complete
-from chns_jax.runs.state import sha256
-from chns_jax.sampling import plan, rounds
-from chns_jax.sampling import table as tables
-from chns_jax.sampling.pipeline import training_batches
-from chns_jax.scoring.mfcc_baseline import mfcc_eer
-from chns_jax.training.build import build
-from chns_jax.training.finetuning import start_from
-from chns_jax.training.logs import Journal, Pace, RunLog, is_due, progress_bar, records
-from chns_jax.training.negatives import negatives_of
-from chns_jax.training.refresh import Refresh
-from chns_jax.training.stopping import stop_signals
-from chns_jax.training.validate import validate
 
 
 def main(argv: list[str]) -> None:
     config = configs.load(argv, description=__doc__.splitlines()[0])
+    from chns_jax.devices import processes  # imports JAX, for which mistakes do not wait
+
     with ExitStack() as opened, processes.joined(config.hosts):
         train(config, opened)
 
 
 def train(config: Config, opened: ExitStack) -> None:
     """Train as `config` says, in its run folder; go on where a run of this config stopped."""
+    import jax
+
+    from chns_jax.common.console import say
+    from chns_jax.common.files import replacing
+    from chns_jax.corpus import rirs
+    from chns_jax.corpus.audio import check
+    from chns_jax.corpus.noise import find_noise
+    from chns_jax.corpus.reader import Reader
+    from chns_jax.corpus.skipped import Skipped
+    from chns_jax.corpus.split import digest, make_split
+    from chns_jax.devices import processes
+    from chns_jax.devices.compilation_cache import keep_compiled
+    from chns_jax.devices.sharding import held, make_mesh, put, replicated
+    from chns_jax.embedding.clustering import make_table
+    from chns_jax.embedding.embedder import Embedder
+    from chns_jax.reports.training_plot import training_picture
+    from chns_jax.runs import checkpoint
+    from chns_jax.runs.checkpoint import Progress
+    from chns_jax.runs.folder import RunFolder, claim, is_complete
+    from chns_jax.runs.state import sha256
+    from chns_jax.sampling import plan, rounds
+    from chns_jax.sampling import table as tables
+    from chns_jax.sampling.pipeline import training_batches
+    from chns_jax.scoring.mfcc_baseline import mfcc_eer
+    from chns_jax.training.build import build
+    from chns_jax.training.finetuning import start_from
+    from chns_jax.training.logs import Journal, Pace, RunLog, is_due, progress_bar, records
+    from chns_jax.training.negatives import negatives_of
+    from chns_jax.training.refresh import Refresh
+    from chns_jax.training.stopping import stop_signals
+    from chns_jax.training.validate import validate
+
     sampler, seed, steps = config.sampler, config.training.seed, config.training.steps
 
     # ------------------------------------------------------------------ run folder

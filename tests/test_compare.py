@@ -57,8 +57,8 @@ def test_lists_and_their_roots():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--trials", "x", "--root", "y"], "required: runs"),
-        (["a", "--trials", "x"], "required: root"),
+        (["--trials", "x", "--root", "y"], r"required: \[NAME=\]RUN"),
+        (["a", "--trials", "x"], "required: --root"),
         (["a", "b", "--trials", "x", "--root", "y", "--baseline", "c"], "c is not among .* a, b$"),
         (["a", "--trials", "{tmp}/gone", "--root", "y"], "gone cannot be read"),
         (["a", "--trials", "{tmp}/gone", "--root", "y", "--out", "{tmp}/f/o"], "is not a folder"),

@@ -1,12 +1,16 @@
 import dataclasses
+import itertools
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import yaml
 
 from chns_jax import config as configs
+from chns_jax.common.command_line import make_parser
 from chns_jax.common.errors import UserError
+from chns_jax.common.keys import flat, keys_of
 from chns_jax.config import Config, Sampler
 from chns_jax.corpus.noise import find_noise
 from chns_jax.corpus.reader import Reader
@@ -50,9 +54,11 @@ def test_bases_that_are_missing_or_go_round_are_named(tmp_path):
     (tmp_path / "a.yaml").write_text("base: b.yaml\n")
     with pytest.raises(UserError, match="b.yaml"):
         configs.load(["--config", str(tmp_path / "a.yaml")])
-    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
-    with pytest.raises(UserError, match="its own base"):
-        configs.load(["--config", str(tmp_path / "a.yaml")])
+    (tmp_path / "sub").mkdir()
+    for base in ("a.yaml", "./sub/../a.yaml"):
+        (tmp_path / "b.yaml").write_text(f"base: {base}\n")
+        with pytest.raises(UserError, match="its own base"):
+            configs.load(["--config", str(tmp_path / "a.yaml")])
 
 
 def shrunk(cache, tones) -> list[str]:
@@ -170,14 +176,33 @@ def test_differences_name_the_keys_that_matter():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--training.stepz", "3"], "training.stepz"),
-        (["--training.steps", "many"], "training.steps"),
-        (["--training.steps", "0"], "training.steps"),
-        (["--sampler.kind", "hardest"], "sampler.kind"),
-        (["--sampler.hard_ratio", "1.5"], "sampler.hard_ratio"),
+        (["--training.stepz", "3"], "training.stepz is unknown: did you mean --training.steps?"),
+        (["--training.stepz=3"], "training.stepz is unknown: did you mean --training.steps?"),
+        (["--training.steps"], "training.steps: expected one argument"),
+        (["--training.steps", "many"], "training.steps many must be an integer above 0"),
+        (["--training.steps", "0"], "training.steps 0 must be an integer above 0"),
+        (["--training.steps", "2.5"], "training.steps 2.5 must be an integer above 0"),
+        (["--training.seed", "-1"], "training.seed -1 must be an integer from 0 on"),
+        (["--training.micro_batch", "x"], "micro_batch x must be an integer above 0 or null"),
+        (["--training.remat", "2"], "training.remat 2 must be true or false"),
+        (["--sampler.kind", "hardest"], "kind hardest must be chns, random or utterances"),
+        (["--sampler.refresh_every", "0"], "refresh_every 0 must be an integer above 0 or never"),
+        (
+            ["--sampler.hard_ratio", "1.5"],
+            r"hard_ratio 1.5 must be a number from 0 to 1 \(Share of a batch's speakers that",
+        ),
+        (["--encoder.ecapa.channels", "[8,0]"], r"channels \[8,0\] must be .* each an integer abo"),
+        (["--encoder.ecapa.channels", "8"], "channels 8 must be a list such as"),
+        (["--augment.noise.talkers", "[1,2,3]"], "must be a list of 2, each an integer above 0"),
+        (["--data.more_roots", "[a"], r"more_roots \[a must be a list such as"),
+        (["--base", "a.yaml"], "--base is only for files: give --config a.yaml"),
         (["--sampler.speakers", "1"], "sampler.speakers must be at least 2"),
         (["--sampler.refresh_every", "never"], "sampler.refresh_every never needs sampler.table"),
         (["--encoder.ecapa.channels", "[8, 8]"], "need one entry a layer"),
+        (
+            ["--encoder.thin_resnet.layers", "[]", "--encoder.thin_resnet.filters", "[]"],
+            "layers and filters need one entry a stage",
+        ),
         (["--encoder.ecapa.channels", "[8,9,9,9,8]"], "must be multiples of"),
         (["--features.f_max", "9000"], "features.f_max"),
         (["--loss.temperature", "0.001"], "loss.temperature must lie above"),
@@ -221,14 +246,131 @@ def test_mistakes_are_named(arguments, message):
 
 def test_mistakes_in_a_file_are_named(tmp_path):
     for text, message in [
-        ("training: {stepz: 3}", "stepz"),
-        ("training: [", "arsing"),
-        ("3", "c.yaml"),
-        ("sampler: 5", "c.yaml"),
+        ("training: {stepz: 3}", "training.stepz in .*c.yaml is unknown: did you mean training.st"),
+        ("trainin: {steps: 3}", "trainin in .*c.yaml is unknown"),
+        ("training: [", "c.yaml is not YAML in line 1: expected the node content"),
+        ("a: b\n\tc: d", "c.yaml is not YAML in line 2"),
+        ("out: !!python/none", "c.yaml is not YAML in line 1"),
+        ("3", "c.yaml holds no keys of a config"),
+        ("sampler: 5", "sampler in .*c.yaml is a section: write its keys under it, not 5"),
+        ("sampler: {hard_ratio: 2}", "sampler.hard_ratio 2 in .*c.yaml must be a number from 0 to"),
+        ("out: 3", "out 3 in .*c.yaml must be text in quotes"),
+        (
+            "data: {trials: 2024-01-01}",
+            "data.trials 2024-01-01 in .*c.yaml must be text in quotes or null",
+        ),
+        ("training: {steps: true}", "training.steps true in .*c.yaml must be an integer"),
+        ("training: {steps: null}", "training.steps null in .*c.yaml must be an integer"),
+        ("training: {steps: [3]}", r"training.steps \[3\] in .*c.yaml must be an integer"),
+        ("base: [a]", "base .*c.yaml must be text in quotes"),
+        ("data: {more_roots: [1]}", r"more_roots \[1\] .* each text in quotes"),
     ]:
         (tmp_path / "c.yaml").write_text(text)
         with pytest.raises(UserError, match=message):
             configs.load(["--config", str(tmp_path / "c.yaml")])
+
+
+def test_what_yaml_takes_for_text_may_be_a_number(tmp_path):
+    text = "optimizer: {learning_rate: 1e-4}\ntraining: {steps: 1e3, keep: 5.0}\nsampler:\n"
+    (tmp_path / "c.yaml").write_text(text)
+    config = configs.load(["--config", str(tmp_path / "c.yaml"), "--loss.beta", "1"])
+    assert (config.optimizer.learning_rate, config.training.steps) == (1e-4, 1000)
+    numbers = config.training.steps, config.training.keep, config.loss.beta
+    assert [type(number) for number in numbers] == [int, int, float]
+
+
+def test_null_is_nothing():
+    assert configs.load(["--data.trials", "null"]).data.trials is None
+    assert configs.load(["--training.micro_batch", "null"]).training.micro_batch is None
+    assert configs.load(["--out", "null"]).out == "null"
+
+
+def test_what_is_given_beats_defaults(tmp_path):
+    def read(*argv):
+        parser = make_parser("")
+        configs.add_keys(parser)
+        defaults = {"sampler.speakers": 7, "loss.kind": "hscl", "encoder.ecapa.dilations": [1] * 5}
+        return configs.read(parser, list(argv), defaults=defaults)
+
+    (tmp_path / "c.yaml").write_text("sampler: {speakers: 8}\n")
+    config = read("--config", str(tmp_path / "c.yaml"), "--loss.kind", "nt_xent")
+    assert (config.sampler.speakers, config.loss.kind) == (8, "nt_xent")
+    assert config.encoder.ecapa.dilations == (1,) * 5
+    assert (read().sampler.speakers, read().loss.kind) == (7, "hscl")
+    assert configs.load([]).sampler.speakers == Sampler().speakers
+
+
+def test_a_printed_config_is_the_config(tmp_path, capsys):
+    arguments = ["--sampler.hard_ratio", "0.25", "--data.more_roots", "[a,b]"]
+    with pytest.raises(SystemExit) as stopped:
+        configs.load([*arguments, "--print_config"])
+    assert not stopped.value.code
+    (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
+    assert configs.load(["--config", str(tmp_path / "c.yaml")]) == configs.load(arguments)
+
+
+def test_every_key_is_explained():
+    for name, key in keys_of(Config).items():
+        assert key.about.endswith((".", ":")) and key.section_about, name
+    assert [name for name, _ in flat(Config())] == [
+        name for name in yaml_keys(yaml.safe_load(configs.to_yaml(Config())))
+    ]
+    assert {name: key.default for name, key in keys_of(Config).items()} == dict(flat(Config()))
+
+
+def yaml_keys(tree, prefix=""):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from yaml_keys(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+ODD = [
+    None, True, "", "x", "null", "never", ".nan", "[", "{", "[[]]", "é", "9" * 400, 0, -1, 1, 2, 9,
+    1e-300, 1e300, 10**400, float("inf"), float("nan"), [], [0], [1], [8], [1.5, None], ["a", "b"],
+    [8, 8, 8], [[]], [1] * 5, [10**400, 1], {}, {"a": 1},
+]  # fmt: skip
+
+
+def test_odd_values_are_named_or_taken():
+    """Of each key alone, of each two sequences of a section, and of all optional keys together."""
+
+    def load(values):
+        try:
+            config = configs.read(parser, [], defaults=values)
+            return config.crop_samples, config.read_samples, config.segment_samples
+        except UserError as error:
+            assert "\n" not in str(error)
+            return None
+
+    parser = make_parser("")
+    configs.add_keys(parser)
+    keys = keys_of(Config)
+    taken = [load({name: value}) is not None for name in keys for value in ODD]
+    assert {False, True} == set(taken)
+    sequences = [name for name, key in keys.items() if isinstance(key.default, tuple)]
+    more = {"augment.speed.probability": 1, "augment.noise.probability": 1}
+    for one, other in itertools.permutations(sequences, 2):
+        if one.rpartition(".")[0] == other.rpartition(".")[0]:
+            for a, b in itertools.product(([], [0], [1], [8, 8, 8], [1] * 5), repeat=2):
+                load({one: a, other: b, **more})
+    for value in ODD:
+        load({name: value for name in sequences} | more)
+        optional = [name for name, key in keys.items() if key.default is None]
+        for name in optional:
+            load({other: value for other in optional if other != name})
+
+
+def test_odd_words_of_a_command_line_are_named_or_taken():
+    words = ["", "[]", "[", "{}", "null", "~", "&a [*a]", "2024-13-45", "1e999", "-1", "%s"]
+    parser = make_parser("")
+    configs.add_keys(parser)
+    for name, word in itertools.product(keys_of(Config), words):
+        try:
+            configs.read(parser, [f"--{name}={word}"])
+        except UserError as error:
+            assert "\n" not in str(error)
 
 
 def test_clustering_once_is_a_start_step_without_refreshes():

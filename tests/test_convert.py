@@ -68,26 +68,24 @@ def test_the_references_weights_come_back_bit_for_bit(golden, name):
     made_with = json.loads(str(arrays["config"]))
     kind, prefix = torch_weights.find_encoder(state)
     assert prefix == ""
-    # Filters of fewer than 8 channels are no config, so the arguments are read by hand.
     inferred = torch_weights.infer(state, kind)
-    inferred = dict(zip(inferred[::2], inferred[1::2], strict=True))
+    assert inferred.pop("encoder.kind") == kind
     if kind == "ecapa_tdnn":
+        assert inferred.pop("features.bands") == 80
+        assert inferred.pop("encoder.embedding") == made_with["lin_neurons"]
         names = ("channels", "kernel_sizes", "res2net_scale", "se_channels", "attention_channels")
-        options = {key: json.loads(inferred[f"--encoder.ecapa.{key}"]) for key in names}
-        assert options == {key: made_with[key] for key in names}
-        assert inferred["--features.bands"] == "80"
-        assert inferred["--encoder.embedding"] == str(made_with["lin_neurons"])
+        options = {name: inferred.pop(f"encoder.ecapa.{name}") for name in names}
+        assert json.loads(json.dumps(options)) == {name: made_with[name] for name in names}
         encoder = Encoder(embedding=made_with["lin_neurons"], ecapa=Ecapa(**options))
     else:
-        options = {
-            "layers": json.loads(inferred["--encoder.thin_resnet.layers"]),
-            "filters": json.loads(inferred["--encoder.thin_resnet.filters"]),
-            "pooling": inferred["--encoder.thin_resnet.pooling"],
-        }
-        assert list(options.values()) == [
+        assert inferred.pop("encoder.embedding") == made_with["nOut"]
+        names = ("layers", "filters", "pooling")
+        options = {name: inferred.pop(f"encoder.thin_resnet.{name}") for name in names}
+        assert json.loads(json.dumps(list(options.values()))) == [
             made_with["layers"], made_with["num_filters"], made_with["encoder_type"].lower(),
         ]  # fmt: skip
         encoder = Encoder(kind=kind, embedding=made_with["nOut"], thin_resnet=ThinResNet(**options))
+    assert not inferred
     back = torch_weights.to_torch(torch_weights.from_torch(state, encoder), encoder)
     counters = {key for key in state if key.endswith("num_batches_tracked")}
     assert counters and all(
@@ -285,8 +283,12 @@ def test_other_precisions_become_float32(tmp_path, dtype):
 
 
 def test_keys_that_shapes_do_not_tell_are_taken_from_the_command_line(tmp_path):
-    (tmp_path / "c.yaml").write_text("features: {kind: kaldi, f_min: 20}\nout: elsewhere\n")
+    text = "features: {kind: kaldi, f_min: 20}\nout: elsewhere\nencoder: {embedding: 9}\n"
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match="fc.conv.bias has shape"):  # files beat what is inferred
+        convert_to_run(tmp_path, state_of(ECAPA), "--config", str(tmp_path / "c.yaml"))
     keys = ["--config", str(tmp_path / "c.yaml"), "--encoder.ecapa.dilations", "[1,2,2,2,1]"]
+    keys += ["--encoder.embedding", "8"]
     run = convert_to_run(tmp_path, state_of(ECAPA), *keys)
     config = model.load(run).config
     assert (config.features.kind, config.features.f_min, config.out) == ("kaldi", 20, str(run))

@@ -330,5 +330,5 @@ def test_mistakes_with_a_gallery(calibrated, tones, tmp_path):
     gallery.main(["remove", "Ann", *where])
     with pytest.raises(UserError, match="nobody is enrolled in"):
         gallery.main(["identify", speech, *model, *where])
-    with pytest.raises(UserError, match="subcommand"):
+    with pytest.raises(UserError, match="required: {enroll,identify,list,remove}"):
         gallery.main([])

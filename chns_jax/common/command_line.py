@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
-import re
-
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from jsonargparse.typing import PositiveFloat
+import argparse
+import difflib
+from argparse import Namespace
+from functools import partial
+from typing import Any, NoReturn
 
 from chns_jax.common.errors import UserError
-
-# What jsonargparse says of Python's types, and what is said in its place.
-SAID = {
-    r"^Parser key ": "",
-    r"Does not validate against any of the Union subtypes .*? Errors: - (.*) "
-    r"Given value type: .*? Given value: (.*)": r"\1. Got value: \2",
-    r" - Expected a <class 'NoneType'>": "",
-    r"Not of type \w+: ": "",
-    r"a typing\.Literal\[(.*?)\]": r"one of \1",
-}
+from chns_jax.common.values import PositiveFloat, in_words, read_value, shown_as
 
 
-def make_parser(description: str) -> ArgumentParser:
-    """A parser for `parse`."""
-    return ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose types are annotations, and whose mistakes are UserErrors."""
+
+    def __init__(self, description: str = "", **options: Any):
+        self.options: list[str] = []  # all that it takes, "--model"
+        super().__init__(description=description, allow_abbrev=False, **options)
+
+    def add_argument(
+        self, *names: str, group: argparse._ArgumentGroup | None = None, **options: Any
+    ) -> argparse.Action:
+        """As argparse's, for the help in a `group`; `type` may be any that `read_value` knows."""
+        self.options += [name for name in names if name.startswith("--")]
+        add = super().add_argument if group is None else group.add_argument
+        return add(*names, **_read_by_annotation(names[0], options))
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(" ".join(message.split()))
 
 
-def add_model(parser: ArgumentParser) -> None:
+def make_parser(description: str, usage: str | None = None) -> Parser:
+    """A parser for `parse`; its help begins with all options when no `usage` is given."""
+    return Parser(description, usage=usage)
+
+
+def add_model(parser: Parser) -> None:
     """--model, and --checkpoint as `add_checkpoint`."""
     parser.add_argument("--model", type=str, required=True, help="Run folder of chns_jax.train.")
     add_checkpoint(parser)
 
 
-def add_checkpoint(parser: ArgumentParser) -> None:
+def add_checkpoint(parser: Parser) -> None:
     """--checkpoint: which of a run's."""
     parser.add_argument(
         "--checkpoint",
@@ -41,7 +52,7 @@ def add_checkpoint(parser: ArgumentParser) -> None:
     )
 
 
-def add_segments(parser: ArgumentParser) -> None:
+def add_segments(parser: Parser) -> None:
     """--segments: how utterances are embedded."""
     parser.add_argument(
         "--segments",
@@ -52,7 +63,7 @@ def add_segments(parser: ArgumentParser) -> None:
     )
 
 
-def add_cache(parser: ArgumentParser) -> None:
+def add_cache(parser: Parser) -> None:
     """--cache: where what can be made again is kept."""
     parser.add_argument(
         "--cache",
@@ -62,12 +73,31 @@ def add_cache(parser: ArgumentParser) -> None:
     )
 
 
-def parse(parser: ArgumentParser, argv: list[str] | None) -> Namespace:
-    """The arguments, or a UserError for what is wrong with them."""
-    try:
-        return parser.parse_args(argv)
-    except (ArgumentError, TypeError, ValueError) as error:  # the latter two for malformed files
-        said = " ".join(str(error).split())
-        for theirs, ours in SAID.items():
-            said = re.sub(theirs, ours, said)
-        raise UserError(said) from error
+def parse(parser: Parser, argv: list[str], given: dict[str, Any] | None = None) -> Namespace:
+    """The arguments, over those `given` before; a UserError for what is wrong with them."""
+    chosen, unknown = parser.parse_known_args(argv, Namespace(**(given or {})))
+    if unknown:
+        options = [word for word in unknown if word.startswith("-")]
+        name = (options or unknown)[0].partition("=")[0]
+        raise UserError(f"{name} is unknown{did_you_mean(name, parser.options)}")
+    return chosen
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """The end of a sentence about an unknown name; empty when no known one is near."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean {near[0]}?" if near else ""
+
+
+def _read_by_annotation(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of an argument for argparse, whose help says what the value must be."""
+    annotation, default = options.get("type"), options.get("default")
+    if annotation is None:
+        return options
+    said = [] if annotation in (str, str | None) else [in_words(annotation)]
+    if default not in (None, [], ()):
+        said.append(f"by default {shown_as(default)}".replace("%", "%%"))
+    about = options.get("help", "")
+    ending = f" ({'; '.join(said)})" if said else ""
+    read = partial(read_value, name, annotation, about=about.replace("%%", "%"))
+    return {**options, "type": read, "help": f"{about}{ending}"}

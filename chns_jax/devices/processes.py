@@ -39,7 +39,7 @@ def joined(hosts: Hosts) -> Iterator[None]:
     An error on one host ends its process at once, with status 2 for a UserError: the others, whom
     it may keep waiting, end when they lose it, by their connections or by `hosts.heartbeat`.
     """
-    if not (hosts.detect or hosts.coordinator):
+    if not hosts.several:
         yield
         return
     ctypes.CDLL(None).signal(signal.SIGABRT, _explain_abort)

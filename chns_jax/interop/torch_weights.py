@@ -123,8 +123,8 @@ def find_encoder(state_dict: dict[str, np.ndarray]) -> tuple[str, str]:
     return found[0]
 
 
-def infer(state_dict: dict[str, np.ndarray], kind: str) -> list[str]:
-    """The keys of a config that the shapes of an encoder's tensors tell, as arguments.
+def infer(state_dict: dict[str, np.ndarray], kind: str) -> dict[str, Any]:
+    """The keys of a config that the shapes of an encoder's tensors tell, and their values.
 
     Raises UserError naming the tensor that is needed and missing, is empty, has too few axes, or
     does not fit those beside it.
@@ -164,27 +164,25 @@ def infer(state_dict: dict[str, np.ndarray], kind: str) -> list[str]:
             inner.append(layer(f"blocks.{i}.res2net_block.blocks.0.conv.conv", 3, inputs=group))
         aggregation = layer("mfa.conv.conv", 3, inputs=sum(s[0] for s in outer[1:]))
         keys = {
-            "embedding": layer("fc.conv", 3)[0],
-            "ecapa.channels": [s[0] for s in (*outer, aggregation)],
-            "ecapa.kernel_sizes": [s[2] for s in (outer[0], *inner, aggregation)],
-            "ecapa.res2net_scale": scale,
-            "ecapa.se_channels": layer("blocks.1.se_block.conv1.conv", 3)[0],
-            "ecapa.attention_channels": layer("asp.tdnn.conv.conv", 3)[0],
+            "features.bands": outer[0][1],
+            "encoder.embedding": layer("fc.conv", 3)[0],
+            "encoder.ecapa.channels": tuple(s[0] for s in (*outer, aggregation)),
+            "encoder.ecapa.kernel_sizes": tuple(s[2] for s in (outer[0], *inner, aggregation)),
+            "encoder.ecapa.res2net_scale": scale,
+            "encoder.ecapa.se_channels": layer("blocks.1.se_block.conv1.conv", 3)[0],
+            "encoder.ecapa.attention_channels": layer("asp.tdnn.conv.conv", 3)[0],
         }
-        bands = ["--features.bands", str(outer[0][1])]
     else:
         stages = range(1, 1 + max(1, last("layer")))
-        filters = [shape(f"layer{stage}.0.bn1.weight", 1)[0] for stage in stages]
+        filters = tuple(shape(f"layer{stage}.0.bn1.weight", 1)[0] for stage in stages)
         embedding, pooled = layer("fc", 2)
-        keys = {
-            "embedding": embedding,
-            "thin_resnet.layers": [1 + last(f"layer{stage}.") for stage in stages],
-            "thin_resnet.filters": filters,
-            "thin_resnet.pooling": "sap" if pooled == filters[-1] else "asp",
+        keys = {  # bands are averaged over, whatever their number
+            "encoder.embedding": embedding,
+            "encoder.thin_resnet.layers": tuple(1 + last(f"layer{stage}.") for stage in stages),
+            "encoder.thin_resnet.filters": filters,
+            "encoder.thin_resnet.pooling": "sap" if pooled == filters[-1] else "asp",
         }
-        bands = []  # the image is averaged over, whatever its height
-    keys = {"kind": kind, **keys}
-    return [*bands, *(str(x) for key, value in keys.items() for x in (f"--encoder.{key}", value))]
+    return {"encoder.kind": kind, **keys}
 
 
 def read_file(path: Path) -> dict[str, np.ndarray]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from typing import TYPE_CHECKING, Literal
 
-from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import PositiveInt
-
-from chns_jax.common.command_line import add_cache, add_model, add_segments
+from chns_jax.common.command_line import Parser, add_cache, add_model, add_segments
 from chns_jax.common.errors import UserError
+from chns_jax.common.values import PositiveInt
 
 if TYPE_CHECKING:
     from chns_jax.embedding.model import Model
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from chns_jax.verification.evaluation import Scores
 
 
-def add_trial_arguments(parser: ArgumentParser) -> None:
+def add_trial_arguments(parser: Parser) -> None:
     """What `score_trials` reads."""
     add_model(parser)
     parser.add_argument(

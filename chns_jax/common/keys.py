@@ -1,0 +1,227 @@
+"""Dotted keys of nested dataclasses: from YAML files and the command line, and back.
+
+A key is "sampler.hard_ratio"; its words for --help are the docstring under its field.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import sys
+from argparse import SUPPRESS, Action, Namespace
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+import yaml
+
+from chns_jax.common.command_line import Parser, did_you_mean
+from chns_jax.common.errors import UserError
+from chns_jax.common.values import read_value
+
+BASE = "base"  # key of a file: another one that is read before it
+
+
+class Key(NamedTuple):
+    """What is known of a key."""
+
+    annotation: Any
+    default: Any
+    about: str  # its docstring
+    section: str  # "sampler", or "" at the top
+    section_about: str
+
+
+@cache
+def keys_of(cls: type) -> dict[str, Key]:
+    """All keys of a dataclass of dataclasses that can be made without arguments, in order."""
+    return dict(_walk(cls, ""))
+
+
+def add_keys(parser: Parser, cls: type) -> None:
+    """Let `parser` take `--config` and the keys of `cls`, for `make`."""
+    parser.add_argument(
+        "--config",
+        action=_ReadFile,
+        keys=keys_of(cls),
+        metavar="FILE",
+        help="YAML file of keys; of several, and of what is given after it, the last wins. A file "
+        f"may name another under {BASE}, relative to itself, which is read before it.",
+    )
+    parser.add_argument(f"--{BASE}", action=_OnlyInFiles, help=SUPPRESS)
+    groups = {}
+    for name, key in keys_of(cls).items():
+        if key.section not in groups:
+            title = key.section or None
+            groups[key.section] = parser.add_argument_group(title, key.section_about)
+        parser.add_argument(
+            f"--{name}",
+            group=groups[key.section],
+            type=key.annotation,
+            default=key.default,
+            metavar=name.rpartition(".")[2].upper(),
+            help=key.about.replace("%", "%%"),
+        )
+
+
+def make(cls: type, chosen: Namespace) -> Any:
+    """The dataclass of what was chosen on a command line with `add_keys`."""
+    values = vars(chosen)
+    return _make(cls, {name: values[name] for name in keys_of(cls)}, "")
+
+
+def read_keys(keys: dict[str, Key], given: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """The values of dotted keys, of the types that the keys have.
+
+    Raises UserError, which ends with `where`, for one that is unknown or does not fit.
+    """
+    for name in given:
+        if name not in keys:
+            raise UserError(f"{name}{where} is unknown{did_you_mean(name, list(keys))}")
+    return {
+        name: read_value(name, keys[name].annotation, value, about=keys[name].about, where=where)
+        for name, value in given.items()
+    }
+
+
+def read_file(keys: dict[str, Key], path: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The values of a YAML file and, under them, those of the file that it is based on.
+
+    `above`: the files that are based on it. Raises UserError.
+    """
+    where = f" in {path}"
+    if _real(path) in map(_real, above):
+        raise UserError(f"{path} is its own base: remove the key base from one of {above}")
+    written = _load(path)
+    values = {}
+    if BASE in written:
+        base = read_value(BASE, str, written.pop(BASE), where=where)
+        values = read_file(keys, str(Path(path).parent / base), (*above, path))
+    sections = {
+        name[:dot] for name in keys for dot, letter in enumerate(name) if letter == "."
+    }  # of a.b.c, a and a.b
+    given = dict(_flatten(written, sections, "", where))
+    return {**values, **read_keys(keys, given, where)}
+
+
+def flat(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys and values of a dataclass of dataclasses."""
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from flat(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", value
+
+
+class _ReadFile(Action):
+    """--config: what the file says stands until something later says otherwise."""
+
+    def __init__(self, *arguments: Any, keys: dict[str, Key], **options: Any):
+        super().__init__(*arguments, **options)
+        self.keys = keys
+
+    def __call__(self, parser: Any, chosen: Namespace, path: Any, option: Any = None) -> None:
+        for name, value in read_file(self.keys, path).items():
+            setattr(chosen, name, value)
+
+
+class _OnlyInFiles(Action):
+    """--base."""
+
+    def __call__(self, parser: Any, chosen: Namespace, path: Any, option: Any = None) -> None:
+        raise UserError(f"{option} is only for files: give --config {path} and then the others")
+
+
+def _real(path: str) -> Path:
+    return Path(path).expanduser().resolve()
+
+
+def _load(path: str) -> dict[Any, Any]:
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+        written = yaml.safe_load(text)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path} is not YAML{line}: {error.problem}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not YAML in UTF-8: give a file of keys and values") from error
+    if written is None:
+        return {}
+    if not isinstance(written, dict):
+        raise UserError(f"{path} holds no keys of a config, such as sampler: {{kind: chns}}")
+    return written
+
+
+def _flatten(
+    tree: dict[Any, Any], sections: set[str], prefix: str, where: str
+) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        name = f"{prefix}{name}"
+        if name not in sections:
+            yield name, value
+        elif isinstance(value, dict):
+            yield from _flatten(value, sections, f"{name}.", where)
+        elif value is not None:
+            raise UserError(f"{name}{where} is a section: write its keys under it, not {value}")
+
+
+def _walk(cls: type, section: str) -> Iterator[tuple[str, Key]]:
+    annotations, about = _annotations(cls), _docstrings(cls)
+    inner = {}
+    for field in dataclasses.fields(cls):
+        name = f"{section}.{field.name}".removeprefix(".")
+        annotation = annotations[field.name]
+        if dataclasses.is_dataclass(annotation):
+            inner[name] = annotation
+        else:
+            words = " ".join(about.get(field.name, "").split())
+            yield name, Key(annotation, field.default, words, section, cls.__doc__ or "")
+    for name, annotation in inner.items():
+        yield from _walk(annotation, name)
+
+
+def _make(cls: type, values: dict[str, Any], prefix: str) -> Any:
+    annotations = _annotations(cls)
+    fields = {}
+    for field in dataclasses.fields(cls):
+        annotation, name = annotations[field.name], f"{prefix}{field.name}"
+        if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+            fields[field.name] = _make(annotation, values, f"{name}.")
+        else:
+            fields[field.name] = values[name]
+    return cls(**fields)
+
+
+@cache
+def _annotations(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls, include_extras=True)
+
+
+def _docstrings(cls: type) -> dict[str, str]:
+    """The strings that stand under the fields of a class, which Python does not keep."""
+    return _docstrings_in(cls.__module__).get(cls.__qualname__, {})
+
+
+@cache
+def _docstrings_in(module: str) -> dict[str, dict[str, str]]:
+    """Those of each class of a module; none where its source is not at hand."""
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except OSError:
+        return {}
+    found = {}
+    for statement in tree.body:
+        if isinstance(statement, ast.ClassDef):
+            of_class = found.setdefault(statement.name, {})
+            for field, string in zip(statement.body, statement.body[1:], strict=False):
+                match field, string:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
+                        value=ast.Constant(value=str(words))
+                    ):
+                        of_class[name] = words
+    return found

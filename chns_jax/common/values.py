@@ -1,0 +1,151 @@
+"""Values of options and config keys: what their types allow, in words, and how they are read."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+
+from chns_jax.common.errors import UserError
+
+LARGEST = 2**63 - 1  # integer that arrays hold
+LONGEST_SHOWN = 80  # characters of a value that is repeated
+NULL = "null"
+WORDS = {
+    str: "text",
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    types.NoneType: NULL,
+}
+
+
+@dataclass(frozen=True)
+class Within:
+    """What numbers of a type are allowed, and how that is said after "an integer"."""
+
+    allows: Callable[[float], bool]
+    words: str
+
+
+PositiveInt = Annotated[int, Within(lambda x: x > 0, "above 0")]
+NonNegativeInt = Annotated[int, Within(lambda x: x >= 0, "from 0 on")]
+PositiveFloat = Annotated[float, Within(lambda x: x > 0, "above 0")]
+NonNegativeFloat = Annotated[float, Within(lambda x: x >= 0, "from 0 on")]
+ClosedUnitInterval = Annotated[float, Within(lambda x: 0 <= x <= 1, "from 0 to 1")]
+OpenUnitInterval = Annotated[float, Within(lambda x: 0 < x < 1, "above 0 and below 1")]
+
+
+def read_value(name: str, annotation: Any, given: Any, *, about: str = "", where: str = "") -> Any:
+    """`given`, text of a command line or a value of YAML, as the type `annotation` says.
+
+    Raises UserError, which says `where` the value stands, and ends with what it is `about`.
+    """
+    try:
+        return _convert(annotation, given)
+    except (ValueError, OverflowError, yaml.YAMLError, RecursionError):
+        shown = " ".join(shown_as(given).split())
+        shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
+        sentence = about.split(". ")[0].removesuffix(".")
+        ending = f" ({sentence})" if sentence else ""
+        expected = in_words(annotation)
+        if not isinstance(given, str):  # but a number of a file, say
+            expected = expected.replace(WORDS[str], f"{WORDS[str]} in quotes")
+        raise UserError(f"{name} {shown}{where} must be {expected}{ending}") from None
+
+
+def shown_as(value: Any) -> str:
+    """The value as it is written on a command line and in YAML."""
+    if value is None:
+        return NULL
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(list(value) if isinstance(value, tuple) else value)
+
+
+def in_words(annotation: Any) -> str:
+    """What a value of this type is, such as "a number from 0 to 1"."""
+    arguments = get_args(annotation)
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return f"{WORDS[arguments[0]]} {arguments[1].words}"
+    if origin is Literal:
+        return _alternatives([str(argument) for argument in arguments])
+    if origin in (Union, types.UnionType):
+        return _alternatives([in_words(argument) for argument in arguments])
+    if origin is tuple and arguments[-1] is ...:
+        return f"a list such as [a, b], each {in_words(arguments[0])}"
+    if origin is tuple:
+        return f"a list of {len(arguments)}, each {in_words(arguments[0])}"
+    return WORDS[annotation]
+
+
+def _alternatives(words: list[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _convert(annotation: Any, given: Any) -> Any:
+    """Raises ValueError, OverflowError, YAMLError or RecursionError where it does not fit."""
+    arguments, origin = get_args(annotation), get_origin(annotation)
+    if origin is Annotated:
+        value = _convert(arguments[0], given)
+        if not arguments[1].allows(value):
+            raise ValueError
+        return value
+    if origin in (Union, types.UnionType):
+        return _first_of(arguments, given)
+    if origin is tuple:
+        return _tuple(arguments, given)
+    if annotation in (int, float):
+        return _number(annotation, given)
+    if annotation is types.NoneType:
+        given = None if given == NULL else given
+    if annotation is bool and isinstance(given, str):
+        given = yaml.safe_load(given)
+    allowed = given in arguments if origin is Literal else isinstance(given, annotation)
+    if not allowed:
+        raise ValueError
+    return given
+
+
+def _first_of(annotations: tuple, given: Any) -> Any:
+    """As the first of the types that it fits; null is nothing before it is text."""
+    for annotation in sorted(annotations, key=lambda x: x is not types.NoneType):
+        try:
+            return _convert(annotation, given)
+        except (ValueError, OverflowError):
+            continue
+    raise ValueError
+
+
+def _tuple(elements: tuple, given: Any) -> tuple:
+    given = yaml.safe_load(given) if isinstance(given, str) else given
+    if not isinstance(given, list | tuple):
+        raise ValueError
+    if elements[-1] is ...:
+        elements = elements[:1] * len(given)
+    return tuple(_convert(of, value) for of, value in zip(elements, given, strict=True))
+
+
+def _number(kind: type, given: Any) -> int | float:
+    """YAML takes 1e-4 for text, and 5.0 or 1e3 may count steps."""
+    if isinstance(given, bool) or not isinstance(given, int | float | str):
+        raise ValueError
+    if isinstance(given, str):
+        given = _parsed(given)
+    if kind is float:
+        return float(given)
+    if given != int(given) or abs(given) > LARGEST:
+        raise ValueError
+    return int(given)
+
+
+def _parsed(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text.replace(".inf", "inf").replace(".nan", "nan"))  # as YAML writes them

@@ -1,0 +1,127 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+import chns_jax
+from chns_jax.common.command_line import make_parser, parse
+from chns_jax.common.errors import UserError
+from chns_jax.common.values import OpenUnitInterval, PositiveInt, in_words, read_value
+
+COMMANDS = sorted(
+    path.stem
+    for path in Path(chns_jax.__file__).parent.glob("*.py")
+    if "\n    run(main)" in path.read_text()
+)
+HEAVY = {"jax", "flax", "optax", "orbax", "grain", "sklearn", "librosa", "matplotlib", "torch"}
+
+
+def test_help_and_mistakes_do_not_wait_for_heavy_imports():
+    """All commands in one process, which reports what --help and an unknown option imported."""
+    code = f"""
+import contextlib, importlib, io, json, sys
+import chns_jax
+from chns_jax.common.errors import UserError
+light = sorted(sys.modules)
+helps, said = {{}}, {{}}
+for name in {COMMANDS}:
+    main = importlib.import_module(f"chns_jax.{{name}}").main
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main(["--help"])
+    helps[name] = out.getvalue()
+    try:
+        main(["--spam", "1"])
+    except UserError as error:
+        said[name] = str(error)
+train = importlib.import_module("chns_jax.train")
+with contextlib.suppress(UserError):
+    train.main(["--sampler.speakers", "1"])
+print(json.dumps([light, sorted(sys.modules), helps, said]))
+"""
+    child = subprocess.run(
+        [sys.executable, "-c", code], check=True, text=True, stdout=subprocess.PIPE
+    )
+    light, imported, helps, said = json.loads(child.stdout)
+    assert not HEAVY & set(imported)
+    assert not {"numpy", "yaml"} & set(light)  # `import chns_jax` alone
+    assert len(COMMANDS) == 12 and set(helps) == set(said) == set(COMMANDS)
+    assert all("usage: " in text and "--help" in text for text in helps.values())
+
+
+def test_mistakes_are_sentences():
+    parser = make_parser("")
+    parser.add_argument("file", type=str)
+    parser.add_argument("--names", type=PositiveInt, default=5, help="Names, at most. Or 95 %%.")
+    parser.add_argument("--rate", type=OpenUnitInterval | None)
+    parser.add_argument("--kind", type=Literal["a", "b"], nargs="+", default=[])
+    parser.add_argument("--fast", type=bool, default=False)
+    chosen = parse(parser, ["x", "--kind", "a", "b", "--fast", "true", "--rate", "0.5"])
+    assert vars(chosen) == {"file": "x", "names": 5, "rate": 0.5, "kind": ["a", "b"], "fast": True}
+    assert parse(parser, ["x"], {"names": 7}).names == 7
+    for arguments, sentence in [
+        (["x", "--names", "0"], "--names 0 must be an integer above 0 (Names, at most)"),
+        (["x", "--rate", "1"], "--rate 1 must be a number above 0 and below 1 or null"),
+        (["x", "--kind", "a", "c"], "--kind c must be a or b"),
+        (["x", "--fast", "3"], "--fast 3 must be true or false"),
+        (["x", "--nmaes", "3"], "--nmaes is unknown: did you mean --names?"),
+        (["--zzz", "x", "y"], "--zzz is unknown"),
+        (["x", "y"], "y is unknown"),
+        ([], "the following arguments are required: file"),
+    ]:
+        with pytest.raises(UserError) as raised:
+            parse(parser, arguments)
+        assert str(raised.value) == sentence
+
+
+@pytest.mark.parametrize(
+    "annotation, given, value",
+    [
+        (int, "16_000", 16_000),
+        (int, 3.0, 3),
+        (float, 3, 3.0),
+        (float, "-.inf", float("-inf")),
+        (str, "3", "3"),
+        (str | None, "null", None),
+        (PositiveInt | Literal["never"], "never", "never"),
+        (PositiveInt | Literal["never"], "7", 7),
+        (tuple[int, ...], "[1, 2]", (1, 2)),
+        (tuple[int, ...], "[]", ()),
+        (tuple[float, float], [1, "2e-3"], (1.0, 0.002)),
+        (bool, "false", False),
+        (bool, True, True),
+    ],
+)
+def test_values(annotation, given, value):
+    read = read_value("x", annotation, given)
+    assert (read, type(read)) == (value, type(value))
+    assert read_value("x", annotation, read) == read
+
+
+@pytest.mark.parametrize(
+    "annotation, given",
+    [
+        (int, True), (int, "1.5"), (int, float("inf")), (int, float("nan")), (int, 2**63),
+        (int, None), (float, "x"), (float, True), (float, 10**400), (str, 3), (str, None),
+        (bool, 1), (bool, "1"), (bool, "["), (Literal["a"], "b"), (Literal["a"], []),
+        (tuple[int, ...], "1"), (tuple[int, ...], "ab"), (tuple[int, ...], {1: 2}),
+        (tuple[float, float], "[1]"), (tuple[float, float], "[1, 2, 3]"),
+    ],
+)  # fmt: skip
+def test_values_of_another_type(annotation, given):
+    with pytest.raises(UserError, match="^x .* in a.yaml must be .*(about it)"):
+        read_value("x", annotation, given, about="about it. Not this.", where=" in a.yaml")
+
+
+def test_types_in_words():
+    assert in_words(tuple[PositiveInt, ...]).endswith("each an integer above 0")
+    assert in_words(Literal["a", "b", "c"]) == "a, b or c"
+    assert in_words(OpenUnitInterval | None) == "a number above 0 and below 1 or null"
+
+
+def test_a_long_value_is_cut_short():
+    with pytest.raises(UserError) as raised:
+        read_value("x", PositiveInt, "y\n" * 999)
+    assert len(str(raised.value)) < 200 and "\n" not in str(raised.value)
