@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import OpenUnitInterval
-
+from chns_jax.common.bounds import OpenUnitInterval
 from chns_jax.common.command_line import make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.verification.trial_options import add_trial_arguments, score_trials

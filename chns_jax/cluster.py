@@ -6,8 +6,7 @@ import dataclasses
 import sys
 from typing import Literal
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt
-
+from chns_jax.common.bounds import NonNegativeInt, PositiveInt
 from chns_jax.common.command_line import add_cache, add_model, make_parser, parse
 from chns_jax.common.errors import run
 

@@ -6,8 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt
-
+from chns_jax.common.bounds import NonNegativeInt, PositiveInt
 from chns_jax.common.command_line import add_cache, add_checkpoint, add_segments, make_parser, parse
 from chns_jax.common.errors import UserError, run
 

@@ -18,14 +18,14 @@ from typing import Literal
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
-from jsonargparse.typing import (
+
+from chns_jax.common.bounds import (
     ClosedUnitInterval,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
 )
-
 from chns_jax.common.command_line import make_parser, parse
 from chns_jax.common.errors import UserError
 
@@ -563,7 +563,7 @@ def _check(config: Config) -> None:
         (not all(given) or (address and port.isdecimal() and int(port) <= LAST_PORT),
          f"hosts.coordinator {hosts.coordinator} must be an address and a port, such as "
          "10.0.0.1:7890"),
-        (not all(given) or hosts.index < hosts.count,
+        (hosts.index is None or hosts.count is None or hosts.index < hosts.count,
          f"hosts.index {hosts.index} must lie below hosts.count {hosts.count}: the first is 0"),
         (config.loss.min_temperature < config.loss.temperature,
          "loss.temperature must lie above loss.min_temperature"),

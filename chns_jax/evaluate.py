@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
-from jsonargparse.typing import NonNegativeInt
 
+from chns_jax.common.bounds import NonNegativeInt
 from chns_jax.common.command_line import make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.verification.trial_options import add_trial_arguments, score_trials

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt
 
+from chns_jax.common.bounds import PositiveInt
 from chns_jax.common.command_line import add_model, make_parser, parse
 from chns_jax.common.errors import run
 

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import PositiveInt
-
+from chns_jax.common.bounds import PositiveInt
 from chns_jax.common.command_line import add_cache, make_parser, parse
 from chns_jax.common.errors import UserError, run
 

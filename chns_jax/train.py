@@ -53,7 +53,7 @@ from chns_jax.training.validate import validate
 
 
 def main(argv: list[str]) -> None:
-    config = configs.load(argv, description=__doc__.splitlines()[0])
+    config = configs.load(argv, description=str(__doc__).splitlines()[0])
     with ExitStack() as opened, processes.joined(config.hosts):
         train(config, opened)
 
@@ -84,7 +84,9 @@ def train(config: Config, opened: ExitStack) -> None:
     skipped.record({file.path: file.why for file in broken})
     skipped.limit()
     opened.callback(lambda: skipped.record(reader.skipped))
-    trial_reader = Reader(validation, sample_rate, reader.threads) if trials else None
+    trial_reader = (
+        Reader(validation, sample_rate, reader.threads) if validation is not None else None
+    )
     round_length = rounds.length(sampler, config.training, len(corpus))
     say(
         f"training on {len(corpus.speakers)} speakers, {len(corpus)} utterances, "
@@ -181,7 +183,7 @@ def train(config: Config, opened: ExitStack) -> None:
                 if not saves:
                     continue
                 eer = None
-                if validates:
+                if validates and trial_reader and trials:
                     result = validate(embedder, state.variables, trial_reader, trials,
                                       samples=config.segment_samples)  # fmt: skip
                     eer = eer_at[step] = result["eer"]
@@ -201,11 +203,11 @@ def train(config: Config, opened: ExitStack) -> None:
 
     # ------------------------------------------------------------------ summary
     manager.wait_until_finished()
-    if trials is not None and result is None:  # killed between the last checkpoint and here
+    if trial_reader and trials and result is None:  # killed between the last checkpoint and here
         result = validate(embedder, state.variables, trial_reader, trials,
                           samples=config.segment_samples)  # fmt: skip
     bar.close()
-    best = min(eer_at, key=eer_at.get, default=None)
+    best = min(eer_at, key=eer_at.__getitem__, default=None)
     summary = {
         "step": steps,
         "eer": result and result["eer"],
@@ -216,7 +218,9 @@ def train(config: Config, opened: ExitStack) -> None:
         "utterances_per_second": 2 * sampler.speakers * steps / progress.seconds,
         "parameters_sha256": sha256(state.variables),
     }
-    composed = {"CHNS batches": table} if table is not None else {}
+    composed: dict[str, tables.Table | None] = {}
+    if table is not None:
+        composed["CHNS batches"] = table
     composed["random batches"] = None
     negatives = {
         name: negatives_of(embedder, state.variables, reader, config, made_of)
@@ -224,7 +228,7 @@ def train(config: Config, opened: ExitStack) -> None:
     }
     if not processes.is_first():
         return
-    if config.validation.floor and trials is not None:
+    if config.validation.floor and trial_reader and trials:
         summary["floor_eer"] = mfcc_eer(trial_reader, trials)
     training_picture(
         folder.picture, eer_at=eer_at, floor_eer=summary.get("floor_eer"), negatives=negatives

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from jsonargparse.typing import PositiveFloat
 
+from chns_jax.common.bounds import PositiveFloat
 from chns_jax.common.errors import UserError
 
 # What jsonargparse says of Python's types, and what is said in its place.

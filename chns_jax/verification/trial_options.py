@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import PositiveInt
 
+from chns_jax.common.bounds import PositiveInt
 from chns_jax.common.command_line import add_cache, add_model, add_segments
 from chns_jax.common.errors import UserError
 
