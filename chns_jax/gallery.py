@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     named = {"enroll": enroll, "identify": identify, "list": listed, "remove": remove}
     for name, command in named.items():
         command.add_argument("--gallery", type=str, required=True, help="Folder of the gallery.")
-        commands.add_subcommand(name, command, help=command.description.partition(".")[0])
+        commands.add_subcommand(name, command, help=str(command.description).partition(".")[0])
     chosen = parse(parser, argv)
     actions = {"enroll": _enroll, "identify": _identify, "list": _list, "remove": _remove}
     options = chosen[chosen.subcommand]
@@ -67,7 +67,7 @@ def _identify(folder: Path, options: Namespace) -> None:
         cosines = {
             name: float(other.embedding @ voice.embedding) for name, other in enrolled.items()
         }
-        nearest = sorted(cosines, key=cosines.get, reverse=True)[: options.names]
+        nearest = sorted(cosines, key=cosines.__getitem__, reverse=True)[: options.names]
         found = [{"name": name, "cosine": cosines[name]} for name in nearest]
         print(json.dumps({"calibrated": False, "nearest": found}))
         return
