@@ -1,6 +1,11 @@
 """Clustering-based hard negative sampling (CHNS) for speaker verification."""
 
+from typing import TYPE_CHECKING
+
 from chns_jax.devices.xla_flags import avoid_wrong_sums
+
+if TYPE_CHECKING:
+    from chns_jax.verification.speaker_encoder import SpeakerEncoder
 
 __version__ = "0.1.0"
 __all__ = ["SpeakerEncoder"]

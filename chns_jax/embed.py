@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from chns_jax.common.command_line import add_model, add_segments, make_parser, parse
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> None:
     keys = [embedding_cache.key(os.path.abspath(path)) for path in path_of.values()]
     known = embedding_files.read_parts(parts, config.encoder.embedding)
     for i, file in enumerate(keys):
-        if file in known:
+        if file is not None and file in known:
             embeddings[i], done[i] = known[file], True
 
     # The others: waveforms -> embeddings -> parts.
@@ -86,7 +87,7 @@ def main(argv: list[str]) -> None:
         except AudioError as error:
             return i, error
 
-    def readable():
+    def readable() -> Iterator[tuple[int, np.ndarray]]:
         for i, waveform in ahead(read_one, np.flatnonzero(~done).tolist(), config.data.threads):
             if isinstance(waveform, AudioError):
                 why[waveform.path] = waveform.why
@@ -103,8 +104,9 @@ def main(argv: list[str]) -> None:
     try:
         for i, embedding in made:
             embeddings[i], done[i] = embedding, True
-            if keys[i] is not None:
-                fresh[keys[i]] = embedding
+            file = keys[i]
+            if file is not None:
+                fresh[file] = embedding
             bar.update()
             if fresh and time.monotonic() - saved > SECONDS_BETWEEN_PARTS:
                 embedding_files.add_part(parts, fresh)

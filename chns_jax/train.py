@@ -22,7 +22,7 @@ from chns_jax.config import Config
 
 
 def main(argv: list[str]) -> None:
-    config = configs.load(argv, description=__doc__.splitlines()[0])
+    config = configs.load(argv, description=str(__doc__).splitlines()[0])
     from chns_jax.devices import processes  # imports JAX, for which mistakes do not wait
 
     with ExitStack() as opened, processes.joined(config.hosts):

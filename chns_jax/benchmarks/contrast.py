@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from chns_jax.benchmarks.measure import Row, Sizes, alternate, below, child, faster
@@ -61,7 +62,7 @@ def _peak_bytes() -> int:
 
 def _step(rows: int, block: int | None):
     z = np.random.default_rng(0).normal(size=(rows, WIDTH)).astype(np.float32)
-    z, labels = normalise(jax.numpy.asarray(z)), np.tile(np.arange(rows // 2), 2)
+    z, labels = normalise(jnp.asarray(z)), jnp.asarray(np.tile(np.arange(rows // 2), 2))
     compute = jax.jit(
         jax.value_and_grad(lambda z, tau: supcon(z, labels, tau, block=block), argnums=(0, 1))
     )

@@ -184,7 +184,7 @@ def _features_of_whole(corpus: Corpus, samples: int, row: int) -> np.ndarray:
     spectrum = librosa.stft(
         waveform, n_fft=features.window, hop_length=features.hop, window="hamming"
     )
-    power = _mel_bands() @ (np.square(spectrum.real) + np.square(spectrum.imag))
+    power = _mel_bands() @ (np.square(np.real(spectrum)) + np.square(np.imag(spectrum)))
     return np.log(power + 1e-10)[:, : frame_count(samples, features)]
 
 

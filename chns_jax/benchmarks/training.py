@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ OTHERS = {"ecapa_tdnn": "SpeechBrain", "thin_resnet": "PyTorch"}
 FASTER = {"ecapa_tdnn": 2.0, "thin_resnet": 1.0}  # than PyTorch: the target
 LEAST_SHARE = {"ecapa_tdnn": 0.5}  # of the rate of a matrix product: the target
 BANDS = 80
+Kind = Literal["ecapa_tdnn", "thin_resnet"]
 
 
 def ecapa(sizes: Sizes) -> Iterator[Row]:
@@ -59,8 +61,8 @@ def make_steps(
     step's floating-point operations."""
     module, loss = make_encoder(encoder), Loss(kind="supcon")
     tx = make_optimizer(optimizer, 1000)
-    x, labels = jnp.asarray(x), jnp.asarray(labels)
-    variables = jax.jit(lambda: module.init(jax.random.key(0), x[:1], False))()
+    frames, speakers = jnp.asarray(x), jnp.asarray(labels)
+    variables = jax.jit(lambda: module.init(jax.random.key(0), frames[:1], False))()
     params = {
         "encoder": variables["params"],
         "loss": init_params(
@@ -74,7 +76,7 @@ def make_steps(
         def loss_of(params):
             tree = {"params": params["encoder"], "batch_stats": batch_stats}
             embedding, updated = module.apply(tree, x, True, mutable=["batch_stats"])
-            return training_loss(embedding, labels, params["loss"], loss)[0], updated
+            return training_loss(embedding, speakers, params["loss"], loss)[0], updated
 
         (value, updated), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
         updates, moments = tx.update(gradient, moments, params)
@@ -83,16 +85,17 @@ def make_steps(
     states = [jax.device_put((params, variables["batch_stats"], tx.init(params)))]
     forward = jax.jit(lambda variables, x: module.apply(variables, x, False))
     kept = jax.tree.map(jnp.copy, variables)  # the step is given its own arrays to overwrite
-    compiled = jax.jit(update, donate_argnums=0).lower(states[0], x).compile()
+    compiled = jax.jit(update, donate_argnums=0).lower(states[0], frames).compile()
 
     def step() -> float:
-        states[0], value = compiled(states[0], x)
+        states[0], value = compiled(states[0], frames)
         return float(value)  # waits for the device
 
-    return step, lambda: forward(kept, x).block_until_ready(), compiled.cost_analysis()["flops"]
+    flops = (compiled.cost_analysis() or {})["flops"]
+    return step, lambda: forward(kept, frames).block_until_ready(), flops
 
 
-def encoder_of(kind: str, sizes: Sizes) -> Encoder:
+def encoder_of(kind: Kind, sizes: Sizes) -> Encoder:
     """The encoder that is measured."""
     return Encoder(
         kind=kind,
@@ -108,7 +111,7 @@ def batch_of(kind: str, sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
     return x, np.tile(np.arange(rows // 2), 2)
 
 
-def _encoder(kind: str, sizes: Sizes) -> Iterator[Row]:
+def _encoder(kind: Kind, sizes: Sizes) -> Iterator[Row]:
     encoder, optimizer = encoder_of(kind, sizes), Optimizer()
     x, labels = batch_of(kind, sizes)
     steps, forwards = {}, {}

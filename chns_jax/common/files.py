@@ -26,9 +26,9 @@ def replacing(path: Path | str, mode: str = "w", *, new: bool = False) -> Iterat
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = _beside(path)
     # File names may hold bytes that are no UTF-8; they are written as they are.
-    text = {} if "b" in mode else {"encoding": "utf-8", "errors": "surrogateescape"}
+    encoding, errors = (None, None) if "b" in mode else ("utf-8", "surrogateescape")
     try:
-        with open(beside, mode, **text) as file:
+        with open(beside, mode, encoding=encoding, errors=errors) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

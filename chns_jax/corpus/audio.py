@@ -50,7 +50,8 @@ def read_header(path: str) -> Header:
         return _ffprobe_header(path)
     try:
         _check_length(path)
-        info = soundfile.info(os.fsencode(path))  # names may hold any bytes
+        # Names may hold any bytes, of which the types of soundfile do not know.
+        info = soundfile.info(os.fsencode(path))  # pyright: ignore[reportArgumentType]
     except (soundfile.SoundFileError, OSError) as error:
         raise AudioError(
             path, f"is no audio that libsndfile reads: {_reason(error, path)}"
@@ -126,7 +127,7 @@ def _decode(path: str, position: float, samples: int | None, sample_rate: int) -
             file = io.BytesIO(records.read(record, 0, record.size))
             crop = _libsndfile_crop(path, file, position, samples, sample_rate)
         else:
-            crop = _raw_crop(record, position, samples, sample_rate)
+            crop = _raw_crop(record, record.rate, position, samples, sample_rate)
     except (soundfile.SoundFileError, OSError) as error:
         raise AudioError(path, f"cannot be decoded: {_reason(error, path)}") from error
     if len(crop) == 0:
@@ -148,7 +149,7 @@ def _window(
 def _libsndfile_crop(
     path: str, source: bytes | io.BytesIO, position: float, samples: int | None, sample_rate: int
 ) -> np.ndarray:
-    with soundfile.SoundFile(source) as file:
+    with soundfile.SoundFile(source) as file:  # pyright: ignore[reportArgumentType]
         rate = file.samplerate
         first, wanted = _window(file.frames, rate, position, samples, sample_rate)
         if first:
@@ -181,10 +182,12 @@ def _check_length(path: str) -> None:
             file.seek(size + size % 2, os.SEEK_CUR)
 
 
-def _raw_crop(record: Record, position: float, samples: int | None, sample_rate: int) -> np.ndarray:
-    first, wanted = _window(record.size // 2, record.rate, position, samples, sample_rate)
+def _raw_crop(
+    record: Record, rate: int, position: float, samples: int | None, sample_rate: int
+) -> np.ndarray:
+    first, wanted = _window(record.size // 2, rate, position, samples, sample_rate)
     raw = records.read(record, 2 * first, 2 * (first + wanted))
-    return to_int16(np.frombuffer(raw, "<i2")[:, None], record.rate, sample_rate)
+    return to_int16(np.frombuffer(raw, "<i2")[:, None], rate, sample_rate)
 
 
 def _ffprobe_header(path: str) -> Header:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -128,7 +129,7 @@ class _Found:
     def corpus(self, root: str) -> Corpus:
         """Without the broken files, and without speakers who have no others."""
         good = self.seconds > 0
-        broken = zip(np.flatnonzero(~good), self.reasons, strict=True)
+        broken = zip(np.flatnonzero(~good).tolist(), self.reasons, strict=True)
         names = self.names.select(good)
         present = np.zeros(len(self.speakers), bool)
         present[self.speaker[good]] = True
@@ -188,7 +189,7 @@ def _read_headers(root: str, found: _Found, known: _Found | None) -> _Found:
 
 
 def _save(path: Path, found: _Found) -> None:
-    arrays = {"format": np.array(CACHE_FORMAT)}
+    arrays: dict[str, Any] = {"format": np.array(CACHE_FORMAT)}
     for field, value in vars(found).items():
         if isinstance(value, Strings):
             if field == "files" and found.files is found.names:

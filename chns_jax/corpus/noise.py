@@ -65,6 +65,7 @@ def find_noise(options: Noise, sample_rate: int) -> NoiseFiles | None:
     if not options.probability:
         return None
     files: dict[str, list[str]] = {}
+    assert options.root is not None  # the config asks for it
     root = os.path.expanduser(options.root)
     for path in all_audio_files(root, "augment.noise.root"):
         top = os.path.relpath(path, root).partition("/")[0]

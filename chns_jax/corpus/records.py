@@ -42,7 +42,7 @@ def parse(path: str) -> Record | None:
     if found is None:
         return None
     shard, first, size, rate = found.groups()
-    return Record(shard, int(first), int(size), rate and int(rate))
+    return Record(shard, int(first), int(size), None if rate is None else int(rate))
 
 
 def read(record: Record, start: int, end: int) -> bytes:

@@ -13,12 +13,12 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import soundfile
@@ -164,19 +164,22 @@ def _write_shards(
     known = [_read_notes(out, name, plan) for name in checked]
     done = sum(len(one.row) + len(one.broken) for one in known if one is not None)
     bar = tqdm(total=len(corpus), initial=done, desc="packing", unit="utterance", disable=None)
+    written: list[_Shard] = []
     with bar, ThreadPoolExecutor(threads) as pool:
-        for i, name in enumerate(names):
-            if known[i] is None:
+        for i, (name, one) in enumerate(zip(names, known, strict=True)):
+            if one is None:
                 rows = np.flatnonzero(shard == i)
                 encode = partial(_encode, corpus, options)
-                with closing(pool.map(encode, rows.tolist())) as encoded:
-                    known[i] = _write_shard(out / name, rows, encoded, bar, plan)
+                answers = cast(Generator, pool.map(encode, rows.tolist()))  # typed as an iterator
+                with closing(answers) as encoded:
+                    one = _write_shard(out / name, rows, encoded, bar, plan)
                 with replacing(_notes(out, name), "wb") as file:
-                    np.savez(file, **known[i]._asdict())
-            pairs = zip(known[i].broken.tolist(), known[i].why.tolist(), strict=True)
+                    np.savez(file, **one._asdict())
+            written.append(one)
+            pairs = zip(one.broken.tolist(), one.why.tolist(), strict=True)
             skipped.record({corpus.path(row): why for row, why in pairs})
             skipped.limit()
-    return known
+    return written
 
 
 def shard_names(count: int) -> list[str]:

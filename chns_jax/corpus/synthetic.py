@@ -209,7 +209,8 @@ def _smooth(track: np.ndarray, radius: int) -> np.ndarray:
     weights = np.hanning(2 * radius + 1)
     weights = weights[1:-1] / weights.sum()
     padded = np.pad(track, ((radius - 1, radius - 1), (0, 0)), mode="edge")
-    return sum(w * padded[i : i + len(track)] for i, w in enumerate(weights))
+    shifted = (w * padded[i : i + len(track)] for i, w in enumerate(weights))
+    return sum(shifted, np.zeros(track.shape))
 
 
 def _f0_contour(rng: np.random.Generator, voice: Voice, frames: int) -> np.ndarray:
@@ -255,7 +256,7 @@ def _articulate(voice: Voice, gestures, pulses, noise) -> np.ndarray:
     poles = np.pad(formants, ((0, 0), (0, 1)), constant_values=NASAL_POLE)
     bandwidths = np.append(BANDWIDTHS * voice.bandwidth_scale, NASAL_BANDWIDTH)
     tract = _zeros(zero, [NASAL_BANDWIDTH]) / _zeros(poles, bandwidths)
-    differentiator = np.fft.rfft(np.float32([1, -1]), FFT)
+    differentiator = np.fft.rfft(np.array([1, -1], np.float32), FFT)
     fricative = differentiator / _zeros(centre * shrink, [width])
 
     pulse_spectrum = np.fft.rfft(_frames(pulses), FFT) * _glottal_tilt(voice)
@@ -339,7 +340,7 @@ def _room(rng: np.random.Generator, reverberation: float, ratio_db: float) -> np
 
 def _rms(x: np.ndarray) -> float:
     # Not np.linalg.norm: BLAS sums in an order that depends on its threads.
-    return float(np.sqrt(np.mean(x.real**2 + x.imag**2)))
+    return float(np.sqrt(np.mean(np.real(x) ** 2 + np.imag(x) ** 2)))
 
 
 @dataclass(frozen=True)

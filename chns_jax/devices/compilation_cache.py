@@ -18,7 +18,7 @@ def keep_compiled(folder: Path) -> None:
     The environment variable JAX_COMPILATION_CACHE_DIR names another folder and wins. A folder that
     cannot be written is said, and everything is compiled; so it is where a kept file is broken.
     """
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.values["jax_compilation_cache_dir"]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)

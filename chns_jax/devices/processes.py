@@ -179,5 +179,5 @@ def _lost(how: str) -> UserError:
     )
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]

@@ -50,7 +50,7 @@ def embed(
     embeddings = np.zeros((len(utterances), config.encoder.embedding), np.float32)
     missing = []
     for i, file in enumerate(keys):
-        if file in known:
+        if file is not None and file in known:
             embeddings[i] = known[file]
         else:
             missing.append(i)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -93,7 +93,8 @@ def embed_step(
     }
     frames_b = None if samples is None else frame_count(samples, config.features)
     x = log_mel(audio, config.features, samples)
-    return encoder.apply(encoder_variables, x, train=False, frames_b=frames_b)
+    # It is a pair only where variables may change.
+    return cast(Array, encoder.apply(encoder_variables, x, train=False, frames_b=frames_b))
 
 
 def segment_samples(embedder: Embedder, sample_rate: int, seconds: float | None) -> int | None:
@@ -110,11 +111,11 @@ def segment_samples(embedder: Embedder, sample_rate: int, seconds: float | None)
 
 def _finite(embeddings: jax.Array) -> np.ndarray:
     """The embeddings on the host. Raises UserError when one is not finite."""
-    embeddings = np.asarray(embeddings)
-    if not np.isfinite(embeddings).all():
+    on_host = np.asarray(embeddings)
+    if not np.isfinite(on_host).all():
         raise UserError(
             "the encoder's embeddings are no finite numbers, as its training diverged: train with "
             "a lower optimizer.learning_rate or a higher loss.min_temperature, or go back to an "
             "earlier checkpoint"
         )
-    return embeddings
+    return on_host

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from chns_jax.common.vectors import unit
 from chns_jax.corpus.audio import AudioError, read_whole
 from chns_jax.corpus.reader import Reader
 from chns_jax.devices import processes
-from chns_jax.embedding.buckets import bucket_lengths, cut, pad, segments
+from chns_jax.embedding.buckets import Key, bucket_lengths, cut, pad, segments
 from chns_jax.embedding.embedder import Embedder
 from chns_jax.sampling.pipeline import read_batches
 
@@ -22,11 +22,11 @@ from chns_jax.sampling.pipeline import read_batches
 def embed_waveforms(
     embedder: Embedder,
     variables: dict[str, Any],
-    waveforms: Iterable[tuple[Hashable, np.ndarray]],
+    waveforms: Iterable[tuple[Key, np.ndarray]],
     *,
     sample_rate: int,
     segment: int | None = None,
-) -> Iterator[tuple[Hashable, np.ndarray]]:
+) -> Iterator[tuple[Key, np.ndarray]]:
     """L2-normalised embeddings (d,) float32 of waveforms (s,) int16, as their batches are full.
 
     Waveforms come and go under distinct keys. Each is embedded whole, and equals what it gives
@@ -35,9 +35,9 @@ def embed_waveforms(
     0.2 s, or shorter than a convolution reflects, is repeated to that length.
     """
     lengths = [segment] if segment else bucket_lengths(sample_rate)
-    total: dict[Hashable, list] = {}  # sum of embeddings, and how many are missing
+    total: dict[Key, list] = {}  # sum of embeddings, and how many are missing
 
-    def pieces() -> Iterator[tuple[Hashable, np.ndarray]]:
+    def pieces() -> Iterator[tuple[Key, np.ndarray]]:
         for key, waveform in waveforms:
             if segment:
                 made = segments(waveform, segment)

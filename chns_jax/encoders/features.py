@@ -13,6 +13,7 @@ Two definitions, which differ in nearly every detail; a model needs the one it w
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ SMALLEST_POWER = 1e-10
 KALDI_SMALLEST_ENERGY = float(np.finfo(np.float32).eps)
 KALDI_PREEMPHASIS = 0.97
 POVEY_POWER = 0.85
+Samples = TypeVar("Samples", int, Array)
 
 
 def log_mel(
@@ -63,8 +65,8 @@ def to_float(waveform: Float[Array, "b s"] | Int16[Array, "b s"]) -> Float[Array
     return waveform
 
 
-def frame_count(samples: int | Int[Array, " b"], features: Features) -> int | Int[Array, " b"]:
-    """Number of frames t that `log_mel` makes of `samples` samples."""
+def frame_count(samples: Samples, features: Features) -> Samples:
+    """Number of frames t that `log_mel` makes of `samples` samples: one number, or (b,)."""
     if features.kind == "speechbrain":
         return 1 + samples // features.hop
     return (samples >= features.window) * (1 + (samples - features.window) // features.hop)

@@ -11,7 +11,6 @@ frames after them is ignored. None: all frames of all rows.
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import flax.linen as nn
 import jax
@@ -143,8 +142,7 @@ def _scaled(x, mean, var, scale, bias):
     return (x * gain + (bias - mean * gain)).astype(x.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _normalised(epsilon, x, scale, bias):
+def _with_statistics(epsilon, x, scale, bias) -> tuple[Array, Array, Array]:
     """`x` (..., c) normalised over all axes but the last, and its mean and variance (c,), which
     have no gradient here.
 
@@ -154,6 +152,9 @@ def _normalised(epsilon, x, scale, bias):
     mean = sum_of_all(of) / count
     var = sum_of_all(jnp.square(of - mean)) / count
     return _scaled(x, mean, var + epsilon, scale, bias), mean, var
+
+
+_normalised = jax.custom_vjp(_with_statistics, nondiff_argnums=(0,))
 
 
 def _normalised_forward(epsilon, x, scale, bias):
@@ -223,7 +224,7 @@ class AttentiveStatistics(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "b t c"], train: bool, frames_b: Int[Array, " b"] | None = None
-    ) -> Float[Array, "b 2c"]:
+    ) -> Float[Array, "b 2*c"]:
         dtype, x = x.dtype, x.astype(at_least_float32(x.dtype))
         where = valid(frames_b, x.shape[1])
         mean = mean_of_each(x, where)[:, None]

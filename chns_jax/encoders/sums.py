@@ -24,7 +24,7 @@ def sum_of_each(x: Float[Array, "b *n c"]) -> Float[Array, "b c"]:
 
 
 def mean_of_each(
-    x: Float[Array, "b *n c"], where: Bool[Array, "b *n|1 1"] | None = None
+    x: Float[Array, "b *n c"], where: Bool[Array, "b *#n 1"] | None = None
 ) -> Float[Array, "b c"]:
     """Mean over all axes but the first and the last, of the places that `where` says."""
     if where is None:

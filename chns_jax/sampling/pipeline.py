@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -32,7 +32,7 @@ def training_batches(
     end_step: int,
     noise: NoiseFiles | None = None,
     held: np.ndarray | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> grain.DatasetIterator[dict[str, np.ndarray]]:
     """What the device needs of steps first_step to end_step - 1, planned with one table.
 
     "audio" (2b, s) int16 and "labels" (2b,) int32, the speakers; with `noise` also "noise" (2b, s)
@@ -67,7 +67,7 @@ def voiceprint_batches(
     samples: int,
     rows: int,
     held: np.ndarray | None = None,
-) -> Iterator:
+) -> grain.DatasetIterator:
     """Random crops for voiceprints: `per_speaker` of each speaker in turn, (rows, s) int16.
 
     They are of different utterances, as far as the speaker has that many. `held` as of
@@ -90,7 +90,7 @@ def read_batches(
     count: int,
     rows: int,
     held: np.ndarray | None = None,
-) -> Iterator:
+) -> grain.DatasetIterator:
     """read(0), ..., read(count - 1) by the reader's threads ahead of time, stacked in batches.
 
     They are arrays, or trees of arrays. The last batch holds what is left of `rows`. With `held`,
@@ -118,6 +118,6 @@ class _Rows:
         batches, left = divmod(self.count, self.rows)
         return batches * len(self.held) + int(np.searchsorted(self.held, left))
 
-    def __getitem__(self, i: int) -> Any:
-        batch, place = divmod(i, len(self.held))
+    def __getitem__(self, index: int) -> Any:
+        batch, place = divmod(index, len(self.held))
         return self.read(batch * self.rows + int(self.held[place]))

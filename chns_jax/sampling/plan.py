@@ -34,8 +34,10 @@ def plan(seed: int, step: int, sampler: Sampler, corpus: Corpus, table: Table | 
         utterances = _utterances(seed, step, 2 * sampler.speakers, len(corpus))
         return Batch(utterances, corpus.speaker[utterances], hard=0)
     rng = generator(seed, Purpose.PLAN, step)
-    hard = hard_count(sampler) if table is not None else 0
-    chosen = _hard_speakers(rng, hard, sampler, table) if hard else np.empty(0, np.int64)
+    hard, chosen = 0, np.empty(0, np.int64)
+    if table is not None and hard_count(sampler):
+        hard = hard_count(sampler)
+        chosen = _hard_speakers(rng, hard, sampler, table)
     rest = _others(rng, sampler.speakers - hard, chosen, len(corpus.speakers))
     speakers = np.concatenate([chosen, rest])
     utterances = _two_utterances(rng, speakers, corpus)

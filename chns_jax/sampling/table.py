@@ -50,7 +50,7 @@ class Table:
         return self.members[self.start[cluster] : self.start[cluster + 1]]
 
 
-def save(path: Path | str, table: Table, speakers: Sequence[str]) -> None:
+def save(path: Path | str, table: Table, speakers: Sequence[str] | np.ndarray) -> None:
     """Write `table` as .npz with the names of its speakers; complete or not at all."""
     with replacing(path, "wb") as file:
         np.savez(
@@ -61,7 +61,7 @@ def save(path: Path | str, table: Table, speakers: Sequence[str]) -> None:
         )
 
 
-def load(path: Path | str, speakers: Sequence[str]) -> Table:
+def load(path: Path | str, speakers: Sequence[str] | np.ndarray) -> Table:
     """Read a table for `speakers`, in their order; the file may hold more of them.
 
     Raises UserError when the file is no table, or does not have one of the speakers.

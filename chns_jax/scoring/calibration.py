@@ -99,11 +99,13 @@ def calibrate(
             "correct the labels of the list"
         )
     llrs = features @ [scale, *of_quality] + offset
-    if prior is None:
+    if prior is not None:
+        threshold, set_for = float(-_log_odds(prior)), {"prior": prior}
+    elif false_accept_rate is not None:
         threshold = threshold_for(llrs[~labels], false_accept_rate)
         set_for = {"false_accept_rate": false_accept_rate}
     else:
-        threshold, set_for = float(-_log_odds(prior)), {"prior": prior}
+        raise ValueError("a threshold is set for a false-accept rate or a prior")
     held_out = cross_validated(labels, features, enrolment, test, weight)
     return Calibration(
         scale=scale,
@@ -152,7 +154,7 @@ def fit(labels: np.ndarray, features: np.ndarray, prior: float) -> np.ndarray:
             "give more or harder trials"
         )
     coefficients = model.coef_[0] / deviation
-    offset = model.intercept_[0] - coefficients @ mean - _log_odds(prior)
+    offset = np.ravel(model.intercept_)[0] - coefficients @ mean - _log_odds(prior)
     return np.append(coefficients, offset)
 
 

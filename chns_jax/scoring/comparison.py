@@ -162,11 +162,13 @@ def _relative(value: np.ndarray, baseline: np.ndarray) -> np.ndarray:
 
 
 def _with_interval(
-    value: float, low: float | None, high: float | None, scale: float, number: str
+    value: float | None, low: float | None, high: float | None, scale: float, number: str
 ) -> str:
-    """`value` and, where there is one, its interval, times `scale` and in the format `number`."""
+    """`value` and its interval, where there are any, times `scale` and in the format `number`."""
+    if value is None:
+        return ""
     text = f"{scale * value:{number}}"
-    if low is None:
+    if low is None or high is None:
         return text
     return f"{text} [{scale * low:{number}}, {scale * high:{number}}]"
 

@@ -48,8 +48,8 @@ def augment_audio(
     keys = slot_keys(seed, step, slot)
     speed = augment.speed
     if speed.probability:
-        twins_alike = pairs is not None and speed.new_speakers
-        slot = slot % pairs if twins_alike else slot
+        if pairs is not None and speed.new_speakers:  # twins alike
+            slot = slot % pairs
         choice = draw_speeds(slot_keys(seed, step, slot), speed.probability, len(speed.factors))
         audio = change_speed(audio, choice, speed.factors, samples)
         if speed.new_speakers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -22,6 +23,7 @@ def start_from(config: Config, state: TrainState, speakers: str) -> TrainState:
     none. Raises UserError when that run holds no checkpoint, or has other features or another
     encoder.
     """
+    assert config.training.start_from is not None
     run = Path(config.training.start_from).expanduser()
     _check_config(run, config)
     theirs = checkpoint.restore_variables(run, "last", state.step.sharding)
@@ -34,13 +36,13 @@ def start_from(config: Config, state: TrainState, speakers: str) -> TrainState:
     params = {**mine["params"], "encoder": encoder["encoder"]}
     weight = mine["params"].get("loss", {}).get("weight")
     if weight is not None:
-        learnt = theirs.variables["params"].get("loss", {}).get("weight")
-        known = learnt is not None and theirs.speakers == speakers and len(learnt) >= len(weight)
+        learnt = theirs.variables["params"].get("loss", {}).get("weight", ())
+        known = theirs.speakers == speakers and len(learnt) >= len(weight)
         if known:
             params["loss"] = {"weight": learnt[: len(weight)]}
         say(f"starting from {run} {'with' if known else 'without'} its classes")
     variables = {"params": params, "batch_stats": encoder["batch_stats"]}
-    return state.replace(variables=variables)
+    return replace(state, variables=variables)
 
 
 def _check_config(run: Path, config: Config) -> None:

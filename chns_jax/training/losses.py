@@ -42,8 +42,8 @@ def temperature(params: dict[str, Array], loss: Loss) -> Float[Array, ""]:
 
 
 def training_loss(
-    embeddings: Float[Array, "2b d"],
-    labels: Int[Array, "2b"],
+    embeddings: Float[Array, "rows d"],
+    labels: Int[Array, " rows"],
     params: dict[str, Array],
     loss: Loss,
     mesh: Mesh | None = None,
@@ -65,8 +65,8 @@ def training_loss(
 
 
 def supcon(
-    z: Float[Array, "2b d"],
-    labels: Int[Array, "2b"],
+    z: Float[Array, "rows d"],
+    labels: Int[Array, " rows"],
     temperature: Float[Array, ""] | float,
     *,
     margin: float = 0.0,
@@ -78,18 +78,18 @@ def supcon(
     The mean over anchors i of the mean over positives p (same label, not i) of
     -log(exp(z_i.z_p / tau) / sum over a != i of exp(z_i.z_a / tau)).
 
-    `z` are L2-normalised embeddings, the two views stacked [a; b], so that rows i and i + b are
-    twins; `margin` is subtracted from the cosine of an anchor and its twin. Every row needs a
-    positive, which its twin always is. `block` anchors are compared at a time, all when it is None;
-    with a `mesh`, over which the rows are split, every device compares its own. Returns a float32
-    scalar.
+    `z` are L2-normalised embeddings, the two views stacked [a; b], which are 2b rows, so that rows
+    i and i + b are twins; `margin` is subtracted from the cosine of an anchor and its twin. Every
+    row needs a positive, which its twin always is. `block` anchors are compared at a time, all when
+    it is None; with a `mesh`, over which the rows are split, every device compares its own. Returns
+    a float32 scalar.
     """
     anchor_losses = partial(_supcon_of_anchors, margin=margin)
     return _mean_over_anchors(anchor_losses, z, labels, temperature, block, mesh)
 
 
 def nt_xent(
-    z: Float[Array, "2b d"],
+    z: Float[Array, "rows d"],
     temperature: Float[Array, ""] | float,
     *,
     margin: float = 0.0,
@@ -102,8 +102,8 @@ def nt_xent(
 
 
 def hscl(
-    z: Float[Array, "2b d"],
-    labels: Int[Array, "2b"],
+    z: Float[Array, "rows d"],
+    labels: Int[Array, " rows"],
     temperature: Float[Array, ""] | float,
     *,
     beta: float,

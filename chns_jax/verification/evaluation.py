@@ -139,8 +139,9 @@ def evaluate(
     found = figures(None)
     counts = {"targets": int(labels.sum()), "nontargets": int((~labels).sum())}
     intervals = {}
-    if scored.enrolment_speaker is not None:
-        speakers = scored.enrolment_speaker, scored.test_speaker
+    enrolment, test = scored.enrolment_speaker, scored.test_speaker
+    if enrolment is not None and test is not None:
+        speakers = enrolment, test
         counts["speakers"] = len(np.union1d(*speakers))
         if count and counts["speakers"] >= FEWEST_SPEAKERS:
             drawn = replicates(
@@ -174,9 +175,9 @@ class _Voices:
         enrolment: str | Path | None,
     ) -> _Voices:
         """Raises UserError naming the first model or file that is not there."""
-        if models is None:
-            enrolled, members = named.enrolment, {}
-        else:
+        enrolled: Sequence[str | tuple[str]] = named.enrolment
+        members: dict[tuple[str], Sequence[str]] = {}
+        if models is not None:
             unknown = next((name for name in named.enrolment if name not in models), None)
             if unknown is not None:
                 raise UserError(
@@ -188,11 +189,11 @@ class _Voices:
             members = {(name,): models[name] for name in named.enrolment}
         sides = dict.fromkeys([*enrolled, *named.test])
         number = {side: i for i, side in enumerate(sides)}
-        utterances = [members.get(side, [side]) for side in sides]
+        utterances = [[side] if isinstance(side, str) else members[side] for side in sides]
         wanted = [name for names in utterances for name in names]
         of_models = sum(len(names) for names in members.values())  # which come first
         rows = trial_lists.locate_names(wanted[of_models:], corpus, trials)
-        if of_models:
+        if enrolment is not None and of_models:
             enrolled_rows = trial_lists.locate_names(wanted[:of_models], corpus, enrolment)
             rows = np.concatenate([enrolled_rows, rows])
         return cls(

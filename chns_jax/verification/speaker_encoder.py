@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from os import PathLike
@@ -96,16 +96,17 @@ class SpeakerEncoder:
         first, second = (self.voice([speech], sample_rate=sample_rate) for speech in (one, other))
         return self.decide(first, second)
 
-    def check_calibrated(self) -> None:
-        """Raises UserError, which says what to do, when there are no decisions."""
+    def check_calibrated(self) -> Calibration:
+        """The calibration. Raises UserError, which says what to do, when there is none."""
         if self.calibration is None:
             raise UserError(
                 f"{self.uncalibrated}, so that no score means the same speaker: python -m "
                 "chns_jax.calibrate --model RUN --trials LIST --root DIR sets a threshold, on "
                 "trials of speakers who were not trained on"
             )
+        return self.calibration
 
-    def voice(self, recordings: list[Speech], *, sample_rate: int | None = None) -> Voice:
+    def voice(self, recordings: Sequence[Speech], *, sample_rate: int | None = None) -> Voice:
         """The voice of a speaker, from recordings of nobody else: the mean of their embeddings.
 
         They are embedded as the calibration has it. Also raises UserError for silence, and for a
@@ -142,7 +143,7 @@ class SpeakerEncoder:
 
     def decide(self, one: Voice, other: Voice) -> Decision:
         """Whether two voices are of one speaker. Raises UserError as `check_calibrated`."""
-        self.check_calibrated()
+        calibration = self.check_calibrated()
         cosine = float(one.embedding @ other.embedding)
         score, qualities = np.array([cosine]), {}
         if self.cohort is not None:
@@ -152,9 +153,9 @@ class SpeakerEncoder:
             score = as_norm(score, *sides)
             qualities["cohort_mean"] = mean.mean(keepdims=True)
         qualities["duration"] = np.log([min(one.seconds, other.seconds)])
-        (llr,) = self.calibration.log_likelihood_ratios(score, qualities).tolist()
-        threshold = self.calibration.threshold
-        return Decision(cosine, llr, llr >= threshold, threshold, self.calibration.set_for)
+        (llr,) = calibration.log_likelihood_ratios(score, qualities).tolist()
+        threshold = calibration.threshold
+        return Decision(cosine, llr, llr >= threshold, threshold, calibration.set_for)
 
     def _embed(
         self, count: int, read: Callable[[int], np.ndarray], segments: float | None
