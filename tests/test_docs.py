@@ -20,7 +20,7 @@ PAGES = sorted([README, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 COMMANDS = [path for path in sorted(PACKAGE.glob("*.py")) if "def main(" in path.read_text()]
 OF_A_RUN = {"config.yaml"}  # files with such an ending that are no config of ours
-OF_OTHERS = {"check"}  # options of other programs
+OF_OTHERS = {"pythonpath"}  # options of other programs
 
 each_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 
