@@ -61,7 +61,8 @@ def test_no_pair_is_counted_twice_and_no_row_is_left_out(monkeypatch):
     one, other = np.triu_indices(10, k=1)
     known = np.cos(angle[one] - angle[other])
     pairs = [np.argmin(np.abs(known - cosine)) for cosine in cosines]
-    assert np.bincount(np.concatenate([one[pairs], other[pairs]]), minlength=10).tolist() == [8] * 10
+    times = np.bincount(np.concatenate([one[pairs], other[pairs]]), minlength=10)
+    assert times.tolist() == [8] * 10
 
 
 def test_memory_grows_with_the_rows():

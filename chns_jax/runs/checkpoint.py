@@ -178,9 +178,9 @@ def _latest_of_all(manager: ocp.CheckpointManager) -> int | None:
         processes.check_seen(manager.directory / str(latest))
     if mine is not None and mine > latest:
         raise UserError(
-            f"host {jax.process_index()} sees the checkpoint {manager.directory / str(mine)}, which "
-            "host 0 does not see: give an --out on a file system that all hosts share, or wait "
-            "until it shows the same to all, and start again"
+            f"host {jax.process_index()} sees {manager.directory / str(mine)}, which host 0 does "
+            "not see: give an --out on a file system that all hosts share; if it is, start again "
+            "when it shows them the same"
         )
     if mine != latest:
         manager.reload()
