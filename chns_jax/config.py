@@ -420,6 +420,11 @@ class Training:
     compute: Literal["float32", "bfloat16"] = "float32"
     """What the encoder's convolutions compute in while it trains; parameters, statistics, the loss
     and the embeddings of voiceprints and validation are float32."""
+    product_precision: Literal["bfloat16", "tensorfloat32", "float32"] = "tensorfloat32"
+    """How exact the encoder's products of float32 numbers are at least while it trains; sums are
+    float32. CPUs: always float32. NVIDIA GPUs: float32, and TensorFloat-32 for the other two, as
+    PyTorch's convolutions by default. TPUs: bfloat16; float32 in three parts of bfloat16, in six.
+    The loss and the embeddings of voiceprints and validation are float32 whatever this is."""
     remat: bool = False
     """Make the activations of the encoder's blocks again for the gradient, instead of keeping
     them: less memory, a third more work. On a CPU it saves nothing: XLA makes them once there."""

@@ -7,6 +7,7 @@ import pytest
 from test_step import CONFIG, LABELS, audio, build
 
 from chns_jax.common.errors import UserError
+from chns_jax.devices import processes
 from chns_jax.runs import checkpoint
 from chns_jax.runs.checkpoint import Progress
 from chns_jax.runs.state import sha256
@@ -122,3 +123,35 @@ def test_variables_alone_come_back(tmp_path):
     np.testing.assert_array_equal(back["params"]["encoder"]["kernel"], np.arange(6))
     with pytest.raises(UserError, match="holds no checkpoint best"):
         checkpoint.restore_variables(tmp_path, "best", sharding)
+
+
+def as_another_host(monkeypatch, latest):
+    """Let this process be one of several, whose first has `latest` for its latest step."""
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes, "broadcast", lambda _: np.int32(latest))
+    monkeypatch.setattr(processes, "SEEN_WITHIN", 0)
+
+
+def test_hosts_restore_the_step_of_the_first(run, monkeypatch):
+    """It may appear here only after this host looked."""
+    folder, _, digests = run
+    with checkpoint.open_manager(folder / "checkpoints", keep=2) as manager:
+        monkeypatch.setattr(manager, "latest_step", lambda: 5)
+        as_another_host(monkeypatch, 6)
+        back = checkpoint.restore(manager, build()[2])
+    assert int(back.state.step) == 6 and sha256(back.state.variables) == digests[6]
+
+
+@pytest.mark.parametrize("latest, what", [(7, "does not see .*7"), (-1, "sees .*6, which host 0")])
+def test_hosts_that_see_other_checkpoints(run, monkeypatch, latest, what):
+    folder = run[0]
+    with checkpoint.open_manager(folder / "checkpoints", keep=2) as manager:
+        as_another_host(monkeypatch, latest)
+        with pytest.raises(UserError, match=what):
+            checkpoint.restore(manager, build()[2])
+
+
+def test_hosts_without_checkpoints(tmp_path, monkeypatch):
+    with checkpoint.open_manager(tmp_path / "checkpoints", keep=2) as manager:
+        as_another_host(monkeypatch, -1)
+        assert checkpoint.restore(manager, build()[2]) is None

@@ -22,6 +22,7 @@ class Purpose(IntEnum):
     AUGMENT = 10
     NOISE = 11
     RESPONSES = 12
+    PAIRS = 13
 
 
 def generator(seed: int, purpose: Purpose, *position: int) -> np.random.Generator:

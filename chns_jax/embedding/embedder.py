@@ -83,7 +83,7 @@ def embed_step(
     config: Config,
     encoder: nn.Module,
 ) -> Float[Array, "b d"]:
-    """Speaker embeddings in inference mode, not normalised.
+    """Speaker embeddings in inference mode, not normalised, of products in float32.
 
     Of each row the first `samples` samples are an utterance, and the rest is padding.
     """
@@ -92,9 +92,11 @@ def embed_step(
         "batch_stats": variables["batch_stats"],
     }
     frames_b = None if samples is None else frame_count(samples, config.features)
-    x = log_mel(audio, config.features, samples)
-    # It is a pair only where variables may change.
-    return cast(Array, encoder.apply(encoder_variables, x, train=False, frames_b=frames_b))
+    # Accelerators multiply float32 in TensorFloat-32 or bfloat16 unless told.
+    with jax.default_matmul_precision("float32"):
+        x = log_mel(audio, config.features, samples)
+        # It is a pair only where variables may change.
+        return cast(Array, encoder.apply(encoder_variables, x, train=False, frames_b=frames_b))
 
 
 def segment_samples(embedder: Embedder, sample_rate: int, seconds: float | None) -> int | None:

@@ -15,9 +15,12 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from chns_jax.common.errors import UserError
+from chns_jax.devices import processes
 from chns_jax.runs.folder import RunFolder
 from chns_jax.runs.state import TrainState
 from chns_jax.sampling.table import Table
+
+NO_STEP = -1  # what hosts tell each other where there is no checkpoint
 
 # orbax reports its own settings as warnings at every start.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -99,9 +102,10 @@ def save(
 def restore(manager: ocp.CheckpointManager, like: TrainState) -> Restored | None:
     """The latest checkpoint, with the shapes and shardings of `like`; None when there is none.
 
-    Raises UserError when it is damaged.
+    Several hosts take the one that host 0 sees. Raises UserError when it is damaged, or hosts do
+    not see the same.
     """
-    step = manager.latest_step()
+    step = _latest_of_all(manager)
     if step is None:
         return None
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
@@ -162,6 +166,25 @@ def restore_variables(run: Path, which: str, sharding: jax.sharding.Sharding) ->
             )
             items = manager.restore(step, args=args)
         return Saved(step, items["variables"], items["about"].get("speakers"))
+
+
+def _latest_of_all(manager: ocp.CheckpointManager) -> int | None:
+    """Host 0's latest step. A network file system may show it to other hosts a little later."""
+    mine = manager.latest_step()
+    if not jax.distributed.is_initialized():
+        return mine
+    latest = int(processes.broadcast(np.int32(NO_STEP if mine is None else mine)))
+    if latest != NO_STEP:
+        processes.check_seen(manager.directory / str(latest))
+    if mine is not None and mine > latest:
+        raise UserError(
+            f"host {jax.process_index()} sees {manager.directory / str(mine)}, which host 0 does "
+            "not see: give an --out on a file system that all hosts share; if it is, start again "
+            "when it shows them the same"
+        )
+    if mine != latest:
+        manager.reload()
+    return None if latest == NO_STEP else latest
 
 
 @contextmanager

@@ -127,7 +127,7 @@ class Journal:
                     **{name: float(value) for name, value in metrics.items()},
                     **self.pace.scalars(),
                     same_cluster_share=same_cluster_share(labels, table),
-                    **hardness.summary(z, labels),
+                    **hardness.summary(z, labels, seed=training.seed, step=step),
                 )
 
     def _batch(self, step: int, table: Table | None) -> Batch:

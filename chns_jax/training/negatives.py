@@ -26,18 +26,19 @@ def negatives_of(
     table: Table | None,
 ) -> np.ndarray:
     """Cosines (pairs,) in a few batches past the last step, in inference mode; None: random."""
-    steps, rows = config.training.steps, 2 * config.sampler.speakers
+    seed, steps, rows = config.training.seed, config.training.steps, 2 * config.sampler.speakers
     batches = training_batches(
-        reader, config.sampler, table, samples=config.crop_samples, seed=config.training.seed,
+        reader, config.sampler, table, samples=config.crop_samples, seed=seed,
         first_step=steps, end_step=steps + max(1, ROWS // rows),
     )  # fmt: skip
     cosines = []
     with closing(batches):
-        for batch in batches:
+        for step, batch in enumerate(batches, start=steps):
             parts = np.split(batch["audio"], range(embedder.rows, rows, embedder.rows))
             embedded = [
                 embedder.crops(variables, embedder.own(part))[: len(part)] for part in parts
             ]
             z = unit(np.concatenate(embedded))
-            cosines.append(hardness.negative_cosines(z, batch["labels"]))
+            of_batch = hardness.negative_cosines(z, batch["labels"], seed=seed, step=step)
+            cosines.append(of_batch)
     return np.concatenate(cosines)

@@ -102,7 +102,8 @@ def train_step(
         return loss, (batch_stats, {"loss": loss, **metrics})
 
     params = state.variables["params"]
-    gradient, (batch_stats, metrics) = jax.grad(loss_of, has_aux=True)(params)
+    with jax.default_matmul_precision(config.training.product_precision):
+        gradient, (batch_stats, metrics) = jax.grad(loss_of, has_aux=True)(params)
     metrics["learning_rate"] = schedule(config.optimizer, config.training.steps)(step)
     updates, optimizer = tx.update(gradient, state.optimizer, params)
     variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}

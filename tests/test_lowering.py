@@ -1,0 +1,179 @@
+"""The programs of GPUs and TPUs, made without one: traced once, and lowered for each platform."""
+
+import dataclasses
+import itertools
+import re
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+from test_step import AUGMENTED, CONFIG, RESNET, SHALLOW, replaced
+
+from chns_jax.config import Augment, Features, Loss
+from chns_jax.devices.sharding import make_mesh
+from chns_jax.embedding import embedder as embedding
+from chns_jax.embedding.embedder import Embedder
+from chns_jax.encoders import convolution, sums
+from chns_jax.training.build import build
+
+ACCELERATORS = ("cuda", "tpu")
+ENCODERS = {"ecapa_tdnn": SHALLOW, "thin_resnet": RESNET}
+LOSSES = ("supcon", "hscl", "nt_xent", "aam_softmax")
+ROWS = 2 * CONFIG.sampler.speakers
+OF_CPU = ("product_with_ones", "weight_gradient_by_image")
+
+
+def array(shape, dtype):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+@pytest.fixture(autouse=True)
+def named(monkeypatch):
+    """What is computed otherwise on CPUs bears a name in the lowered program."""
+    for module, function, name in [
+        (sums, "_product_with_ones", OF_CPU[0]),
+        (convolution, "weight_gradient", OF_CPU[1]),
+    ]:
+        monkeypatch.setattr(module, function, jax.named_call(getattr(module, function), name=name))
+
+
+def traced_step(config, devices):
+    """The training step of 16 rows, with all that its augmentation is given."""
+    made = build(config, CONFIG.sampler.speakers, make_mesh(devices))
+    audio = array((ROWS, config.read_samples), np.int16)
+    batch = {"audio": audio, "labels": array((ROWS,), np.int32)}
+    if config.augment.noise.probability:
+        batch |= {"noise": audio, "snr": array((ROWS,), np.float32)}
+    in_rooms = config.augment.reverberation.probability
+    responses = array((3, 50), np.float32) if in_rooms else None
+    return made.update.trace(jax.eval_shape(made.init), batch, responses)
+
+
+def traced_embedding(config, devices, padded):
+    """What embeds crops, or padded utterances."""
+    mesh = make_mesh(devices)
+    embedder = Embedder(config, mesh)
+    variables = jax.eval_shape(build(config, CONFIG.sampler.speakers, mesh).init).variables
+    audio = array((ROWS, 8000), np.int16)
+    if padded:
+        return embedder._padded.trace(variables, audio, array((ROWS,), np.int32))
+    return embedder._crops.trace(variables, audio)
+
+
+def program(traced, platform):
+    return traced.lower(lowering_platforms=(platform,)).as_text(debug_info=True)
+
+
+def precisions(text):
+    """How many products and convolutions there are of each precision."""
+    found = Counter()
+    for line in text.splitlines():
+        if re.search(r"= stablehlo\.(dot_general|convolution)\b", line):
+            stated = re.findall(r"(?<=precision = \[)\w+|(?<=<precision )\w+", line)
+            found[stated[0] if stated else "none"] += 1
+    return found
+
+
+def assert_lowered(traced, encoder, *, trains):
+    """Accelerators get no program of a CPU and call nothing but XLA; CPUs get their own.
+
+    Returns the programs of the accelerators.
+    """
+    texts = [program(traced, platform) for platform in ACCELERATORS]
+    for text in texts:
+        assert not [name for name in OF_CPU if name in text]
+        assert set(re.findall(r"custom_call @(\w+)", text)) <= {"Sharding"}
+    text = program(traced, "cpu")
+    assert OF_CPU[0] in text
+    assert (OF_CPU[1] in text) == (trains and encoder == "thin_resnet")
+    return texts
+
+
+def check_step(encoder, compute, devices, **keys):
+    training = {"compute": compute}
+    training |= {key: keys.pop(key) for key in ("micro_batch", "remat") if key in keys}
+    config = replaced(training, encoder=ENCODERS[encoder], **keys)
+    assert_lowered(traced_step(config, devices), encoder, trains=True)
+
+
+@pytest.mark.parametrize(
+    "encoder, compute, devices, keys",
+    [
+        ("ecapa_tdnn", "float32", 8, {"augment": AUGMENTED, "micro_batch": 8}),
+        ("ecapa_tdnn", "bfloat16", 1, {"loss": Loss(kind="aam_softmax")}),
+        ("thin_resnet", "float32", 1, {"loss": Loss(kind="nt_xent")}),
+        ("thin_resnet", "bfloat16", 8, {"loss": Loss(kind="hscl"), "remat": True}),
+    ],
+)
+def test_training_steps_are_lowered_for_accelerators(encoder, compute, devices, keys):
+    check_step(encoder, compute, devices, **keys)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("augmented", [False, True])
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_all_training_steps_are_lowered_for_accelerators(
+    encoder, compute, devices, kind, augmented
+):
+    for micro_batch, remat in itertools.product((None, 8), (False, True)):
+        check_step(
+            encoder, compute, devices, loss=Loss(kind=kind), micro_batch=micro_batch, remat=remat,
+            augment=AUGMENTED if augmented else Augment(),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_embeddings_are_products_in_float32_on_accelerators(encoder, devices, padded):
+    """However training multiplies: JAX's own default is TensorFloat-32 or bfloat16."""
+    training = {"compute": "bfloat16", "product_precision": "bfloat16"}
+    config = replaced(training, encoder=ENCODERS[encoder])
+    traced = traced_embedding(config, devices, padded)
+    for text in assert_lowered(traced, encoder, trains=False):
+        assert set(precisions(text)) == {"HIGHEST"}
+
+
+def test_embeddings_of_kaldis_features_are_lowered():
+    features = Features(kind="kaldi", bands=20, f_min=20)
+    config = dataclasses.replace(replaced({}), features=features)
+    for text in assert_lowered(traced_embedding(config, 8, True), "ecapa_tdnn", trains=False):
+        assert set(precisions(text)) == {"HIGHEST"}
+
+
+@pytest.mark.parametrize(
+    "precision, stated",
+    [("bfloat16", "DEFAULT"), ("tensorfloat32", "HIGH"), ("float32", "HIGHEST")],
+)
+def test_training_multiplies_as_it_is_told(precision, stated):
+    """The products that are always exact are those of the features and of the loss."""
+    config = replaced({"product_precision": precision}, encoder=RESNET)
+    found = precisions(program(traced_step(config, 1), "cuda"))
+    always = {"HIGHEST": 1 + 3}  # the mel filters; cosines, and their gradients by either side
+    assert found.keys() == always.keys() | {stated}
+    if stated != "HIGHEST":
+        assert found["HIGHEST"] == always["HIGHEST"]
+        assert found[stated] > 20
+
+
+def test_what_is_lowered_may_be_exported():
+    """jax.export refuses custom calls that are not known to stay."""
+    config, devices = replaced({}), 8
+    made = build(config, CONFIG.sampler.speakers, make_mesh(devices))
+    audio, labels = array((ROWS, config.read_samples), np.int16), array((ROWS,), np.int32)
+    exported = jax.export.export(made.update, platforms=ACCELERATORS)(
+        jax.eval_shape(made.init), {"audio": audio, "labels": labels}, None
+    )
+    assert exported.nr_devices == devices and exported.platforms == ACCELERATORS
+
+
+@pytest.mark.parametrize("backend", ["gpu", "tpu", "a backend of tomorrow"])
+def test_an_embedder_of_any_backend(monkeypatch, backend):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    seconds = embedding.BATCH_SECONDS_OF_ACCELERATORS
+    embedder = Embedder(replaced({}), make_mesh(2))
+    assert embedder.batch_samples == 2 * seconds * CONFIG.features.sample_rate
