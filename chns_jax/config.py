@@ -167,15 +167,16 @@ class Loss:
 
     kind: Literal["supcon", "hscl", "nt_xent", "aam_softmax"] = "supcon"
     """supcon: supervised contrastive; hscl: the same with hard negatives weighed by the loss;
-    nt_xent: an utterance's only positive is its twin; aam_softmax: classification of speakers."""
+    nt_xent: an utterance's only positive is its other view; aam_softmax: classification of speakers."""
     temperature: PositiveFloat = 0.1
     """Temperature of the softmax at the start."""
     learn_temperature: bool = True
     """Train the temperature with the encoder."""
     min_temperature: PositiveFloat = 0.01
-    """The learned temperature stays above this."""
+    """The learned temperature never falls below this."""
     margin: NonNegativeFloat = 0.0
-    """supcon and nt_xent: subtracted from the cosine of the two views of an anchor."""
+    """supcon: subtracted from the cosine of an anchor and its positive view; nt_xent: from what
+    that cosine divided by the temperature is."""
     beta: NonNegativeFloat = 0.1
     """hscl: how much harder negatives outweigh others; 0: not at all."""
     aam_margin: NonNegativeFloat = 0.2
@@ -209,8 +210,8 @@ class Sampler:
     """All hard speakers come from one cluster; one that is too small gives its speakers several
     times, with utterances drawn anew."""
     cluster_weight: Literal["size", "uniform"] = "size"
-    """size: larger clusters are drawn more often, so that all speakers are seen equally often;
-    uniform: all clusters alike, as in the paper's code."""
+    """size: larger clusters are drawn first more often, so that speakers of small and of large
+    clusters are seen more equally often; uniform: all clusters alike, as in the paper's code."""
     refresh_every: PositiveInt | Literal["never"] = 1000
     """Steps (or epochs) between refreshes of the clusters; never: use sampler.table throughout."""
     refresh_unit: Literal["steps", "epochs"] = "steps"
@@ -308,6 +309,8 @@ class Optimizer:
     """At the end of the warm-up."""
     weight_decay: NonNegativeFloat = 2e-6
     """L2 penalty, added to the gradient."""
+    temperature_learning_rate: PositiveFloat | None = None
+    """Of the loss's temperature, in place of learning_rate; the same when not given."""
     warmup: ClosedUnitInterval = 0.1
     """Share of the steps in which the learning rate rises from 0."""
 
