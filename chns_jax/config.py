@@ -167,7 +167,8 @@ class Loss:
 
     kind: Literal["supcon", "hscl", "nt_xent", "aam_softmax"] = "supcon"
     """supcon: supervised contrastive; hscl: the same with hard negatives weighed by the loss;
-    nt_xent: an utterance's only positive is its other view; aam_softmax: classification of speakers."""
+    nt_xent: an utterance's only positive is its other view; aam_softmax: classification of
+    speakers."""
     temperature: PositiveFloat = 0.1
     """Temperature of the softmax at the start."""
     learn_temperature: bool = True
@@ -338,6 +339,10 @@ class Training:
     micro_batch: PositiveInt | None = None
     """Rows embedded at a time, when memory does not hold the activations of all; batch
     normalisation then sees so many. The loss compares all rows of the batch in any case."""
+    batch_statistics: Literal["all", "easy", "running"] = "all"
+    """What batch normalisation normalises batches from clusters by, whose speakers sound alike.
+    all: the statistics of all rows, as the paper; easy: those of the rows that are not from
+    clusters; running: those of the random batches before sampler.start_step, which stay."""
     compute: Literal["float32", "bfloat16"] = "float32"
     """What the encoder's convolutions compute in while it trains; parameters, statistics, the loss
     and the embeddings of voiceprints and validation are float32."""
@@ -515,6 +520,7 @@ def _check(config: Config) -> None:
     address, _, port = (hosts.coordinator or "").rpartition(":")
     noise, speed = config.augment.noise, config.augment.speed
     micro_batch = config.training.micro_batch
+    hard_count = math.floor(sampler.hard_ratio * sampler.speakers + 1e-9)
     checks = [
         (
             len(resnet.layers) == len(resnet.filters),
@@ -541,6 +547,14 @@ def _check(config: Config) -> None:
         (micro_batch is None or micro_batch > 1 and 2 * sampler.speakers % micro_batch == 0,
          f"training.micro_batch {micro_batch} must be 2 or more, and divide the "
          f"{2 * sampler.speakers} rows of a batch"),
+        (config.training.batch_statistics != "easy" or sampler.kind != "chns"
+         or hard_count < sampler.speakers,
+         "training.batch_statistics easy needs rows that are not from clusters: lower "
+         "sampler.hard_ratio"),
+        (config.training.batch_statistics != "running" or sampler.kind != "chns"
+         or sampler.start_step > 0 or config.training.start_from,
+         "training.batch_statistics running needs random batches that make them: give a "
+         "sampler.start_step, or training.start_from"),
         (config.loss.aam_margin < math.pi / 2, "loss.aam_margin must be below pi / 2 radians"),
         (not noise.probability or noise.root,
          "augment.noise.probability needs augment.noise.root, a folder of noise"),

@@ -31,7 +31,7 @@ from chns_jax.corpus.skipped import Skipped
 from chns_jax.corpus.split import digest, make_split
 from chns_jax.devices import processes
 from chns_jax.devices.compilation_cache import keep_compiled
-from chns_jax.devices.sharding import held, make_mesh, put, replicated
+from chns_jax.devices.sharding import make_mesh, replicated
 from chns_jax.embedding.clustering import make_table
 from chns_jax.embedding.embedder import Embedder
 from chns_jax.reports.training_plot import training_picture
@@ -96,8 +96,8 @@ def train(config: Config, opened: ExitStack) -> None:
     if config.training.compilation_cache is not None:
         keep_compiled(Path(config.data.cache, config.training.compilation_cache).expanduser())
     mesh = make_mesh(config.training.devices)
-    init, update = build(config, len(corpus.speakers), mesh)
-    state = init()
+    training = build(config, len(corpus.speakers), mesh)
+    state = training.init()
     responses = rirs.make_responses(config.augment.reverberation, sample_rate, seed)
     responses = jax.device_put(responses, replicated(mesh))
     embedder = Embedder(config, mesh)
@@ -161,13 +161,14 @@ def train(config: Config, opened: ExitStack) -> None:
         batches = training_batches(
             reader, sampler, table, samples=config.read_samples, seed=seed, first_step=step,
             end_step=rounds.end(step, sampler, round_length, steps), noise=noise,
-            held=held(mesh, 2 * sampler.speakers),
+            held=training.held,
         )  # fmt: skip
+        clustered = table is not None and config.training.batch_statistics != "all"
         with closing(batches):
             for batch in pace.waiting_for(batches):
                 if step == refresh_step:
                     refresh.begin(state.variables, progress.round)
-                state, metrics = update(state, put(mesh, batch), responses)
+                state, metrics = training.update(state, training.put(batch), responses, clustered)
                 step += 1
                 stop = agreement(stopped)
                 journal.add(step, metrics, table)

@@ -245,9 +245,7 @@ def test_the_config_names_the_loss(kind):
         "aam_softmax": lambda: aam_softmax(z, params["weight"], labels, margin=0.2, scale=30.0),
     }[kind]()
     assert value == pytest.approx(float(expected), rel=1e-5)
-    assert set(params) == {"supcon": {"temperature"}, "aam_softmax": {"weight"}}.get(
-        kind, set()
-    )
+    assert set(params) == {"supcon": {"temperature"}, "aam_softmax": {"weight"}}.get(kind, set())
     assert ("temperature" in metrics) == (kind != "aam_softmax")
 
 

@@ -12,7 +12,7 @@ from chns_jax.training.optimizer import make_optimizer
 
 
 def test_sixty_steps_are_the_authors(golden):
-    """Their SupCon, Adam and schedule on a linear encoder: losses and temperatures, step by step."""
+    """Losses and temperatures, step by step, of their SupCon, Adam and schedule on a linear map."""
     arrays = golden("trajectory")
     meta = json.loads(str(arrays["meta"]))
     optimizer = Optimizer(

@@ -88,10 +88,10 @@ def supcon(
 
     `z` are L2-normalised embeddings, the two views stacked [a; b], so that rows i and i + b are
     two views of one speaker; `margin` is subtracted from the cosine of an anchor and its positive
-    view. Every row needs a positive, which its view always is. `block` anchors are compared at a time, all when it is None;
-    with a `mesh`, over which the rows are split, every device compares its own. Of z, the first
-    `rows` are the batch, 2b of them, and the others padding, which counts for nothing; all are the
-    batch when it is None. Returns a float32 scalar.
+    view. Every row needs a positive, which its view always is. `block` anchors are compared at a
+    time, all when it is None; with a `mesh`, over which the rows are split, every device compares
+    its own. Of z, the first `rows` are the batch, 2b of them, and the others padding, which counts
+    for nothing; all are the batch when it is None. Returns a float32 scalar.
     """
     anchor_losses = partial(_supcon_of_anchors, margin=margin)
     return _mean_over_anchors(anchor_losses, z, labels, temperature, block, mesh, rows)
@@ -129,9 +129,9 @@ def hscl(
     """Supervised contrastive loss with hard negatives weighed by the loss (Jiang et al. 2022).
 
     With the similarity s_ia = exp(2 z_i.z_a / tau), the mean over anchors i of
-    -log(s_ip / (s_ip + sum over negatives a of w_ia s_ia)), where p is the positive view of i, a runs over
-    the other speakers' rows, and w_ia, without gradient, is s_ia ** beta times 2b - 2 over its sum
-    over a. The doubled cosine and 2b - 2 are the authors'; here all is in logarithms, so that it is
+    -log(s_ip / (s_ip + sum over negatives a of w_ia s_ia)), where p is the positive view of i, a
+    runs over the other speakers' rows, and w_ia, without gradient, is s_ia ** beta times 2b - 2
+    over its sum over a. The doubled cosine and 2b - 2 are the authors'; here all is in logarithms, so that it is
     finite for every temperature. Arguments as of `supcon`; two speakers at the least.
     """
     anchor_losses = partial(_hscl_of_anchors, beta=beta)
