@@ -320,7 +320,7 @@ class Optimizer:
 class Training:
     """How long and how often."""
 
-    steps: PositiveInt = 153_800
+    steps: PositiveInt = 154_000
     """Number of updates."""
     start_from: str | None = None
     """Folder of a run whose encoder training begins with; its classes too, if they are the same."""

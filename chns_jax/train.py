@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from chns_jax import config as configs
 from chns_jax.common.console import say
@@ -44,7 +45,7 @@ from chns_jax.sampling import table as tables
 from chns_jax.sampling.pipeline import training_batches
 from chns_jax.scoring.mfcc_baseline import mfcc_eer
 from chns_jax.training.build import build
-from chns_jax.training.finetuning import start_from
+from chns_jax.training.finetuning import check_unheard, start_from
 from chns_jax.training.logs import Journal, Pace, RunLog, is_due, progress_bar, records
 from chns_jax.training.negatives import negatives_of
 from chns_jax.training.refresh import Refresh
@@ -71,6 +72,9 @@ def train(config: Config, opened: ExitStack) -> None:
     # ------------------------------------------------------------------ corpus
     corpus, validation, trials, broken = make_split(config)
     plan.check(sampler, corpus)
+    if config.training.start_from and trials is not None:
+        validating = np.unique(validation.speaker[trials.utterances()])
+        check_unheard(config, validation.speakers[validating])
     start_table = tables.load(sampler.table, corpus.speakers) if sampler.table else None
     claim(folder, config)
     sample_rate = config.features.sample_rate

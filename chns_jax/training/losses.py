@@ -131,8 +131,8 @@ def hscl(
     With the similarity s_ia = exp(2 z_i.z_a / tau), the mean over anchors i of
     -log(s_ip / (s_ip + sum over negatives a of w_ia s_ia)), where p is the positive view of i, a
     runs over the other speakers' rows, and w_ia, without gradient, is s_ia ** beta times 2b - 2
-    over its sum over a. The doubled cosine and 2b - 2 are the authors'; here all is in logarithms, so that it is
-    finite for every temperature. Arguments as of `supcon`; two speakers at the least.
+    over its sum over a. The doubled cosine and 2b - 2 are the authors'; here all is in logarithms,
+    so that it is finite for every temperature. Arguments as of `supcon`; two speakers at the least.
     """
     anchor_losses = partial(_hscl_of_anchors, beta=beta)
     return _mean_over_anchors(anchor_losses, z, labels, temperature, block, mesh, rows)
