@@ -213,15 +213,17 @@ class Loss:
 
     kind: Literal["supcon", "hscl", "nt_xent", "aam_softmax"] = "supcon"
     """supcon: supervised contrastive; hscl: the same with hard negatives weighed by the loss;
-    nt_xent: an utterance's only positive is its twin; aam_softmax: classification of speakers."""
+    nt_xent: an utterance's only positive is its other view; aam_softmax: classification of
+    speakers."""
     temperature: PositiveFloat = 0.1
     """Temperature of the softmax at the start."""
     learn_temperature: bool = True
     """Train the temperature with the encoder."""
     min_temperature: PositiveFloat = 0.01
-    """The learned temperature stays above this."""
+    """The learned temperature never falls below this."""
     margin: NonNegativeFloat = 0.0
-    """supcon and nt_xent: subtracted from the cosine of the two views of an anchor."""
+    """supcon: subtracted from the cosine of an anchor and its positive view; nt_xent: from what
+    that cosine divided by the temperature is."""
     beta: NonNegativeFloat = 0.1
     """hscl: how much harder negatives outweigh others; 0: not at all."""
     aam_margin: NonNegativeFloat = 0.2
@@ -261,8 +263,8 @@ class Sampler:
     """All hard speakers come from one cluster; one that is too small gives its speakers several
     times, with utterances drawn anew."""
     cluster_weight: Literal["size", "uniform"] = "size"
-    """size: larger clusters are drawn more often, so that all speakers are seen equally often;
-    uniform: all clusters alike, as in the paper's code."""
+    """size: larger clusters are drawn first more often, so that speakers of small and of large
+    clusters are seen more equally often; uniform: all clusters alike, as in the paper's code."""
     refresh_every: PositiveInt | Literal["never"] = 1000
     """Steps (or epochs) between refreshes of the clusters; never: use sampler.table throughout."""
     refresh_unit: Literal["steps", "epochs"] = "steps"
@@ -390,6 +392,8 @@ class Optimizer:
     """At the end of the warm-up."""
     weight_decay: NonNegativeFloat = 2e-6
     """L2 penalty, added to the gradient."""
+    temperature_learning_rate: PositiveFloat | None = None
+    """Of the loss's temperature, in place of learning_rate; the same when not given."""
     warmup: ClosedUnitInterval = 0.1
     """Share of the steps in which the learning rate rises from 0."""
 
@@ -398,7 +402,7 @@ class Optimizer:
 class Training:
     """How long and how often."""
 
-    steps: PositiveInt = 153_800
+    steps: PositiveInt = 154_000
     """Number of updates."""
     start_from: str | None = None
     """Folder of a run whose encoder training begins with; its classes too, if they are the same."""
@@ -417,6 +421,10 @@ class Training:
     micro_batch: PositiveInt | None = None
     """Rows embedded at a time, when memory does not hold the activations of all; batch
     normalisation then sees so many. The loss compares all rows of the batch in any case."""
+    batch_statistics: Literal["all", "easy", "running"] = "all"
+    """What batch normalisation normalises batches from clusters by, whose speakers sound alike.
+    all: the statistics of all rows, as the paper; easy: those of the rows that are not from
+    clusters; running: those of the random batches before sampler.start_step, which stay."""
     compute: Literal["float32", "bfloat16"] = "float32"
     """What the encoder's convolutions compute in while it trains; parameters, statistics, the loss
     and the embeddings of voiceprints and validation are float32."""
@@ -537,6 +545,19 @@ class Config:
             raise UserError(
                 f"sampler.kind utterances gives no pairs, which loss.kind {self.loss.kind} needs: "
                 "use sampler.kind random or chns"
+            )
+        clustered = sampler.kind == "chns"
+        statistics = self.training.batch_statistics
+        if clustered and statistics == "easy" and sampler.hard_ratio == 1:
+            raise UserError(
+                "training.batch_statistics easy needs rows that are not from clusters: lower "
+                "sampler.hard_ratio"
+            )
+        begun = sampler.start_step > 0 or self.training.start_from
+        if clustered and statistics == "running" and not begun:
+            raise UserError(
+                "training.batch_statistics running needs random batches that make them: give a "
+                "sampler.start_step, or training.start_from"
             )
         if micro_batch is not None and (micro_batch < 2 or 2 * sampler.speakers % micro_batch):
             raise UserError(

@@ -32,6 +32,7 @@ def main(argv: list[str]) -> None:
 def train(config: Config, opened: ExitStack) -> None:
     """Train as `config` says, in its run folder; go on where a run of this config stopped."""
     import jax
+    import numpy as np
 
     from chns_jax.common.console import say
     from chns_jax.common.files import replacing
@@ -43,7 +44,7 @@ def train(config: Config, opened: ExitStack) -> None:
     from chns_jax.corpus.split import digest, make_split
     from chns_jax.devices import processes
     from chns_jax.devices.compilation_cache import keep_compiled
-    from chns_jax.devices.sharding import held, make_mesh, put, replicated
+    from chns_jax.devices.sharding import make_mesh, replicated
     from chns_jax.embedding.clustering import make_table
     from chns_jax.embedding.embedder import Embedder
     from chns_jax.reports.training_plot import training_picture
@@ -56,7 +57,7 @@ def train(config: Config, opened: ExitStack) -> None:
     from chns_jax.sampling.pipeline import training_batches
     from chns_jax.scoring.mfcc_baseline import mfcc_eer
     from chns_jax.training.build import build
-    from chns_jax.training.finetuning import start_from
+    from chns_jax.training.finetuning import check_unheard, start_from
     from chns_jax.training.logs import Journal, Pace, RunLog, is_due, progress_bar, records
     from chns_jax.training.negatives import negatives_of
     from chns_jax.training.refresh import Refresh
@@ -74,6 +75,9 @@ def train(config: Config, opened: ExitStack) -> None:
     # ------------------------------------------------------------------ corpus
     corpus, validation, trials, broken = make_split(config)
     plan.check(sampler, corpus)
+    if config.training.start_from and trials is not None:
+        validating = np.unique(validation.speaker[trials.utterances()])
+        check_unheard(config, validation.speakers[validating])
     start_table = tables.load(sampler.table, corpus.speakers) if sampler.table else None
     claim(folder, config)
     sample_rate = config.features.sample_rate
@@ -99,8 +103,8 @@ def train(config: Config, opened: ExitStack) -> None:
     if config.training.compilation_cache is not None:
         keep_compiled(Path(config.data.cache, config.training.compilation_cache).expanduser())
     mesh = make_mesh(config.training.devices)
-    init, update = build(config, len(corpus.speakers), mesh)
-    state = init()
+    training = build(config, len(corpus.speakers), mesh)
+    state = training.init()
     responses = rirs.make_responses(config.augment.reverberation, sample_rate, seed)
     responses = jax.device_put(responses, replicated(mesh))
     embedder = Embedder(config, mesh)
@@ -164,13 +168,14 @@ def train(config: Config, opened: ExitStack) -> None:
         batches = training_batches(
             reader, sampler, table, samples=config.read_samples, seed=seed, first_step=step,
             end_step=rounds.end(step, sampler, round_length, steps), noise=noise,
-            held=held(mesh, 2 * sampler.speakers),
+            held=training.held,
         )  # fmt: skip
+        clustered = table is not None and config.training.batch_statistics != "all"
         with closing(batches):
             for batch in pace.waiting_for(batches):
                 if step == refresh_step:
                     refresh.begin(state.variables, progress.round)
-                state, metrics = update(state, put(mesh, batch), responses)
+                state, metrics = training.update(state, training.put(batch), responses, clustered)
                 step += 1
                 stop = agreement(stopped)
                 journal.add(step, metrics, table)

@@ -11,7 +11,7 @@ from chns_jax import config as configs
 from chns_jax.common.command_line import make_parser
 from chns_jax.common.errors import UserError
 from chns_jax.common.keys import flat, keys_of
-from chns_jax.config import Config, Sampler
+from chns_jax.config import Config, Optimizer, Sampler
 from chns_jax.corpus.noise import find_noise
 from chns_jax.corpus.reader import Reader
 from chns_jax.corpus.rirs import make_responses
@@ -141,6 +141,24 @@ def two_steps(config) -> list[float]:
         )  # fmt: skip
         losses.append(float(metrics["loss"]))
     return losses
+
+
+def test_the_papers_configs_have_its_settings():
+    def read(name):
+        return configs.load(["--config", str(FOLDER / f"{name}.yaml")])
+
+    for name in ("chns", "chns_hscl", "chns_frozen"):
+        config = read(name)
+        sampler = config.sampler
+        assert (sampler.hard_ratio, sampler.clusters, sampler.repeats) == (1.0, 50, False)
+        assert (sampler.utterances_per_speaker, sampler.start_step) == (10, 2 * 770)
+        assert config.training.steps == 200 * 770 and config.training.batch_statistics == "all"
+        assert sampler.refresh_every == ("never" if name == "chns_frozen" else 5)
+        assert config.optimizer == Optimizer(learning_rate=0.01, weight_decay=2e-6, warmup=0.1)
+        assert config.loss.temperature == 0.1 and config.loss.learn_temperature
+        # Validation speakers are of VoxCeleb2: VoxCeleb1's lists are for testing.
+        assert config.data.trials is None and config.data.held_out > 0
+    assert read("chns_hscl").loss.beta == 0.1
 
 
 def test_a_config_written_is_the_config_read(tmp_path):

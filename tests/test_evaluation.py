@@ -165,7 +165,7 @@ def test_as_norm_with_a_cohort(run, embedding, tmp_path, tones):
     cohort = tmp_path / "cohort"
     cohort.mkdir()
     for speaker in range(6, 12):
-        (cohort / f"s{speaker:02d}").symlink_to(tones / f"s{speaker:02d}")
+        (cohort / f"c{speaker:02d}").symlink_to(tones / f"s{speaker:02d}")
     options = ["--norm", "as-norm", "--cohort", cohort, "--cohort_utterances", 2]
     result, lines = run(*options, "--cohort_size", 4)
     assert (result["norm"]["speakers"], result["norm"]["top"]) == (6, 4)
@@ -181,6 +181,9 @@ def test_as_norm_with_a_cohort(run, embedding, tmp_path, tones):
     scores = [float(line[0]) for line in lines]
     np.testing.assert_allclose(scores, expected, rtol=0.02, atol=0.05)
     assert run(*options)[0]["norm"]["top"] == 6  # all, of fewer than 300
+    (cohort / "s01").symlink_to(tones / "s01")
+    with pytest.raises(UserError, match="--cohort holds 1 of the [0-9]+ speakers of .* s01 first"):
+        run(*options)
 
 
 def test_segments_and_odd_recordings(run, tmp_path, tones):

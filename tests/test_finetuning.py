@@ -12,7 +12,9 @@ from chns_jax.common.errors import UserError
 from chns_jax.config import Augment, Ecapa, Loss, Speed, ThinResNet, to_yaml
 from chns_jax.runs import checkpoint
 from chns_jax.runs.checkpoint import Progress
-from chns_jax.training.finetuning import start_from
+from chns_jax.sampling import table as tables
+from chns_jax.sampling.table import Table
+from chns_jax.training.finetuning import check_unheard, start_from
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 AAM = dataclasses.replace(CONFIG, loss=Loss(kind="aam_softmax"))
@@ -113,6 +115,27 @@ def test_a_run_that_is_not_what_it_says_is_named(tmp_path):
         started_from(tmp_path, CONFIG)
     with pytest.raises(UserError, match="is not a run folder"):
         started_from(tmp_path / "gone", CONFIG)
+
+
+def test_speakers_whom_the_run_before_was_trained_on_cannot_validate(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text(to_yaml(CONFIG))
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    training = dataclasses.replace(CONFIG.training, start_from=str(tmp_path))
+    config = dataclasses.replace(CONFIG, training=training)
+    heard = Table(np.zeros(3, np.int32), np.zeros((1, 8), np.float32))
+    tables.save(tmp_path / "tables" / "step_0000004.npz", heard, ["a", "b", "c"])
+    check_unheard(config, np.array(["d", "e"]))
+    with pytest.raises(UserError, match="was trained on 2 of the 3 speakers who .*, b first"):
+        check_unheard(config, np.array(["b", "c", "d"]))
+
+
+def test_a_run_whose_training_speakers_nobody_knows_is_said(tmp_path, capsys):
+    """One that was converted has neither tables nor training speakers."""
+    (tmp_path / "config.yaml").write_text(to_yaml(CONFIG))
+    (tmp_path / "checkpoints" / "0").mkdir(parents=True)
+    training = dataclasses.replace(CONFIG.training, start_from=str(tmp_path))
+    check_unheard(dataclasses.replace(CONFIG, training=training), np.array(["a"]))
+    assert "was trained on is not known" in capsys.readouterr().err
 
 
 @pytest.mark.long

@@ -10,12 +10,12 @@ from chns_jax.config import Loss
 from chns_jax.devices.sharding import make_mesh, put
 from chns_jax.training.losses import (
     aam_softmax,
+    bounded,
     hscl,
     init_params,
     normalise,
     nt_xent,
     supcon,
-    temperature,
     training_loss,
 )
 
@@ -90,8 +90,9 @@ def test_hscl_is_the_plain_loop(speakers, beta):
 
 def test_nt_xent_knows_no_speakers():
     z, labels = embeddings(), np.tile(np.arange(6), 2)
+    # The loop subtracts the margin from the cosine, which is then divided by the temperature.
     assert nt_xent(jnp.asarray(z), 0.3, margin=0.1) == pytest.approx(
-        supcon_loop(z, labels, 0.3, 0.1), rel=2e-5
+        supcon_loop(z, labels, 0.3, 0.1 * 0.3), rel=2e-5
     )
 
 
@@ -244,21 +245,44 @@ def test_the_config_names_the_loss(kind):
         "aam_softmax": lambda: aam_softmax(z, params["weight"], labels, margin=0.2, scale=30.0),
     }[kind]()
     assert value == pytest.approx(float(expected), rel=1e-5)
-    assert set(params) == {"supcon": {"log_temperature"}, "aam_softmax": {"weight"}}.get(
-        kind, set()
-    )
+    assert set(params) == {"supcon": {"temperature"}, "aam_softmax": {"weight"}}.get(kind, set())
     assert ("temperature" in metrics) == (kind != "aam_softmax")
 
 
-@pytest.mark.parametrize("log_temperature", [-200.0, -3.0, 2.0])
-def test_the_temperature_stays_above_its_bound_and_can_always_learn(log_temperature):
+def test_a_temperature_below_its_bound_is_moved_back_to_it():
     loss = Loss(min_temperature=0.02)
-    params = {"log_temperature": jnp.float32(log_temperature)}
-    assert temperature(params, loss) >= np.float32(0.02)
-    start = init_params(loss, jax.random.key(0), embedding=2, classes=2)
-    assert temperature(start, loss) == pytest.approx(0.1)
-    gradient = jax.grad(lambda p: temperature(p, loss))(params)["log_temperature"]
-    assert gradient >= 0 and (gradient > 0 or log_temperature < -100)
+    for moved, kept in ((-3.0, 0.02), (0.01, 0.02), (0.5, 0.5)):
+        params = bounded({"temperature": jnp.float32(moved)}, loss)
+        assert params["temperature"] == np.float32(kept)
+    assert bounded({"weight": jnp.ones(3)}, loss).keys() == {"weight"}
+
+
+@pytest.mark.parametrize("kind", ["supcon", "hscl", "nt_xent", "aam_softmax"])
+@pytest.mark.parametrize("block", [None, 5])
+def test_padding_counts_for_nothing(kind, block):
+    rows, labels = embeddings(), np.tile(np.arange(6) // 2, 2)
+    padded = np.concatenate([rows, np.random.default_rng(1).normal(size=(5, rows.shape[1]))])
+    padded_labels = np.concatenate([labels, [0, 1, 2, 0, 1]])
+    weight = jnp.asarray(np.random.default_rng(2).normal(size=(3, rows.shape[1])))
+    options = {} if kind == "aam_softmax" else {"block": block}
+
+    def loss(z, labels, count):
+        labels = jnp.asarray(labels)
+        if kind == "supcon":
+            return supcon(z, labels, 0.1, margin=0.1, rows=count, **options)
+        if kind == "hscl":
+            return hscl(z, labels, 0.1, beta=0.5, rows=count, **options)
+        if kind == "nt_xent":
+            return nt_xent(z, 0.1, margin=0.1, rows=count, **options)
+        return aam_softmax(z, weight, labels, margin=0.2, scale=30.0, rows=count)
+
+    value, gradient = jax.value_and_grad(loss)(jnp.asarray(rows, jnp.float32), labels, None)
+    mine, by_padded = jax.value_and_grad(loss)(
+        jnp.asarray(padded, jnp.float32), padded_labels, len(rows)
+    )
+    assert mine == pytest.approx(float(value), rel=1e-6)
+    np.testing.assert_allclose(by_padded[: len(rows)], gradient, atol=1e-6)
+    assert not by_padded[len(rows) :].any()
 
 
 def test_supcon_computes_in_float32_whatever_comes_in():

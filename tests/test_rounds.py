@@ -46,3 +46,8 @@ def test_a_round_may_be_counted_in_epochs():
     assert rounds.length(sampler, Training(), 1000) == 20
     assert rounds.length(sampler, Training(epoch_utterances=5000), 1000) == 100
     assert rounds.length(sampler, Training(), 10) == 2
+
+
+def test_an_epoch_is_rounded_up_to_steps():
+    sampler = Sampler(speakers=650, refresh_every=5, refresh_unit="epochs")
+    assert rounds.length(sampler, Training(epoch_utterances=1_000_000), 1) == 5 * 770

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from chns_jax.common.errors import UserError
+from chns_jax.common.vectors import unit
 from chns_jax.config import (
     Augment,
     Config,
@@ -27,15 +29,15 @@ from chns_jax.config import (
     ThinResNet,
     Training,
 )
-from chns_jax.devices.sharding import check_divides, make_mesh, put, replicated, split
+from chns_jax.devices.sharding import make_mesh, padded_rows
 from chns_jax.embedding.embedder import embed_step
 from chns_jax.encoders import make_encoder
 from chns_jax.encoders.features import log_mel
 from chns_jax.runs.state import sha256
+from chns_jax.training import build as training_build
 from chns_jax.training.augment import augment_audio, mask_spectrogram, slot_keys
 from chns_jax.training.losses import training_loss
 from chns_jax.training.optimizer import make_optimizer, schedule
-from chns_jax.training.step import init, train_step
 
 CONFIG = Config(
     features=Features(bands=20),
@@ -68,19 +70,16 @@ def noisy(audio):
 
 @lru_cache
 def build(config=CONFIG, devices=1):
-    training, mesh = config.training, make_mesh(devices)
-    encoder = make_encoder(config.encoder, dtype=training.compute, remat=training.remat)
-    tx = make_optimizer(config.optimizer, config.training.steps)
-    state = jax.jit(partial(init, config, encoder, tx, 8), out_shardings=replicated(mesh))()
-    step = jax.jit(
-        partial(
-            train_step, config=config, encoder=encoder, tx=tx, speakers=8,
-            mesh=mesh if devices > 1 else None,
-        ),
-        in_shardings=(replicated(mesh), split(mesh), replicated(mesh)),
-        out_shardings=replicated(mesh),
-    )  # fmt: skip
-    return mesh, encoder, state, lambda state, batch: step(state, put(mesh, batch), RESPONSES)
+    """Mesh, encoder, first state, and the step, which leaves the state that it is given."""
+    mesh = make_mesh(devices)
+    made = training_build.build(config, 8, mesh)
+
+    def step(state, batch, clustered=False):
+        mine = jax.tree.map(lambda rows: rows[made.held], batch)
+        copied = jax.tree.map(jnp.copy, state)  # it is overwritten
+        return made.update(copied, made.put(mine), RESPONSES, clustered)
+
+    return mesh, make_encoder(config.encoder), made.init(), step
 
 
 AUGMENTED = Augment(
@@ -168,22 +167,32 @@ def test_micro_batches_have_the_gradient_of_their_definition():
     frames = log_mel(crops, config.features)
     frames = mask_spectrogram(frames, augment.spec_augment, slot_keys(seed, 0, slot))
 
+    before = state.variables["batch_stats"]
+
     def loss_of(params):
-        statistics, embeddings = state.variables["batch_stats"], {}
+        statistics, embeddings = [], {}
         for i in range(4):
-            variables = {"params": params["encoder"], "batch_stats": statistics}
+            variables = {"params": params["encoder"], "batch_stats": before}
             z, updated = encoder.apply(variables, frames[i::4], True, mutable=["batch_stats"])
-            statistics = updated["batch_stats"]
+            statistics.append(updated["batch_stats"])
             embeddings.update(zip(range(i, 16, 4), z, strict=True))
         stacked = jnp.stack([embeddings[row] for row in range(16)])
         loss, metrics = training_loss(stacked, labels, params["loss"], config.loss)
-        return loss, (statistics, metrics["z"])
+        return loss, (jax.tree.map(lambda *all: jnp.stack(all), *statistics), metrics["z"])
 
     gradient, (statistics, z) = jax.jit(jax.grad(loss_of, has_aux=True))(state.variables["params"])
     after, metrics = step(state, batch)
     assert_same(metrics["z"], z)
-    assert_same(after.variables["batch_stats"], statistics)
     assert_same(gradient_of(after), gradient)
+    # One update, by the variance of all rows: those of the parts, and how their means vary.
+    for path, (moved, parts) in flatten_dict(
+        jax.tree.map(lambda *both: both, after.variables["batch_stats"], statistics)
+    ).items():
+        expected = parts.mean(0)
+        if path[-1] == "var":
+            means = flatten_dict(statistics)[*path[:-1], "mean"]
+            expected = expected + 0.1 * (means / 0.1).var(0)
+        np.testing.assert_allclose(moved, expected, rtol=0.02, atol=1e-4)
 
 
 def test_one_micro_batch_is_the_plain_step():
@@ -199,22 +208,12 @@ def test_one_micro_batch_is_the_plain_step():
 
 def compiled(config, devices=1, samples=16_000):
     """The compiled step of 16 rows."""
-    training, mesh = config.training, make_mesh(devices)
-    encoder = make_encoder(config.encoder, dtype=training.compute, remat=training.remat)
-    tx = make_optimizer(config.optimizer, training.steps)
-    state = jax.eval_shape(partial(init, config, encoder, tx, 8))
+    made = training_build.build(config, 8, make_mesh(devices))
     batch = {
         "audio": jax.ShapeDtypeStruct((16, samples), np.int16),
         "labels": jax.ShapeDtypeStruct((16,), np.int32),
     }
-    step = jax.jit(
-        partial(
-            train_step, config=config, encoder=encoder, tx=tx, speakers=8,
-            mesh=mesh if devices > 1 else None,
-        ),
-        in_shardings=(replicated(mesh), split(mesh)),
-    )  # fmt: skip
-    return step.lower(state, batch).compile()
+    return made.update.lower(jax.eval_shape(made.init), batch, None).compile()
 
 
 def test_micro_batches_take_less_memory():
@@ -359,10 +358,61 @@ def test_weight_decay_is_added_to_the_gradient_as_pytorch_does():
         assert params == pytest.approx(weight, rel=1e-5)
 
 
-def test_devices_that_cannot_share_a_batch():
-    with pytest.raises(UserError, match="sampler.speakers 5 makes 10 rows, which 8 devices"):
-        check_divides(make_mesh(), 5)
-    with pytest.raises(UserError, match="training.micro_batch 4 is no multiple of the 8 devices"):
-        check_divides(make_mesh(), 8, 4)
+@pytest.mark.parametrize("micro_batch", [None, 5])
+@pytest.mark.parametrize("kind", ["supcon", "aam_softmax"])
+def test_any_number_of_devices_is_one(kind, micro_batch):
+    """Ten rows on eight devices: padding is in no loss, no gradient and no statistics."""
+    config = replaced(
+        {"micro_batch": micro_batch},
+        loss=Loss(kind=kind), augment=AUGMENTED, sampler=Sampler(speakers=5),
+    )  # fmt: skip
+    batch = jax.tree.map(lambda rows: np.concatenate([rows[:5], rows[8:13]]), noisy(audio()))
+    afters = {}
+    for devices in (1, 8):
+        _, _, state, step = build(config, devices)
+        after, metrics = step(state, batch)
+        assert metrics["z"].shape == (10, 8)
+        afters[devices] = jax.device_get((metrics, after.variables["batch_stats"]))
+        afters[devices] += (jax.device_get(gradient_of(after)),)
+    np.testing.assert_allclose(afters[8][0]["loss"], afters[1][0]["loss"], rtol=1e-5)
+    for mine, theirs in zip(afters[8], afters[1], strict=True):
+        assert_same(mine, theirs)
+
+
+def test_rows_are_filled_up_for_the_devices():
     with pytest.raises(UserError, match="training.devices is 99"):
         make_mesh(99)
+    assert [padded_rows(make_mesh(n), 1300) for n in (1, 7, 8)] == [1300, 1302, 1304]
+    assert padded_rows(make_mesh(8), 1300, 130) == 10 * 136
+
+
+CLUSTERED = Sampler(speakers=8, hard_ratio=0.5)
+
+
+def test_easy_rows_alone_make_the_statistics():
+    config = replaced({"batch_statistics": "easy"}, sampler=CLUSTERED)
+    batch = {"audio": audio(), "labels": LABELS}
+    _, _, state, step = build(config)
+    before, _ = step(state, batch)
+    after, _ = step(state, batch, clustered=True)
+    easy = np.r_[4:8, 12:16]  # of each view, the first half are from clusters
+    alone = {"audio": batch["audio"][np.r_[easy, easy]], "labels": LABELS}
+    expected, _ = step(state, alone)
+    first = ("blocks_0", "norm", "mean")
+    mine, theirs, all_rows = (
+        flatten_dict(x.variables["batch_stats"])[first] for x in (after, expected, before)
+    )
+    np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+    assert np.abs(mine - all_rows).max() > 1e-4
+
+
+def test_running_statistics_stay_once_batches_are_from_clusters():
+    config = replaced({"batch_statistics": "running"}, sampler=CLUSTERED)
+    batch = {"audio": audio(), "labels": LABELS}
+    _, encoder, state, step = build(config)
+    state, _ = step(state, batch)
+    after, metrics = step(state, batch, clustered=True)
+    statistics = (x.variables["batch_stats"] for x in (after, state))
+    jax.tree.map(np.testing.assert_array_equal, *statistics)
+    z = embed_step(state.variables, batch["audio"][:, :3200], config=config, encoder=encoder)
+    np.testing.assert_allclose(metrics["z"], unit(np.asarray(z)), atol=1e-5)

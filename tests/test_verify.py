@@ -74,7 +74,9 @@ def test_a_decision_is_that_of_the_list(run, arguments, tones, capsys, tmp_path,
     """verify finds for a pair what evaluate writes for its trial."""
     options = [] if segments is None else ["--segments", segments]
     if quality:
-        cohort = ["--cohort", str(tones), "--cohort_size", "6", "--cohort_utterances", "1"]
+        for speaker in tones.iterdir():
+            (tmp_path / f"c{speaker.name}").symlink_to(speaker)  # other names: nobody of the trials
+        cohort = ["--cohort", str(tmp_path), "--cohort_size", "6", "--cohort_utterances", "1"]
         options += ["--norm", "as-norm", *cohort]
     weighed = ["--quality", *quality] if quality else []
     calibrate.main([*arguments, *options, "--false_accept_rate", "0.2", *weighed])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -45,10 +45,17 @@ def held(mesh: Mesh, rows: int) -> np.ndarray:
     return np.sort(np.concatenate([np.arange(rows)[of_device] for of_device in slices]))
 
 
-def put(mesh: Mesh, rows: Any) -> Any:
-    """The rows that this host's devices hold, an array or a tree of them, as part of arrays split
-    over the mesh."""
-    return jax.tree.map(partial(jax.make_array_from_process_local_data, split(mesh)), rows)
+def put(mesh: Mesh, rows: Any, count: int | None = None) -> Any:
+    """The rows that this process's devices hold, an array or a tree of them, as part of arrays
+    split over the mesh; filled up with zeros to `count` rows."""
+
+    def place(array):
+        missing = 0 if count is None else count - len(array)
+        if missing:
+            array = np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
+        return jax.make_array_from_process_local_data(split(mesh), array)
+
+    return jax.tree.map(place, rows)
 
 
 def for_own_rows(function: Callable, mesh: Mesh | None) -> Callable:
@@ -71,17 +78,8 @@ def for_own_rows(function: Callable, mesh: Mesh | None) -> Callable:
     return call
 
 
-def check_divides(mesh: Mesh, speakers: int, micro_batch: int | None = None) -> None:
-    """Raises UserError when the rows of a batch of `speakers`, or those of a micro-batch, cannot be
-    split evenly."""
-    of_hosts = f"of {jax.process_count()} hosts " if jax.process_count() > 1 else ""
-    if (2 * speakers) % mesh.size:
-        raise UserError(
-            f"sampler.speakers {speakers} makes {2 * speakers} rows, which {mesh.size} devices "
-            f"{of_hosts}cannot share evenly: change it, or set training.devices"
-        )
-    if micro_batch is not None and micro_batch % mesh.size:
-        raise UserError(
-            f"training.micro_batch {micro_batch} is no multiple of the {mesh.size} devices that "
-            "share it: change it, or set training.devices"
-        )
+def padded_rows(mesh: Mesh, rows: int, micro_batch: int | None = None) -> int:
+    """Rows of a batch of `rows`, filled up so that all devices hold equally many of each
+    micro-batch."""
+    micro_batch = micro_batch or rows
+    return rows // micro_batch * math.ceil(micro_batch / mesh.size) * mesh.size

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from chns_jax.encoders.statistics import updated
 from chns_jax.encoders.sums import (
     add_bias,
     at_least_float32,
@@ -113,14 +114,18 @@ class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last, with PyTorch's running statistics.
 
     Unlike `flax.linen.BatchNorm`, the running variance is the unbiased one and the momentum weighs
-    the new value (0.1), so that statistics agree with PyTorch's after every training step.
+    the new value (0.1), so that statistics agree with PyTorch's after every training step. Where
+    "moments" is a mutable collection, they hold the statistics of the batch, for
+    `statistics.update`.
     """
 
-    momentum: float = 0.1
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b c"], train: bool) -> Float[Array, "*b c"]:
+    def __call__(
+        self, x: Float[Array, "b *n c"], train: bool, counted_b: Float[Array, " b"] | None = None
+    ) -> Float[Array, "b *n c"]:
+        """Of rows that `counted_b` gives 0 for, and not 1, the statistics know nothing."""
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
@@ -128,12 +133,22 @@ class BatchNorm(nn.Module):
         var_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
         if not train:
             return _scaled(x, mean_var.value, var_var.value + self.epsilon, scale, bias)
-        y, mean, var = _normalised(self.epsilon, x, scale, bias)
-        if not self.is_initializing():
-            count = x.size // channels
-            unbiased = var * (count / max(count - 1, 1))
-            mean_var.value += self.momentum * (mean - mean_var.value)
-            var_var.value += self.momentum * (unbiased - var_var.value)
+        if counted_b is None:
+            y, mean, var = _normalised(self.epsilon, x, scale, bias)
+            count = jnp.float32(x.size // channels)
+        else:
+            y, mean, var = _normalised_by_some(self.epsilon, x, scale, bias, counted_b)
+            count = counted_b.sum() * (x.size // (channels * x.shape[0]))
+        if self.is_initializing():
+            return y
+        moments = {"mean": mean, "var": var, "count": count}
+        if self.is_mutable_collection("moments"):
+            for name, value in moments.items():
+                self.put_variable("moments", name, value)
+        if self.is_mutable_collection("batch_stats"):
+            before = {"mean": mean_var.value, "var": var_var.value}
+            after = updated(before, moments)
+            mean_var.value, var_var.value = after["mean"], after["var"]
         return y
 
 
@@ -163,16 +178,52 @@ def _normalised_forward(epsilon, x, scale, bias):
 
 
 def _normalised_backward(epsilon, kept, cotangents):
-    (x, mean, var, scale), dy = kept, cotangents[0].astype(at_least_float32(kept[0].dtype))
+    x, mean, var, scale = kept
     count = x.size // x.shape[-1]
-    inverse = jax.lax.rsqrt(var + epsilon)
-    unit = (x - mean) * inverse
-    dbias, dscale = sum_of_all(dy), sum_of_all(dy * unit)
-    dx = scale * inverse * (dy - dbias / count - unit * (dscale / count))
-    return dx.astype(x.dtype), dscale, dbias
+    return _input_gradient(epsilon, x, mean, var, scale, cotangents[0], 1 / count)
 
 
 _normalised.defvjp(_normalised_forward, _normalised_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _normalised_by_some(epsilon, x, scale, bias, counted_b):
+    """As `_normalised`, with the mean and variance of the rows that are counted."""
+    of, share = x.astype(at_least_float32(x.dtype)), _share(x, counted_b)
+    mean = sum_of_all(of * share)
+    var = sum_of_all(jnp.square(of - mean) * share)
+    return _scaled(x, mean, var + epsilon, scale, bias), mean, var
+
+
+def _normalised_by_some_forward(epsilon, x, scale, bias, counted_b):
+    y, mean, var = _normalised_by_some(epsilon, x, scale, bias, counted_b)
+    return (y, mean, var), (x, mean, var, scale, counted_b)
+
+
+def _normalised_by_some_backward(epsilon, kept, cotangents):
+    x, mean, var, scale, counted_b = kept
+    share = _share(x, counted_b)
+    return *_input_gradient(epsilon, x, mean, var, scale, cotangents[0], share), None
+
+
+_normalised_by_some.defvjp(_normalised_by_some_forward, _normalised_by_some_backward)
+
+
+def _share(x, counted_b):
+    """What each value of `x` contributes to a mean over the rows that are counted, (b, 1, ...)."""
+    values = x.size // (x.shape[0] * x.shape[-1])
+    share = counted_b / jnp.maximum(counted_b.sum() * values, 1)
+    return share.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def _input_gradient(epsilon, x, mean, var, scale, dy, share):
+    """Gradients of `_scaled` by x, scale and bias, where each value has a `share` in the mean."""
+    dy = dy.astype(at_least_float32(x.dtype))
+    inverse = jax.lax.rsqrt(var + epsilon)
+    unit = (x - mean) * inverse
+    dbias, dscale = sum_of_all(dy), sum_of_all(dy * unit)
+    dx = scale * inverse * (dy - dbias * share - unit * (dscale * share))
+    return dx.astype(x.dtype), dscale, dbias
 
 
 class TDNN(nn.Module):
@@ -188,12 +239,13 @@ class TDNN(nn.Module):
         x: Float[Array, "b t c"],
         train: bool,
         frames_b: Int[Array, " b"] | None = None,
+        counted_b: Float[Array, " b"] | None = None,
         constant: Float[Array, "b 1 e"] | None = None,
     ) -> Float[Array, "b t d"]:
-        """`constant` as in Conv1d."""
+        """`constant` as of Conv1d, `counted_b` as of BatchNorm."""
         conv = Conv1d(self.channels, self.kernel_size, self.dilation, name="conv")
         x = conv(x, frames_b, constant)
-        return BatchNorm(name="norm")(nn.relu(x), train)
+        return BatchNorm(name="norm")(nn.relu(x), train, counted_b)
 
 
 class SqueezeExcitation(nn.Module):
@@ -223,7 +275,11 @@ class AttentiveStatistics(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t c"], train: bool, frames_b: Int[Array, " b"] | None = None
+        self,
+        x: Float[Array, "b t c"],
+        train: bool,
+        frames_b: Int[Array, " b"] | None = None,
+        counted_b: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b 2*c"]:
         dtype, x = x.dtype, x.astype(at_least_float32(x.dtype))
         where = valid(frames_b, x.shape[1])
@@ -232,7 +288,7 @@ class AttentiveStatistics(nn.Module):
         deviation = jnp.sqrt(jnp.maximum(variance, 1e-12))
         context = jnp.concatenate([mean, deviation], axis=-1).astype(dtype)
         tdnn = TDNN(self.attention_channels, name="tdnn")
-        hidden = tdnn(x.astype(dtype), train, constant=context)
+        hidden = tdnn(x.astype(dtype), train, counted_b=counted_b, constant=context)
         score = Conv1d(x.shape[-1], name="conv")(jnp.tanh(hidden))
         weight = jax.nn.softmax(score.astype(x.dtype), axis=1, where=where)
         mean = sum_of_each(weight * x)

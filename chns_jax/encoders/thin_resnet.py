@@ -39,15 +39,17 @@ class SEBasicBlock(nn.Module):
         x: Float[Array, "b h w c"],
         train: bool,
         where: Bool[Array, "#b #h2 #w2 1"] | None = None,
+        counted_b: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b h2 w2 d"]:
         """`x` is zero past the utterance's end, and so is the result; `where` is the result's."""
         residual = x
         if self.stride != 1 or x.shape[-1] != self.filters:
             residual = _conv(self.filters, 1, self.stride, x.dtype, name="downsample_conv")(x)
-            residual = BatchNorm(name="downsample_bn")(residual, train)
+            residual = BatchNorm(name="downsample_bn")(residual, train, counted_b)
         x = nn.relu(_conv(self.filters, 3, self.stride, x.dtype, name="conv1")(x))
-        x = _zero_outside(where, BatchNorm(name="bn1")(x, train))
-        x = BatchNorm(name="bn2")(_conv(self.filters, 3, 1, x.dtype, name="conv2")(x), train)
+        x = _zero_outside(where, BatchNorm(name="bn1")(x, train, counted_b))
+        x = _conv(self.filters, 3, 1, x.dtype, name="conv2")(x)
+        x = BatchNorm(name="bn2")(x, train, counted_b)
         squeezed = mean_of_each(x, where)
         squeezed = nn.relu(_linear(self.filters // SE_REDUCTION, name="se1")(squeezed))
         gate = nn.sigmoid(_linear(self.filters, name="se2")(squeezed))
@@ -62,7 +64,7 @@ class ThinResNet(nn.Module):
     al. 2018); `attend_over` is "time", or "frequency" as the authors of CHNS have it.
     Convolutions compute in `dtype`. With `remat`, a block's activations are made again for its
     gradient, not kept. In evaluation mode, rows may be padded: `frames_b` are then the frames of
-    each utterance, and an embedding is that of the utterance alone.
+    each utterance, and an embedding is that of the utterance alone. `counted_b` as of BatchNorm.
     """
 
     layers: tuple[int, ...] = (3, 4, 6, 3)
@@ -80,7 +82,11 @@ class ThinResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t f"], train: bool, frames_b: Int[Array, " b"] | None = None
+        self,
+        x: Float[Array, "b t f"],
+        train: bool,
+        frames_b: Int[Array, " b"] | None = None,
+        counted_b: Float[Array, " b"] | None = None,
     ) -> Float[Array, "b d"]:
         over_time = self.attend_over == "time"
         where = valid(frames_b, x.shape[1])
@@ -89,13 +95,14 @@ class ThinResNet(nn.Module):
         x = (x.swapaxes(1, 2) if over_time else x)[..., None].astype(self.dtype)
         x = _conv(self.filters[0], 7, (2, 1), x.dtype, name="conv1")(_zero_outside(where, x))
         where = _strided(where, 2, 1)
-        x = _zero_outside(where, nn.relu(BatchNorm(name="bn1")(x, train)))
+        x = _zero_outside(where, nn.relu(BatchNorm(name="bn1")(x, train, counted_b)))
         make_block = rematerialised(SEBasicBlock) if self.remat else SEBasicBlock
         for stage, (blocks, filters) in enumerate(zip(self.layers, self.filters, strict=True), 1):
             for i in range(blocks):
                 stride = 2 if i == 0 and stage in (2, 3) else 1
                 where = _strided(where, stride, stride)
-                x = make_block(filters, stride, name=f"layer{stage}_{i}")(x, train, where)
+                block = make_block(filters, stride, name=f"layer{stage}_{i}")
+                x = block(x, train, where, counted_b)
         over_height = None if over_time else where
         x_bxwxc = jnp.mean(x, axis=1, dtype=at_least_float32(x.dtype), where=over_height)
         hidden = jnp.tanh(_linear(x_bxwxc.shape[-1], name="sap_linear")(x_bxwxc))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from chns_jax.config import Sampler, Training
 
 
@@ -12,7 +14,7 @@ def length(sampler: Sampler, training: Training, utterances: int) -> int | None:
     if sampler.refresh_unit == "steps":
         return sampler.refresh_every
     epoch_utterances = training.epoch_utterances or utterances
-    epoch_steps = max(1, round(epoch_utterances / (2 * sampler.speakers)))
+    epoch_steps = math.ceil(epoch_utterances / (2 * sampler.speakers))
     return sampler.refresh_every * epoch_steps
 
 

@@ -7,10 +7,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
+from chns_jax.common.errors import UserError
 from chns_jax.config import Config
-from chns_jax.devices.sharding import check_divides, replicated, split
+from chns_jax.devices.sharding import held, padded_rows, put, replicated, split
 from chns_jax.encoders import make_encoder
 from chns_jax.runs.state import TrainState
 from chns_jax.training.optimizer import make_optimizer
@@ -18,19 +20,28 @@ from chns_jax.training.step import init, train_step
 
 
 class Build(NamedTuple):
-    """Functions compiled for a mesh, when they are first called."""
+    """What training does on a mesh; functions are compiled when they are first called."""
 
     init: Callable[[], TrainState]  # the state before the first step
-    update: Callable[..., tuple[TrainState, dict[str, Any]]]  # of (state, batch, rirs)
+    update: Callable[..., tuple[TrainState, dict[str, Any]]]  # `train_step` of a batch as `put` has
+    held: np.ndarray  # rows of a batch that this process reads
+    put: Callable[[Any], Any]  # these rows, and padding, on the devices
 
 
 def build(config: Config, speakers: int, mesh: Mesh) -> Build:
     """The first state and the training step of a corpus of so many training speakers.
 
-    The step takes rows split over the mesh, and overwrites the state that it is given. Raises
-    UserError when the rows of a batch cannot be split.
+    The step overwrites the state that it is given. Raises UserError when there are more devices
+    than rows, so that a process holds none.
     """
-    check_divides(mesh, config.sampler.speakers, config.training.micro_batch)
+    rows = 2 * config.sampler.speakers
+    on_devices = held(mesh, padded_rows(mesh, rows, config.training.micro_batch))
+    read = on_devices[on_devices < rows]
+    if not len(read):
+        raise UserError(
+            f"the {rows} rows of a batch are too few for {mesh.size} devices of "
+            f"{jax.process_count()} hosts: raise sampler.speakers, or use fewer hosts"
+        )
     encoder = make_encoder(
         config.encoder, dtype=config.training.compute, remat=config.training.remat
     )
@@ -47,5 +58,8 @@ def build(config: Config, speakers: int, mesh: Mesh) -> Build:
             in_shardings=(whole, by_rows, whole),
             out_shardings=(whole, whole),
             donate_argnums=0,
+            static_argnums=3,
         ),
+        held=read,
+        put=partial(put, mesh, count=len(on_devices)),
     )

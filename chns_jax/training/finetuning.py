@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from chns_jax.common.console import say
 from chns_jax.common.errors import UserError
 from chns_jax.config import Config, differences
 from chns_jax.runs import checkpoint
-from chns_jax.runs.folder import read_config
+from chns_jax.runs.folder import RunFolder, read_config, training_speakers
 from chns_jax.runs.state import TrainState
 
 
@@ -43,6 +44,27 @@ def start_from(config: Config, state: TrainState, speakers: str) -> TrainState:
         say(f"starting from {run} {'with' if known else 'without'} its classes")
     variables = {"params": params, "batch_stats": encoder["batch_stats"]}
     return replace(state, variables=variables)
+
+
+def check_unheard(config: Config, validating: np.ndarray) -> None:
+    """Raises UserError when training.start_from was trained on speakers who are to validate.
+
+    `validating` (n,) are their names, by which they are known again. Says so when nobody knows who
+    that run was trained on.
+    """
+    run = Path(config.training.start_from).expanduser()
+    steps = [int(path.name) for path in RunFolder(run).checkpoints.glob("[0-9]*")]
+    heard = training_speakers(run, read_config(run), max(steps, default=0))
+    if heard is None:
+        say(f"who {run} was trained on is not known: see that nobody of them validates")
+        return
+    leaked = validating[np.isin(validating, heard)]
+    if len(leaked):
+        raise UserError(
+            f"training.start_from {run} was trained on {len(leaked)} of the {len(validating)} "
+            f"speakers who are to validate, {leaked[0]} first: validate on others, by data.trials "
+            "or by the training.seed and data.held_out of that run"
+        )
 
 
 def _check_config(run: Path, config: Config) -> None:

@@ -16,22 +16,16 @@ import jax
 
 
 def embed_in_micro_batches(
-    embed: Callable[[Any, Any], tuple[Any, Any]],
-    batch_stats: Any,
-    batch: Any,
-    *,
-    rows: int,
-    micro_batch: int,
+    embed: Callable[[Any], tuple[Any, Any]], batch: Any, *, rows: int, micro_batch: int
 ) -> tuple[Any, Any]:
-    """What `embed(batch_stats, batch) -> (batch_stats, outputs)` makes of a batch of `rows` rows,
-    an array or a tree of them, `micro_batch` rows at a time.
+    """What `embed(batch) -> (moments, outputs)` makes of a batch of `rows` rows, an array or a tree
+    of them, `micro_batch` rows at a time: the moments of all micro-batches, stacked, and the
+    outputs in the order of the batch's rows.
 
     Of n micro-batches, the one numbered i holds rows i, i + n, i + 2 n, ...: with rows split over
     devices, each holds an equal part of every micro-batch, as long as micro_batch is a multiple of
-    their number, and no row changes its device. The outputs are in the order of the batch's rows.
-
-    `embed` normalises by the statistics of its micro-batch ("ghost" batch normalisation, Hoffer et
-    al. 2017, arXiv 1705.08741), and running statistics go from micro-batch 0 to the last.
+    their number, and no row changes its device. `embed` normalises by the statistics of its
+    micro-batch ("ghost" batch normalisation, Hoffer et al. 2017, arXiv 1705.08741).
     """
     count = rows // micro_batch
 
@@ -42,6 +36,6 @@ def embed_in_micro_batches(
         return x.swapaxes(0, 1).reshape(rows, *x.shape[2:])
 
     # In a scan, the two passes are two loops, which are not merged: no need to prevent it.
-    twice = jax.checkpoint(embed, prevent_cse=False)
-    batch_stats, outputs = jax.lax.scan(twice, batch_stats, jax.tree.map(divide, batch))
-    return batch_stats, jax.tree.map(join, outputs)
+    twice = jax.checkpoint(lambda none, batch: (none, embed(batch)), prevent_cse=False)
+    _, (moments, outputs) = jax.lax.scan(twice, None, jax.tree.map(divide, batch))
+    return moments, jax.tree.map(join, outputs)

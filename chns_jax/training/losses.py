@@ -25,20 +25,23 @@ EXACT = jax.lax.Precision.HIGHEST
 
 
 def init_params(loss: Loss, key: jax.Array, *, embedding: int, classes: int) -> dict[str, Array]:
-    """What the loss itself learns: log_temperature, or the (classes, embedding) weight of
+    """What the loss itself learns: the temperature, or the (classes, embedding) weight of
     AAM-Softmax, uniform as Glorot's; empty for a fixed temperature."""
     if loss.kind == "aam_softmax":
         return {"weight": jax.nn.initializers.glorot_uniform()(key, (classes, embedding))}
     if not loss.learn_temperature:
         return {}
-    return {"log_temperature": jnp.float32(math.log(loss.temperature - loss.min_temperature))}
+    return {"temperature": jnp.float32(loss.temperature)}
 
 
-def temperature(params: dict[str, Array], loss: Loss) -> Float[Array, ""]:
-    """The temperature: learned as the logarithm of what it exceeds its lower bound by."""
-    if not loss.learn_temperature:
-        return jnp.float32(loss.temperature)
-    return loss.min_temperature + jnp.exp(params["log_temperature"])
+def bounded(params: dict[str, Array], loss: Loss) -> dict[str, Array]:
+    """The parameters of the loss after an update, a temperature below its bound moved back to it.
+
+    The optimiser moves the temperature itself, as the authors' does; they have no bound.
+    """
+    if "temperature" not in params:
+        return params
+    return params | {"temperature": jnp.maximum(params["temperature"], loss.min_temperature)}
 
 
 def training_loss(
@@ -47,21 +50,25 @@ def training_loss(
     params: dict[str, Array],
     loss: Loss,
     mesh: Mesh | None = None,
+    rows: int | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Any]]:
     """The loss that the config names, and {"z"}, the L2-normalised embeddings, with the
-    {"temperature"} if there is one. `params` as of `init_params`."""
+    {"temperature"} if there is one. `params` as of `init_params`, `rows` as of `supcon`."""
+    rows = rows or len(embeddings)
     z = normalise(embeddings)
     if loss.kind == "aam_softmax":
         weight, margin, scale = params["weight"], loss.aam_margin, loss.aam_scale
-        return aam_softmax(z, weight, labels, margin=margin, scale=scale), {"z": z}
-    tau = temperature(params, loss)
+        value = aam_softmax(z, weight, labels, margin=margin, scale=scale, rows=rows)
+        return value, {"z": z[:rows]}
+    tau = params["temperature"] if loss.learn_temperature else jnp.float32(loss.temperature)
+    options = {"mesh": mesh, "rows": rows}
     if loss.kind == "hscl":
-        value = hscl(z, labels, tau, beta=loss.beta, mesh=mesh)
+        value = hscl(z, labels, tau, beta=loss.beta, **options)
     elif loss.kind == "nt_xent":
-        value = nt_xent(z, tau, margin=loss.margin, mesh=mesh)
+        value = nt_xent(z, tau, margin=loss.margin, **options)
     else:
-        value = supcon(z, labels, tau, margin=loss.margin, mesh=mesh)
-    return value, {"z": z, "temperature": tau}
+        value = supcon(z, labels, tau, margin=loss.margin, **options)
+    return value, {"z": z[:rows], "temperature": tau}
 
 
 def supcon(
@@ -72,20 +79,22 @@ def supcon(
     margin: float = 0.0,
     block: int | None = BLOCK,
     mesh: Mesh | None = None,
+    rows: int | None = None,
 ) -> Float[Array, ""]:
     """Supervised contrastive loss, L_out of Khosla et al. 2020 (arXiv 2004.11362, equation 2).
 
     The mean over anchors i of the mean over positives p (same label, not i) of
     -log(exp(z_i.z_p / tau) / sum over a != i of exp(z_i.z_a / tau)).
 
-    `z` are L2-normalised embeddings, the two views stacked [a; b], which are 2b rows, so that rows
-    i and i + b are twins; `margin` is subtracted from the cosine of an anchor and its twin. Every
-    row needs a positive, which its twin always is. `block` anchors are compared at a time, all when
-    it is None; with a `mesh`, over which the rows are split, every device compares its own. Returns
-    a float32 scalar.
+    `z` are L2-normalised embeddings, the two views stacked [a; b], so that rows i and i + b are
+    two views of one speaker; `margin` is subtracted from the cosine of an anchor and its positive
+    view. Every row needs a positive, which its view always is. `block` anchors are compared at a
+    time, all when it is None; with a `mesh`, over which the rows are split, every device compares
+    its own. Of z, the first `rows` are the batch, 2b of them, and the others padding, which counts
+    for nothing; all are the batch when it is None. Returns a float32 scalar.
     """
     anchor_losses = partial(_supcon_of_anchors, margin=margin)
-    return _mean_over_anchors(anchor_losses, z, labels, temperature, block, mesh)
+    return _mean_over_anchors(anchor_losses, z, labels, temperature, block, mesh, rows)
 
 
 def nt_xent(
@@ -95,10 +104,16 @@ def nt_xent(
     margin: float = 0.0,
     block: int | None = BLOCK,
     mesh: Mesh | None = None,
+    rows: int | None = None,
 ) -> Float[Array, ""]:
-    """SimCLR's loss (Chen et al. 2020): SupCon whose only positive is the twin."""
-    utterance = jnp.arange(z.shape[0]) % (z.shape[0] // 2)
-    return supcon(z, utterance, temperature, margin=margin, block=block, mesh=mesh)
+    """SimCLR's loss (Chen et al. 2020): SupCon whose only positive is the other view.
+
+    `margin` is subtracted from the logit of an anchor and its positive view, after the cosine is
+    divided by tau, as the authors of CHNS have it. Other arguments as of `supcon`.
+    """
+    utterance = jnp.arange(z.shape[0]) % ((rows or z.shape[0]) // 2)
+    anchor_losses = partial(_supcon_of_anchors, logit_margin=margin)
+    return _mean_over_anchors(anchor_losses, z, utterance, temperature, block, mesh, rows)
 
 
 def hscl(
@@ -109,17 +124,18 @@ def hscl(
     beta: float,
     block: int | None = BLOCK,
     mesh: Mesh | None = None,
+    rows: int | None = None,
 ) -> Float[Array, ""]:
     """Supervised contrastive loss with hard negatives weighed by the loss (Jiang et al. 2022).
 
     With the similarity s_ia = exp(2 z_i.z_a / tau), the mean over anchors i of
-    -log(s_ip / (s_ip + sum over negatives a of w_ia s_ia)), where p is the twin of i, a runs over
-    the other speakers' rows, and w_ia, without gradient, is s_ia ** beta times 2b - 2 over its sum
-    over a. The doubled cosine and 2b - 2 are the authors'; here all is in logarithms, so that it is
-    finite for every temperature. Arguments as of `supcon`; two speakers at the least.
+    -log(s_ip / (s_ip + sum over negatives a of w_ia s_ia)), where p is the positive view of i, a
+    runs over the other speakers' rows, and w_ia, without gradient, is s_ia ** beta times 2b - 2
+    over its sum over a. The doubled cosine and 2b - 2 are the authors'; here all is in logarithms,
+    so that it is finite for every temperature. Arguments as of `supcon`; two speakers at the least.
     """
     anchor_losses = partial(_hscl_of_anchors, beta=beta)
-    return _mean_over_anchors(anchor_losses, z, labels, temperature, block, mesh)
+    return _mean_over_anchors(anchor_losses, z, labels, temperature, block, mesh, rows)
 
 
 def aam_softmax(
@@ -129,13 +145,14 @@ def aam_softmax(
     *,
     margin: float,
     scale: float,
+    rows: int | None = None,
 ) -> Float[Array, ""]:
     """Additive angular margin softmax (Deng et al. 2019, arXiv 1801.07698), SpeechBrain's wiring.
 
     Cross-entropy of `scale` times the cosines of embeddings and class weights, where the angle to
     the own class is first widened by `margin` (radians); angles above pi - margin lose
     margin * sin(margin) of their cosine instead, so that the loss falls everywhere. Both arguments
-    are normalised here. Returns a float32 scalar.
+    are normalised here; rows from `rows` on count for nothing. Returns a float32 scalar.
     """
     cosine = jnp.matmul(normalise(embeddings), normalise(weight).T, precision=EXACT)
     own = jnp.take_along_axis(cosine, labels[:, None], axis=1)
@@ -144,7 +161,8 @@ def aam_softmax(
     widened = jnp.where(own > -math.cos(margin), widened, own - margin * math.sin(margin))
     is_own = jnp.arange(weight.shape[0]) == labels[:, None]
     logits = scale * jnp.where(is_own, widened, cosine)
-    return (jax.nn.logsumexp(logits, axis=1) - scale * widened[:, 0]).mean()
+    losses = jax.nn.logsumexp(logits, axis=1) - scale * widened[:, 0]
+    return losses.mean(where=None if rows is None else jnp.arange(len(losses)) < rows)
 
 
 def normalise(embeddings: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
@@ -157,53 +175,56 @@ def normalise(embeddings: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
 # The loss of each of m anchors, which are rows `row_m` of z, against all of z.
 
 
-def _supcon_of_anchors(anchors_mxd, row_m, z, labels, temperature, *, margin: float):
-    cosine, itself, twin = _cosines(anchors_mxd, row_m, z)
-    logits = (cosine - margin * twin) / temperature
-    log_normaliser = jax.nn.logsumexp(jnp.where(itself, -jnp.inf, logits), axis=1)
-    positive = (labels[row_m][:, None] == labels[None, :]) & ~itself
+def _supcon_of_anchors(
+    anchors_mxd, row_m, z, labels, temperature, rows, *, margin=0.0, logit_margin=0.0
+):
+    cosine, itself, view, real = _cosines(anchors_mxd, row_m, z, rows)
+    logits = (cosine - margin * view) / temperature - logit_margin * view
+    log_normaliser = jax.nn.logsumexp(jnp.where(itself | ~real, -jnp.inf, logits), axis=1)
+    positive = (labels[row_m][:, None] == labels[None, :]) & ~itself & real
     mean_positive = jnp.where(positive, logits, 0.0).sum(axis=1) / positive.sum(axis=1)
     return log_normaliser - mean_positive
 
 
-def _hscl_of_anchors(anchors_mxd, row_m, z, labels, temperature, *, beta: float):
-    cosine, _, twin = _cosines(anchors_mxd, row_m, z)
+def _hscl_of_anchors(anchors_mxd, row_m, z, labels, temperature, rows, *, beta: float):
+    cosine, _, view, real = _cosines(anchors_mxd, row_m, z, rows)
     log_s = 2 * cosine / temperature
-    negative = labels[row_m][:, None] != labels[None, :]
+    negative = (labels[row_m][:, None] != labels[None, :]) & real
     hardness = beta * jax.lax.stop_gradient(log_s)
     total = jax.nn.logsumexp(hardness, axis=1, keepdims=True, where=negative)
-    log_weight = hardness - total + jnp.log(z.shape[0] - 2.0)
+    log_weight = hardness - total + jnp.log(rows - 2.0)
     log_negatives = jax.nn.logsumexp(log_s + log_weight, axis=1, where=negative)
-    log_positive = jnp.where(twin, log_s, 0.0).sum(axis=1)
+    log_positive = jnp.where(view, log_s, 0.0).sum(axis=1)
     return jax.nn.softplus(log_negatives - log_positive)
 
 
-def _cosines(anchors_mxd, row_m, z):
-    """Cosines (m, 2b) of anchors and all rows, and where an anchor meets itself and its twin."""
-    rows = z.shape[0]
+def _cosines(anchors_mxd, row_m, z, rows: int):
+    """Cosines (m, r) of anchors and all rows, where an anchor meets itself and its positive view,
+    and which rows are no padding (r,)."""
     cosine = jnp.matmul(anchors_mxd, z.T, precision=EXACT)
-    itself = row_m[:, None] == jnp.arange(rows)
-    twin = (row_m[:, None] + rows // 2) % rows == jnp.arange(rows)
-    return cosine, itself, twin
+    place = jnp.arange(z.shape[0])
+    itself = row_m[:, None] == place
+    view = (row_m[:, None] + rows // 2) % rows == place
+    return cosine, itself, view, place < rows
 
 
 # A mean over anchors whose gradient is taken block by block, while the block is at hand: reverse
 # mode would keep every block's cosines, or compute them twice.
 
 
-def _mean_over_anchors(anchor_losses: Callable, z, labels, temperature, block, mesh):
+def _mean_over_anchors(anchor_losses: Callable, z, labels, temperature, block, mesh, rows):
     z, temperature = jnp.asarray(z, jnp.float32), jnp.asarray(temperature, jnp.float32)
-    return _mean(anchor_losses, block, mesh, z, jnp.asarray(labels), temperature)
+    rows = rows or z.shape[0]
+    return _mean(anchor_losses, block, mesh, rows, z, jnp.asarray(labels), temperature)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _mean(anchor_losses, block, mesh, z, labels, temperature):
-    return _mean_and_gradients(anchor_losses, block, mesh, z, labels, temperature)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _mean(anchor_losses, block, mesh, rows, z, labels, temperature):
+    return _mean_and_gradients(anchor_losses, block, mesh, rows, z, labels, temperature)[0]
 
 
-def _mean_and_gradients(anchor_losses, block, mesh, z, labels, temperature):
+def _mean_and_gradients(anchor_losses, block, mesh, rows, z, labels, temperature):
     """The mean, and its gradients by z and temperature."""
-    rows = z.shape[0]
 
     def of_device(mine, labels, temperature):
         """Sums over the anchors of one device, `mine`, which are consecutive rows of z."""
@@ -212,7 +233,7 @@ def _mean_and_gradients(anchor_losses, block, mesh, z, labels, temperature):
             everyone = jax.lax.all_gather(mine, AXIS, tiled=True)
             first = jax.lax.axis_index(AXIS) * len(mine)
         value, by_anchor, by_everyone, by_temperature = _sums(
-            anchor_losses, block, mine, first, everyone, labels, temperature
+            anchor_losses, block, rows, mine, first, everyone, labels, temperature
         )
         if mesh is not None:
             value, by_temperature = jax.lax.psum((value, by_temperature), AXIS)
@@ -232,7 +253,7 @@ def _mean_and_gradients(anchor_losses, block, mesh, z, labels, temperature):
     return value, (by_z, by_temperature)
 
 
-def _sums(anchor_losses, block, anchors, first, everyone, labels, temperature):
+def _sums(anchor_losses, block, rows, anchors, first, everyone, labels, temperature):
     """The sum of the anchors' losses, and its gradients by anchors, everyone and temperature."""
     count, width = anchors.shape
     block = min(block or count, count)
@@ -242,9 +263,11 @@ def _sums(anchor_losses, block, anchors, first, everyone, labels, temperature):
         anchors_mxd, place_m = anchors_and_places
 
         def of(anchors_mxd, everyone, temperature):
-            row_m = first + jnp.minimum(place_m, count - 1)
-            losses = anchor_losses(anchors_mxd, row_m, everyone, labels, temperature)
-            return jnp.where(place_m < count, losses, 0.0).sum()  # the last block is filled up
+            # The last block is filled up, and so may the batch be: with the anchor before.
+            row_m = jnp.minimum(first + jnp.minimum(place_m, count - 1), rows - 1)
+            losses = anchor_losses(anchors_mxd, row_m, everyone, labels, temperature, rows)
+            real = (place_m < count) & (first + place_m < rows)
+            return jnp.where(real, losses, 0.0).sum()
 
         value, gradients = jax.value_and_grad(of, argnums=(0, 1, 2))(
             anchors_mxd, everyone, temperature
@@ -261,7 +284,7 @@ def _sums(anchor_losses, block, anchors, first, everyone, labels, temperature):
     return value, by_anchor.reshape(-1, width)[:count], by_everyone, by_temperature
 
 
-def _backward(anchor_losses, block, mesh, gradients, by_mean):
+def _backward(anchor_losses, block, mesh, rows, gradients, by_mean):
     by_z, by_temperature = gradients
     return by_mean * by_z, None, by_mean * by_temperature
 

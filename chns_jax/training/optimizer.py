@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import optax
 
 from chns_jax.config import Optimizer
@@ -19,8 +21,21 @@ def schedule(optimizer: Optimizer, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(optimizer: Optimizer, steps: int) -> optax.GradientTransformation:
-    """Adam whose weight decay is added to the gradient, as `torch.optim.Adam` does it."""
+    """Adam whose weight decay is added to the gradient, as `torch.optim.Adam` does it.
+
+    The loss's temperature, params["loss"]["temperature"], may have a learning rate of its own.
+    """
+    own = optimizer.temperature_learning_rate
+    share = 1.0 if own is None else own / optimizer.learning_rate
     return optax.chain(
         optax.add_decayed_weights(optimizer.weight_decay),
         optax.adam(schedule(optimizer, steps)),
+        optax.stateless(lambda updates, params: _scale_temperature(updates, share)),
     )
+
+
+def _scale_temperature(updates: Any, factor: float) -> Any:
+    if factor == 1.0 or "temperature" not in updates.get("loss", {}):
+        return updates
+    of_loss = updates["loss"] | {"temperature": factor * updates["loss"]["temperature"]}
+    return updates | {"loss": of_loss}

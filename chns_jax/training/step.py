@@ -15,10 +15,12 @@ from chns_jax.common.randomness import Purpose, generator
 from chns_jax.config import Config
 from chns_jax.devices.sharding import for_own_rows
 from chns_jax.encoders.features import frame_count, log_mel
+from chns_jax.encoders.statistics import merged, of_each_layer, updated
 from chns_jax.runs.state import TrainState
+from chns_jax.sampling.plan import hard_count
 from chns_jax.training.augment import augment_audio, mask_spectrogram, slot_keys
 from chns_jax.training.gradient_caching import embed_in_micro_batches
-from chns_jax.training.losses import init_params, training_loss
+from chns_jax.training.losses import bounded, init_params, training_loss
 from chns_jax.training.optimizer import schedule
 
 
@@ -46,7 +48,8 @@ def init(
 def train_step(
     state: TrainState,
     batch: dict[str, Array],
-    responses: Float[Array, "n r"] | None = None,
+    rirs: Float[Array, "n r"] | None,
+    clustered: bool = False,
     *,
     config: Config,
     encoder: nn.Module,
@@ -55,22 +58,31 @@ def train_step(
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update with a batch as of `training_batches`; rows i and i + b are two utterances of one
-    speaker.
+    speaker. Rows after these 2b are padding, which makes their number one that devices can share.
 
-    `responses` are impulse responses of rooms, where the config asks for them; `speakers` is the
-    number of training speakers. Returns the next state and {"loss", "learning_rate", "z"}, z (2b,
-    d) being the L2-normalised embeddings, and {"temperature"} of losses that have one. Under jit
-    with rows split over the mesh, the loss is global, and so are the batch statistics: those of all
-    rows, or with `training.micro_batch` of a micro-batch (see gradient_caching.py).
+    `rirs` are room impulse responses, where the config asks for them; `clustered` says whether the
+    batch was composed from clusters; `speakers` is the number of training speakers. Returns the
+    next state and {"loss", "learning_rate", "z"}, z (2b, d) being the L2-normalised embeddings, and
+    {"temperature"} of losses that have one. Under jit with rows split over the mesh, the loss is
+    global, and so are the batch statistics: those of all rows, or with `training.micro_batch` of a
+    micro-batch (see gradient_caching.py). Running statistics move once, whatever the micro-batches.
     """
-    seed, step, rows = config.training.seed, state.step, len(batch["audio"])
-    micro_batch = config.training.micro_batch
-    batch = {**batch, "slot": jnp.arange(rows)}
+    seed, step, rows = config.training.seed, state.step, 2 * config.sampler.speakers
+    padded, micro_batch = len(batch["audio"]), config.training.micro_batch
+    slot = jnp.arange(padded)
+    batch = {**batch, "slot": slot}
+    frozen = clustered and config.training.batch_statistics == "running"
+    counted = slot < rows
+    if clustered and config.training.batch_statistics == "easy":
+        counted &= slot % config.sampler.speakers >= hard_count(config.sampler)
+        batch["counted"] = counted.astype(jnp.float32)
+    elif padded > rows:
+        batch["counted"] = counted.astype(jnp.float32)
 
-    def make_frames(batch, step, responses):
+    def make_frames(batch, step, rirs):
         """Log-mel and labels of some rows of the batch, augmented."""
         audio, labels = augment_audio(
-            batch, responses, config.augment, seed=seed, step=step, samples=config.crop_samples,
+            batch, rirs, config.augment, seed=seed, step=step, samples=config.crop_samples,
             speakers=speakers, pairs=None if config.sampler.kind == "utterances" else rows // 2,
         )  # fmt: skip
         frames = log_mel(audio, config.features)
@@ -79,32 +91,41 @@ def train_step(
             frames = mask_spectrogram(frames, config.augment.spec_augment, keys)
         return frames, labels
 
-    def embed(params, batch_stats, batch):
-        """New batch statistics, and the embeddings and labels of some rows of the batch."""
-        frames, labels = for_own_rows(make_frames, mesh)(batch, step, responses)
-        embedding, updated = encoder.apply(
-            {"params": params, "batch_stats": batch_stats},
+    def embed(params, batch):
+        """Moments of the batch, and the embeddings and labels of some rows of it."""
+        frames, labels = for_own_rows(make_frames, mesh)(batch, step, rirs)
+        embedding, made = encoder.apply(
+            {"params": params, "batch_stats": state.variables["batch_stats"]},
             frames,
-            train=True,
-            mutable=["batch_stats"],
+            not frozen,
+            counted_b=batch.get("counted"),
+            mutable=["moments"],
         )
-        return jax.lax.stop_gradient(updated["batch_stats"]), (embedding, labels)
+        return jax.lax.stop_gradient(made.get("moments", {})), (embedding, labels)
 
     def loss_of(params):
-        batch_stats, embed_rows = state.variables["batch_stats"], partial(embed, params["encoder"])
+        embed_rows = partial(embed, params["encoder"])
         if micro_batch is None:
-            batch_stats, (embedding, labels) = embed_rows(batch_stats, batch)
+            moments, (embedding, labels) = embed_rows(batch)
         else:
-            batch_stats, (embedding, labels) = embed_in_micro_batches(
-                embed_rows, batch_stats, batch, rows=rows, micro_batch=micro_batch
+            count = rows // micro_batch
+            moments, (embedding, labels) = embed_in_micro_batches(
+                embed_rows, batch, rows=padded, micro_batch=padded // count
             )
-        loss, metrics = training_loss(embedding, labels, params.get("loss", {}), config.loss, mesh)
-        return loss, (batch_stats, {"loss": loss, **metrics})
+            moments = of_each_layer(merged, moments)
+        of_loss = params.get("loss", {})
+        loss, metrics = training_loss(embedding, labels, of_loss, config.loss, mesh, rows)
+        return loss, (moments, {"loss": loss, **metrics})
 
-    params = state.variables["params"]
+    params, batch_stats = state.variables["params"], state.variables["batch_stats"]
     with jax.default_matmul_precision(config.training.product_precision):
-        gradient, (batch_stats, metrics) = jax.grad(loss_of, has_aux=True)(params)
+        gradient, (moments, metrics) = jax.grad(loss_of, has_aux=True)(params)
     metrics["learning_rate"] = schedule(config.optimizer, config.training.steps)(step)
     updates, optimizer = tx.update(gradient, state.optimizer, params)
-    variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
+    params = optax.apply_updates(params, updates)
+    if "loss" in params:
+        params = params | {"loss": bounded(params["loss"], config.loss)}
+    if moments:
+        batch_stats = of_each_layer(updated, batch_stats, moments)
+    variables = {"params": params, "batch_stats": batch_stats}
     return TrainState(step + 1, variables, optimizer), metrics

@@ -30,6 +30,7 @@ class Cohort:
     embeddings: np.ndarray  # (n, d) L2-normalised, one for each speaker
     top: int  # how many of the nearest give the statistics
     made_of: str  # digest of the names of its utterances
+    named: np.ndarray | None = None  # (n,) their names, where a folder was given for them
 
 
 def describe(model: Model, segments: float | None, cohort: Cohort | None) -> dict[str, Any]:
@@ -74,7 +75,8 @@ def make_cohort(
     names = "\n".join(corpus.names[row] for row in utterances.tolist())
     made_of = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
     embeddings = means(embeddings, corpus.speaker[utterances])
-    return Cohort(embeddings, min(top, len(embeddings)), made_of)
+    named = None if root is None else corpus.speakers
+    return Cohort(embeddings, min(top, len(embeddings)), made_of, named)
 
 
 def save(run: Path, cohort: Cohort, made_by: dict[str, Any]) -> None:

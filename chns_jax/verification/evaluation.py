@@ -73,8 +73,9 @@ def score(
     With `enrolment`, a list of models (`trials.read_enrolment`), the trials name models, whose
     embedding is the mean of those of their utterances. `segments` seconds are averaged, or
     utterances embedded whole. `by_speaker`: say who speaks, by the folders of `root`. Raises
-    UserError for lists that are none or name what is not there, for files that cannot be read, and,
-    `by_speaker`, OtherSpeakers where the labels and the folders disagree.
+    UserError for lists that are none or name what is not there, for files that cannot be read, for
+    a cohort that has speakers of the trials, and, `by_speaker`, OtherSpeakers where the labels and
+    the folders disagree.
     """
     named = trial_lists.read(trials)
     models = None if enrolment is None else trial_lists.read_enrolment(enrolment)
@@ -86,6 +87,8 @@ def score(
         speakers = speaker[voices.enrolment], speaker[voices.test]
         trial_lists.check_speakers(named, *speakers, trials)
     segment = segment_samples(model.embedder, model.config.features.sample_rate, segments)
+    if cohort is not None and cohort.named is not None:
+        _check_apart(corpus.speakers[np.unique(corpus.speaker[voices.utterance])], cohort.named)
 
     utterances, place = np.unique(voices.utterance, return_inverse=True)
     embeddings = embedding_cache.embed(model, corpus, utterances, cache, segment=segment)
@@ -103,6 +106,16 @@ def score(
     of_sides = np.stack([seconds[voices.enrolment], seconds[voices.test]], axis=1)
     made_by = describe(model, segments, cohort)
     return Scores(named, scores, *speakers, corpus.speakers, of_sides, cohort_mean, made_by)
+
+
+def _check_apart(of_trials: np.ndarray, cohort: np.ndarray) -> None:
+    """Raises UserError when impostors of AS-norm are speakers of the trials, by their names."""
+    both = of_trials[np.isin(of_trials, cohort)]
+    if len(both):
+        raise UserError(
+            f"--cohort holds {len(both)} of the {len(of_trials)} speakers of the trials, {both[0]} "
+            "first, whose scores it would normalise by themselves: give a folder of others"
+        )
 
 
 def evaluate(
