@@ -186,13 +186,15 @@ def _normalised_backward(epsilon, kept, cotangents):
 _normalised.defvjp(_normalised_forward, _normalised_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _normalised_by_some(epsilon, x, scale, bias, counted_b):
-    """As `_normalised`, with the mean and variance of the rows that are counted."""
+def _with_some_statistics(epsilon, x, scale, bias, counted_b):
+    """As `_with_statistics`, with the mean and variance of the rows that are counted."""
     of, share = x.astype(at_least_float32(x.dtype)), _share(x, counted_b)
     mean = sum_of_all(of * share)
     var = sum_of_all(jnp.square(of - mean) * share)
     return _scaled(x, mean, var + epsilon, scale, bias), mean, var
+
+
+_normalised_by_some = jax.custom_vjp(_with_some_statistics, nondiff_argnums=(0,))
 
 
 def _normalised_by_some_forward(epsilon, x, scale, bias, counted_b):
