@@ -168,9 +168,9 @@ def test_known_costs():
     assert act_dcf(labels, np.array([np.inf, np.inf, -np.inf, -np.inf]), 0.01) == 0
     assert act_dcf(labels, np.array([0, 0, 0, 0]), 0.01) == 1  # accepts nothing
     with pytest.raises(ValueError, match="both target and non-target"):
-        cllr([1, 1], [0.0, 1.0])
+        cllr(np.array([1, 1]), np.array([0.0, 1.0]))
     with pytest.raises(ValueError, match="numbers"):
-        act_dcf([1, 0], [0.0, np.nan], 0.01)
+        act_dcf(np.array([1, 0]), np.array([0.0, np.nan]), 0.01)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
