@@ -1,4 +1,7 @@
-"""What checks annotations while tests run: beartype, told what numbers are."""
+"""What checks shapes and types at every call while tests run: beartype, told what numbers are.
+
+`python -m pytest --jaxtyping-packages=chns_jax,shape_checker.check tests/test_augment.py`
+"""
 
 import beartype
 from jsonargparse import typing as bounded
