@@ -161,16 +161,16 @@ def test_min_cllr_knows_only_the_order():
 def test_known_costs():
     labels = np.array([1, 1, 0, 0])
     assert cllr(labels, np.zeros(4)) == 1
-    assert cllr(labels, [np.inf, np.inf, -np.inf, -np.inf]) == 0
-    assert cllr(labels, [-np.inf, 1, 0, 0]) == np.inf
-    assert cllr(labels, [-np.inf, 0, 0, 0], weights=[0, 1, 1, 1]) == 1
-    assert min_cllr(labels, [4, 3, 2, 1]) == 0
-    assert act_dcf(labels, [np.inf, np.inf, -np.inf, -np.inf], 0.01) == 0
-    assert act_dcf(labels, [0, 0, 0, 0], 0.01) == 1  # accepts nothing
+    assert cllr(labels, np.array([np.inf, np.inf, -np.inf, -np.inf])) == 0
+    assert cllr(labels, np.array([-np.inf, 1, 0, 0])) == np.inf
+    assert cllr(labels, np.array([-np.inf, 0, 0, 0]), weights=np.array([0, 1, 1, 1])) == 1
+    assert min_cllr(labels, np.array([4, 3, 2, 1])) == 0
+    assert act_dcf(labels, np.array([np.inf, np.inf, -np.inf, -np.inf]), 0.01) == 0
+    assert act_dcf(labels, np.array([0, 0, 0, 0]), 0.01) == 1  # accepts nothing
     with pytest.raises(ValueError, match="both target and non-target"):
-        cllr([1, 1], [0.0, 1.0])
+        cllr(np.array([1, 1]), np.array([0.0, 1.0]))
     with pytest.raises(ValueError, match="numbers"):
-        act_dcf([1, 0], [0.0, np.nan], 0.01)
+        act_dcf(np.array([1, 0]), np.array([0.0, np.nan]), 0.01)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])

@@ -16,8 +16,10 @@ def some(shape: tuple[int, ...]) -> np.ndarray:
 def test_sums_are_those_of_float64(shape):
     x, between = some(shape), tuple(range(1, len(shape) - 1))
     expected = x.astype(np.float64).sum(between)
-    np.testing.assert_allclose(sums.sum_of_each(x), expected, rtol=1e-5, atol=1e-4)
-    np.testing.assert_allclose(sums.sum_of_all(x), expected.sum(0), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(sums.sum_of_each(jnp.asarray(x)), expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        sums.sum_of_all(jnp.asarray(x)), expected.sum(0), rtol=1e-5, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -45,12 +47,12 @@ def test_mean_counts_no_padding():
     padded = jnp.where(where, x, jnp.nan)
     expected = np.stack([x[0].mean(0), x[1, :4].mean(0)])
     np.testing.assert_allclose(sums.mean_of_each(padded, where), expected, rtol=1e-5)
-    np.testing.assert_allclose(sums.mean_of_each(x), x.mean(1), rtol=1e-5)
+    np.testing.assert_allclose(sums.mean_of_each(jnp.asarray(x)), x.mean(1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("bias_shape", [(3,), (2, 1, 3)])
 def test_bias_and_product_have_the_gradients_of_plain_ones(bias_shape):
-    x, kernel, bias = some((2, 9, 4)), some((4, 3)), some(bias_shape)
+    x, kernel, bias = (jnp.asarray(some(shape)) for shape in ((2, 9, 4), (4, 3), bias_shape))
 
     def mine(x, kernel, bias):
         return jnp.tanh(sums.add_bias(sums.matmul(x, kernel), bias)).sum()

@@ -177,7 +177,7 @@ def _read_headers(root: str, found: _Found, known: _Found | None) -> _Found:
     bar = tqdm(total=len(unknown), desc="reading headers", unit="file", disable=None, leave=False)
     with bar, ThreadPoolExecutor(HEADER_THREADS) as pool:
         for start in range(0, len(unknown), HEADER_CHUNK):
-            chunk = unknown[start : start + HEADER_CHUNK]
+            chunk = unknown[start : start + HEADER_CHUNK].tolist()
             for row, answer in zip(chunk, pool.map(header, chunk), strict=True):
                 if isinstance(answer, str):
                     seconds[row] = -1

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 LONGEST_SECONDS = 60.0
 BUCKETS = 11
 RATIO = 2**0.5
-Key = TypeVar("Key", bound=Hashable)
 
 
-class Padded(NamedTuple, Generic[Key]):
+class Padded(NamedTuple):
     """Waveforms of one bucket. Rows after `len(keys)` repeat others, and are to be left out."""
 
-    keys: list[Key]
+    keys: list[Any]  # hashable ones
     audio: np.ndarray  # (b, s) int16, zeros after each waveform
     samples: np.ndarray  # (b,) int32: length of each waveform
 
@@ -28,12 +27,12 @@ def bucket_lengths(sample_rate: int) -> list[int]:
 
 
 def pad(
-    waveforms: Iterable[tuple[Key, np.ndarray]],
+    waveforms: Iterable[tuple[Hashable, np.ndarray]],
     lengths: Sequence[int],
     *,
     samples: int,
     multiple: int = 1,
-) -> Iterator[Padded[Key]]:
+) -> Iterator[Padded]:
     """Batches of waveforms (s,) int16, each padded to the least of `lengths` that holds it.
 
     A batch has as many rows as `samples` samples hold, and a multiple of `multiple`. It is yielded
@@ -79,7 +78,7 @@ def segments(waveform: np.ndarray, length: int) -> list[np.ndarray]:
     return [waveform[start : start + length] for start in starts]
 
 
-def _padded(rows: list[tuple[Key, np.ndarray]], length: int, count: int) -> Padded[Key]:
+def _padded(rows: list[tuple[Hashable, np.ndarray]], length: int, count: int) -> Padded:
     audio, samples = np.zeros((count, length), np.int16), np.zeros(count, np.int32)
     for i in range(count):
         waveform = rows[i % len(rows)][1]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Hashable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -14,9 +14,11 @@ from chns_jax.common.vectors import unit
 from chns_jax.corpus.audio import AudioError, read_whole
 from chns_jax.corpus.reader import Reader
 from chns_jax.devices import processes
-from chns_jax.embedding.buckets import Key, bucket_lengths, cut, pad, segments
+from chns_jax.embedding.buckets import bucket_lengths, cut, pad, segments
 from chns_jax.embedding.embedder import Embedder
 from chns_jax.sampling.pipeline import read_batches
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 def embed_waveforms(

@@ -10,7 +10,7 @@ import re
 import zipfile
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -228,7 +228,8 @@ def _tensors(encoder: Encoder, bands: int) -> dict[str, Tensor]:
     init = partial(make_encoder(encoder).init, train=False)
     shapes = jax.eval_shape(init, jax.random.key(0), frames)
     tensors = {}
-    for path, value in flatten_dict(shapes).items():
+    # Of arrays, which flatten_dict may hand on as trees.
+    for path, value in cast(dict[tuple[str, ...], Any], flatten_dict(shapes)).items():
         axes = tuple(range(value.ndim))
         if path[-1] == "kernel":
             axes = KERNEL_AXES[value.ndim]

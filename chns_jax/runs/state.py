@@ -15,7 +15,8 @@ from jaxtyping import Array, Int
 class TrainState:
     """All that changes from step to step."""
 
-    step: Int[Array, ""]  # updates made
+    # Updates made; maps over the tree put shapes, shardings and NumPy arrays in its place.
+    step: Int[Array, ""] | Any
     variables: dict[str, Any]  # {"params": {"encoder", "loss"}, "batch_stats"}
     optimizer: optax.OptState
 

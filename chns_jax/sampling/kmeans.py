@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -57,8 +56,7 @@ def cluster(
     rng = generator(seed, Purpose.CLUSTERS, round)
     state = int(rng.integers(2**31))
     full = kmeans == "full" or (kmeans == "auto" and speakers < FULL_BELOW)
-    # Not KMeans to those who check types: they guess the types of its arguments by its defaults.
-    make: Callable[..., Any] = KMeans
+    make = cast(Any, KMeans)  # its types are guessed by defaults, which are wrong
     fit = make(clusters, n_init=KMEANS_RESTARTS, random_state=state)
     with threadpool_limits(1), warnings.catch_warnings():
         # Identical voiceprints leave clusters empty; the sampler never draws an empty one.

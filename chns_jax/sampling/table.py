@@ -45,7 +45,7 @@ class Table:
         np.fill_diagonal(cosine, np.inf)
         return np.argsort(-cosine, axis=1, kind="stable")
 
-    def speakers_of(self, cluster: int) -> np.ndarray:
+    def speakers_of(self, cluster: int | np.integer) -> np.ndarray:
         """The speakers of one cluster."""
         return self.members[self.start[cluster] : self.start[cluster + 1]]
 

@@ -96,4 +96,4 @@ def interval(replicates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     tail = (1 - LEVEL) / 2
     # No interpolation: a relative change may be infinite.
     low, high = np.quantile(replicates, [tail, 1 - tail], axis=0, method="inverted_cdf")
-    return low, high
+    return np.asarray(low), np.asarray(high)

@@ -19,7 +19,7 @@ from chns_jax.encoders.features import to_float
 SPEED, RESPONSE, MASKS = range(3)  # what a slot's draws are for
 
 
-def slot_keys(seed: int, step: Int[Array, ""], slots: Int[Array, " b"]) -> jax.Array:
+def slot_keys(seed: int, step: Int[Array, ""] | int, slots: Int[Array, " b"]) -> jax.Array:
     """A random key for each slot of a step, (b,)."""
     of_step = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), Purpose.AUGMENT), step)
     return jax.vmap(jax.random.fold_in, (None, 0))(of_step, slots)
