@@ -6,7 +6,7 @@ import pytest
 
 BUSY = """
 import sys, threading, time
-from chns_jax.errors import run
+from chns_jax.common.errors import run
 
 def main(argv):
     threading.Thread(target=time.sleep, args=(60,)).start()
