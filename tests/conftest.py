@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 # What one test compiles, others need not, in this process or another: before jax is imported.
@@ -17,10 +18,13 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
-# LLVM takes most of the time of a compilation, and what it optimises runs for moments here.
-if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0"]
-    os.environ["XLA_FLAGS"] = " ".join(filter(None, flags))
+# Compiling takes most of the time here, and what is compiled runs for moments: without LLVM's
+# optimisations, and with the emitters of XLA that compile soonest.
+if "XLA_FLAGS" not in os.environ:
+    flags = ["--xla_backend_optimization_level=0"]
+    if version("jaxlib").startswith("0.10."):  # a flag that a release does not know ends JAX
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
 
 # In programs that a test starts too: sums of as many devices are the same, and their compilations.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")

@@ -99,7 +99,7 @@ def build(config=CONFIG, devices=1):
     training, mesh = config.training, make_mesh(devices)
     encoder = make_encoder(config.encoder, dtype=training.compute, remat=training.remat)
     tx = make_optimizer(config.optimizer, config.training.steps)
-    state = jax.jit(partial(init, config, encoder, tx, 8), out_shardings=replicated(mesh))()
+    state = jax.device_put(jax.jit(partial(init, config, encoder, tx, 8))(), replicated(mesh))
     step = jax.jit(
         partial(
             train_step, config=config, encoder=encoder, tx=tx, speakers=8,

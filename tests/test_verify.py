@@ -47,7 +47,7 @@ def uncalibrated(run):
 @pytest.fixture(scope="module")
 def calibration_of_run(run, arguments):
     """What calibrate writes, and the run's other files do not change by it."""
-    calibrate.main([*arguments, "--prior", "0.3"])
+    calibrate.main([*arguments, "--prior", "0.9"])
     return (run / "calibration.json").read_bytes()
 
 
