@@ -1,12 +1,15 @@
 """Eight fake devices on the CPU, and the corpora that the tests share."""
 
 import atexit
+import gc
+import importlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 # What one test compiles, others need not, in this process or another: before jax is imported.
@@ -15,15 +18,36 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+# Compiling takes most of the time here, and what is compiled runs for moments: without LLVM's
+# optimisations, and with the emitters of XLA that compile soonest.
+if "XLA_FLAGS" not in os.environ:
+    flags = ["--xla_backend_optimization_level=0"]
+    if version("jaxlib").startswith("0.10."):  # a flag that a release does not know ends JAX
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
+
+# In programs that a test starts too: sums of as many devices are the same, and their compilations.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-import soundfile  # noqa: E402
 
-jax.config.update("jax_num_cpu_devices", 8)
+pytest.register_assert_rewrite("support")
+
+from support import TINY, save_untrained, write_tone  # noqa: E402
+
+from chns_jax.common import errors  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
-RATE = 16_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled():
+    """What a module compiled leaves the memory with it; JAX would keep it to the end."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 def pytest_collection_modifyitems(config, items) -> None:
@@ -69,17 +93,6 @@ def real_data() -> Path:
     return Path(folder)
 
 
-def write_tone(
-    path: Path, seconds: float, *, hertz: float, rate: int = RATE, seed: int = 0
-) -> None:
-    """A decaying harmonic tone in a little noise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    time = np.arange(round(seconds * rate)) / rate
-    tone = sum(np.sin(2 * np.pi * hertz * k * time) / k for k in range(1, 8))
-    noise = np.random.default_rng(seed).normal(0, 0.3, len(time))
-    soundfile.write(path, (0.1 * (tone + noise)).astype(np.float32), rate, subtype="PCM_16")
-
-
 @pytest.fixture(scope="session")
 def tones(tmp_path_factory) -> Path:
     """<speaker>/<recording>/<utterance>.flac: 12 speakers, two recordings of two utterances."""
@@ -90,18 +103,6 @@ def tones(tmp_path_factory) -> Path:
             seconds = 0.6 + 0.1 * utterance
             write_tone(path, seconds, hertz=90 + 20 * speaker, seed=10 * speaker + utterance)
     return root
-
-
-TINY = [
-    "--encoder.ecapa.channels", "[8,8,8,8,16]", "--encoder.ecapa.res2net_scale", "4",
-    "--encoder.ecapa.se_channels", "4", "--encoder.ecapa.attention_channels", "4",
-    "--encoder.embedding", "8", "--features.bands", "20", "--data.crop_seconds", "0.5",
-    "--data.held_out", "3", "--sampler.speakers", "4", "--sampler.clusters", "3",
-    "--sampler.utterances_per_speaker", "2", "--sampler.refresh_every", "4",
-    "--optimizer.learning_rate", "0.01", "--training.steps", "14",
-    "--training.checkpoint_every", "3", "--training.log_every", "1", "--validation.every", "7",
-    "--training.devices", "1", "--data.threads", "2",
-]  # fmt: skip
 
 
 @pytest.fixture
@@ -138,25 +139,54 @@ def program():
     return start
 
 
+@pytest.fixture
+def command(capfd):
+    """command("train", *arguments): what a program said, given that it ended with `status`.
+
+    In this process, where nothing is imported or begun anew: (output, errors).
+    """
+
+    def run(name: str, *arguments, status: int = 0) -> tuple[str, str]:
+        main = importlib.import_module(f"chns_jax.{name}").main
+        capfd.readouterr()
+        try:
+            main([str(argument) for argument in arguments])
+            ended = 0
+        except SystemExit as exit:
+            ended = exit.code
+        except Exception as error:
+            ended = errors.report(error)
+        said = capfd.readouterr()
+        assert ended == status, said.err
+        assert "Traceback" not in said.err, said.err
+        return said.out, said.err
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory) -> Path:
     """A run folder whose encoder is that of the start, with its weights drawn at random."""
-    from functools import partial
+    return save_untrained(tmp_path_factory.mktemp("untrained"), 0)
 
-    from chns_jax import config as configs
-    from chns_jax.encoders import make_encoder
-    from chns_jax.runs import checkpoint
-    from chns_jax.training.optimizer import make_optimizer
-    from chns_jax.training.step import init
 
-    run = tmp_path_factory.mktemp("untrained")
-    config = configs.load([*TINY, "--out", str(run)])
-    (run / "config.yaml").write_text(configs.to_yaml(config))
-    tx = make_optimizer(config.optimizer, config.training.steps)
-    state = jax.jit(partial(init, config, make_encoder(config.encoder), tx, 9))()
-    with checkpoint.open_manager(run / "checkpoints") as manager:
-        checkpoint.save(manager, state, None, checkpoint.Progress(0, 0.0, "", ""), "", None)
-    return run
+@pytest.fixture(scope="module")
+def loaded_once():
+    """A checkpoint that several tests of a module give to commands is restored once, and its
+    encoder is traced once."""
+    from chns_jax.embedding import model
+
+    kept, load = {}, model.load
+
+    def load_once(run, checkpoint="last"):
+        key = str(run), checkpoint
+        if key not in kept:
+            kept[key] = load(run, checkpoint)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "load", load_once)
+        yield
 
 
 @pytest.fixture(scope="session")

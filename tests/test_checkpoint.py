@@ -4,7 +4,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from test_step import CONFIG, LABELS, audio, build
+from support import CONFIG, LABELS, audio, build
 
 from chns_jax.common.errors import UserError
 from chns_jax.devices import processes

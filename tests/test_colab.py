@@ -9,6 +9,13 @@ PATH = ROOT / "colab" / "chns_tpu.ipynb"
 LEFT_OUT = {"install", "drive"}  # the package is installed, and there is no Drive
 
 
+SMALLER = [
+    "--training.steps", "4", "--validation.every", "2", "--training.devices", "1",
+    "--data.voices.speakers", "12", "--encoder.ecapa.channels", "[8,8,16]",
+    "--encoder.ecapa.kernel_sizes", "[5,3,1]", "--encoder.ecapa.dilations", "[1,2,1]",
+]  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # those of jupyter_client and zmq
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
@@ -20,7 +27,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path):
         "REPOSITORY": str(ROOT),
         "CONFIG": "debug",
         "OUT": str(tmp_path / "run"),
-        "MORE": ["--data.cache", str(tmp_path / "cache")],
+        "MORE": [*SMALLER, "--data.cache", str(tmp_path / "cache")],
     }
     parameters = next(c for c in cells if "parameters" in c.metadata.get("tags", ()))
     parameters.source += "".join(f"\n{name} = {value!r}" for name, value in given.items())

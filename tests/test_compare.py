@@ -2,10 +2,8 @@ import csv
 import json
 
 import pytest
-from conftest import TINY
-from test_train import finish
+from support import save_untrained
 
-from chns_jax import evaluate
 from chns_jax.common.errors import UserError
 from chns_jax.compare import main, pair_lists, parse_systems
 
@@ -78,15 +76,11 @@ def test_mistakes(tmp_path, arguments, message):
         main([argument.format(tmp=tmp_path) for argument in arguments])
 
 
-@pytest.mark.long
-@pytest.mark.slow
-def test_the_table_of_runs_is_what_evaluate_prints(program, tones, tmp_path, capsys):
+def test_the_table_of_runs_is_what_evaluate_prints(command, tones, tmp_path):
     """One list under one name, half of it under another; one run, and two that are averaged."""
     cache = ["--cache", tmp_path / "cache"]
-    where = ["--data.root", tones, "--data.cache", tmp_path / "cache", "--training.steps", 2]
     for seed in range(3):
-        out = ["--training.seed", seed, "--out", tmp_path / f"run{seed}"]
-        finish(program("train", *TINY, *where, *out))
+        save_untrained(tmp_path / f"run{seed}", seed)
     names = [f"s{s:02d}/r{u // 2}/u{u}.flac" for s in range(6) for u in range(4)]
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     lines = [f"{int(a[:3] == b[:3])} {a} {b}\n" for a, b in pairs]
@@ -96,17 +90,16 @@ def test_the_table_of_runs_is_what_evaluate_prints(program, tones, tmp_path, cap
     for name, seed in [("all", 0), ("all", 1), ("all", 2), ("half", 0)]:
         one = ["--model", tmp_path / f"run{seed}", "--trials", tmp_path / f"{name}.txt"]
         options = ["--replicates", 0, *cache]
-        evaluate.main([str(word) for word in [*one, "--root", tones, *options]])
-        result = json.loads(capsys.readouterr().out)
+        output, _ = command("evaluate", *one, "--root", tones, *options)
+        result = json.loads(output)
         costs = {f"min_dcf_{p}": cost for p, cost in result["min_dcf"].items()}
         evaluated[name, seed] = {"eer": result["eer"], **costs}
 
     two = f"two={tmp_path}/run1,{tmp_path}/run2"
     trials = ["--trials", tmp_path / "all.txt", "--trials", tmp_path / "half.txt"]
     options = ["--baseline", "run0", "--out", tmp_path / "out" / "table", "--replicates", 40]
-    output, _ = finish(
-        program("compare", tmp_path / "run0", two, *trials, "--root", tones, *cache, *options)
-    )
+    where = ["--root", tones, *cache]
+    output, _ = command("compare", tmp_path / "run0", two, *trials, *where, *options)
     assert output == (tmp_path / "out" / "table.md").read_text()
     with open(tmp_path / "out" / "table.csv", newline="") as file:
         rows = {(row["trials"], row["system"], row["metric"]): row for row in csv.DictReader(file)}

@@ -8,12 +8,14 @@ import kaldiio
 import numpy as np
 import pytest
 import soundfile
-from conftest import write_tone
+from support import finish, write_tone
 
 from chns_jax import SpeakerEncoder, embed
 from chns_jax.common.errors import UserError
 from chns_jax.corpus import audio
 from chns_jax.embedding import files as embedding_files
+
+pytestmark = pytest.mark.usefixtures("loaded_once")
 
 
 def run(untrained, out, *inputs, options=()):
@@ -205,7 +207,7 @@ def test_a_job_that_goes_on_embeds_changed_files_again(untrained, tmp_path, monk
 
 
 @pytest.mark.slow
-def test_killed_and_started_again(untrained, program, tones, tmp_path, expected):
+def test_killed_and_started_again(untrained, program, command, tones, tmp_path, expected):
     out, parts = tmp_path / "x.npz", tmp_path / "x.npz.partial"
     arguments = [tones, "--model", untrained, "--out", out]
     process, started = program("embed", *arguments), time.monotonic()
@@ -213,12 +215,10 @@ def test_killed_and_started_again(untrained, program, tones, tmp_path, expected)
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    process = program("embed", *arguments)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0 and "48 embeddings" in errors
+    _, errors = command("embed", *arguments)
+    assert "48 embeddings" in errors
     assert_same(written(out), expected)
     files = [tones / name for name in list(expected)[:2]]
-    process = program("verify", *files, "--model", untrained)
-    output, _ = process.communicate(timeout=300)
+    output, _ = finish(program("verify", *files, "--model", untrained))
     one, other = list(expected.values())[:2]
     assert json.loads(output)["cosine"] == pytest.approx(float(one @ other), abs=1e-4)

@@ -11,7 +11,16 @@ from chns_jax.encoders import make_encoder
 from chns_jax.encoders.layers import AttentiveStatistics, BatchNorm, Conv1d, SqueezeExcitation
 from chns_jax.interop.torch_weights import from_torch, to_torch
 
-SMALL = Encoder(embedding=8, ecapa=Ecapa(channels=(8, 8, 8, 8, 16), res2net_scale=4))
+SMALL = Encoder(
+    embedding=8,
+    ecapa=Ecapa(
+        channels=(8, 8, 8, 16), kernel_sizes=(5, 3, 3, 1), dilations=(1, 2, 3, 1),
+        res2net_scale=4, se_channels=4, attention_channels=4,
+    ),
+)  # fmt: skip
+BANDS = 20
+# As users compile, without the flags of conftest.py: where rounding matters.
+OPTIMISED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +40,12 @@ def speechbrain(golden):
         ),
     )
     return arrays, config, from_torch(part(arrays, "state."), config)
+
+
+def initial(encoder, frames, rows=1, bands=BANDS, seed=0):
+    """Variables, and normal features (rows, frames, bands)."""
+    x = np.random.default_rng(seed).normal(size=(rows, frames, bands)).astype(np.float32)
+    return jax.jit(lambda: encoder.init(jax.random.key(0), x, False))(), jnp.asarray(x)
 
 
 def part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -59,7 +74,9 @@ def assert_gradients(
             tree = variables | {"params": params}
             return jnp.square(encoder.apply(tree, x, True, mutable=["batch_stats"])[0]).sum()
 
-        gradient = jax.jit(jax.grad(sum_of_squares))(variables["params"])
+        options = OPTIMISED if dtype == "float32" else None
+        compiled = jax.jit(jax.grad(sum_of_squares), compiler_options=options)
+        gradient = compiled(variables["params"])
     mine = to_torch({"params": gradient, "batch_stats": variables["batch_stats"]}, config)
     theirs = part(arrays, "grad_sumsq.")
     assert theirs
@@ -67,52 +84,71 @@ def assert_gradients(
         assert relative(mine[name], value) < within, name
 
 
+def assert_outputs(variables: dict, config: Encoder, arrays: dict, given: list[str]) -> None:
+    """In training the outputs are the reference's, and so they are in evaluation.
+
+    The stored statistics are those after the training batch; the outputs in evaluation mode are of
+    those before it. So this checks the update of the statistics as well: undone, it must give the
+    outputs.
+    """
+    encoder = make_encoder(config)
+    train = jax.jit(lambda variables, x: encoder.apply(variables, x, True, mutable=["batch_stats"]))
+    evaluate = jax.jit(lambda variables, x: encoder.apply(variables, x, False))
+    output, updated = train(variables, arrays["train_x"])
+    assert relative(output, arrays["train_y"]) < 1e-4
+
+    stats = jax.tree.map(undo_step, variables["batch_stats"], updated["batch_stats"])
+    before = {"params": variables["params"], "batch_stats": stats}
+    for i in given:
+        assert relative(evaluate(before, arrays[f"x{i}"]), arrays[f"y{i}"]) < 1e-4
+
+
 def relative(mine, theirs):
     return np.abs(mine - theirs).max() / np.abs(theirs).max()
 
 
 def test_ecapa_is_speechbrains_in_training_and_after(speechbrain):
-    """The stored statistics are those after the training batch; the outputs in evaluation mode are
-    of those before it. So this checks the update of the statistics as well: undone, it must give
-    the outputs."""
     arrays, config, variables = speechbrain
-    encoder = make_encoder(config)
-    output, updated = encoder.apply(variables, arrays["train_x"], True, mutable=["batch_stats"])
-    assert relative(output, arrays["train_y"]) < 1e-4
-
-    stats = jax.tree.map(undo_step, variables["batch_stats"], updated["batch_stats"])
-    before = {"params": variables["params"], "batch_stats": stats}
-    for i in range(3):
-        assert relative(encoder.apply(before, arrays[f"x{i}"], False), arrays[f"y{i}"]) < 1e-4
+    assert_outputs(variables, config, arrays, given="012")
 
 
 def test_ecapa_gradients_are_speechbrains(speechbrain):
     arrays, config, variables = speechbrain
     assert_gradients(variables, config, arrays)
+
+
+@pytest.mark.long
+def test_ecapa_gradients_are_speechbrains_in_float32_too(speechbrain):
+    arrays, config, variables = speechbrain
     assert_gradients(variables, config, arrays, "float32", within=1e-3)
+
+
+def thin_resnet(arrays) -> tuple[dict, Encoder]:
+    """The variables and the config of a stored ThinResNet of the authors."""
+    theirs = json.loads(str(arrays["config"]))
+    options = ThinResNet(
+        layers=theirs["layers"],
+        filters=theirs["num_filters"],
+        pooling=theirs["encoder_type"].lower(),
+        attend_over={"B1TF": "frequency", "B1FT": "time"}[theirs["input"]],
+    )
+    config = Encoder(kind="thin_resnet", embedding=theirs["nOut"], thin_resnet=options)
+    return from_torch(part(arrays, "state."), config), config
 
 
 @pytest.mark.parametrize("name", ["thin_resnet_asp_official", "thin_resnet_sap_clova"])
 def test_thin_resnet_is_the_authors(golden, name):
     arrays = golden(name)
-    theirs = json.loads(str(arrays["config"]))
-    over = {"B1TF": "frequency", "B1FT": "time"}[theirs["input"]]
-    options = ThinResNet(
-        layers=theirs["layers"],
-        filters=theirs["num_filters"],
-        pooling=theirs["encoder_type"].lower(),
-        attend_over=over,
-    )
-    config = Encoder(kind="thin_resnet", embedding=theirs["nOut"], thin_resnet=options)
-    encoder = make_encoder(config)
+    assert_outputs(*thin_resnet(arrays), arrays, given="1")
 
-    variables = from_torch(part(arrays, "state."), config)
-    output, updated = encoder.apply(variables, arrays["train_x"], True, mutable=["batch_stats"])
-    assert relative(output, arrays["train_y"]) < 1e-4
-    stats = jax.tree.map(undo_step, variables["batch_stats"], updated["batch_stats"])
-    before = {"params": variables["params"], "batch_stats": stats}
-    assert relative(encoder.apply(before, arrays["x1"], False), arrays["y1"]) < 1e-4
-    assert_gradients(variables, config, arrays)
+
+@pytest.mark.parametrize(
+    "name",
+    ["thin_resnet_sap_clova", pytest.param("thin_resnet_asp_official", marks=pytest.mark.long)],
+)
+def test_thin_resnet_gradients_are_the_authors(golden, name):
+    arrays = golden(name)
+    assert_gradients(*thin_resnet(arrays), arrays)
 
 
 def test_the_mobile_model_has_the_papers_size():
@@ -157,11 +193,9 @@ def test_attentive_pooling_is_the_plain_sum_over_time():
 
 
 def test_encoder_gradients_are_finite_differences():
-    encoder, h = make_encoder(SMALL), 1e-3
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(4, 40, 80)), jnp.float32)
-    weight = jnp.asarray(rng.normal(size=(4, 8)), jnp.float32)
-    variables = encoder.init(jax.random.key(0), x, False)
+    encoder, h = make_encoder(SMALL), 2e-4
+    variables, x = initial(encoder, frames=40, rows=4)
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=(4, 8)), jnp.float32)
 
     @jax.jit
     def value(params):
@@ -169,7 +203,7 @@ def test_encoder_gradients_are_finite_differences():
         return (weight * encoder.apply(tree, x, True, mutable=["batch_stats"])[0]).sum()
 
     params = variables["params"]
-    gradient = jax.grad(value)(params)
+    gradient = jax.jit(jax.grad(value))(params)
     # Along its own direction the gradient is steepest, and rounding matters least.
     length = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradient)))
     moved = [
@@ -200,25 +234,28 @@ def test_batch_norm_statistics_are_pytorchs():
 
 def test_thin_resnet_attends_over_time_by_default():
     encoder = make_encoder(Encoder(kind="thin_resnet", embedding=8))
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 48, 80)), jnp.float32)
-    shapes = {}
+    x = jnp.zeros((1, 48, 80))
+    frames = {}
     for over in ("time", "frequency"):
         option = dataclasses.replace(encoder, attend_over=over)
-        variables = option.init(jax.random.key(0), x, False)
-        _, seen = option.apply(variables, x, False, capture_intermediates=True)
-        shapes[over] = seen["intermediates"]["sap_linear"]["__call__"][0].shape[1]
-    assert shapes == {"time": 12, "frequency": 20}  # a quarter of 48 frames, of 80 bands
+
+        def seen(option=option):
+            variables = option.init(jax.random.key(0), x, False)
+            return option.apply(variables, x, False, capture_intermediates=True)[1]
+
+        intermediates = jax.eval_shape(seen)["intermediates"]
+        frames[over] = intermediates["sap_linear"]["__call__"][0].shape[1]
+    assert frames == {"time": 12, "frequency": 20}  # a quarter of 48 frames, of 80 bands
 
 
 def test_in_evaluation_rows_do_not_see_each_other_and_every_frame_counts():
     encoder = make_encoder(SMALL)
-    x = np.random.default_rng(0).normal(size=(3, 40, 80)).astype(np.float32)
-    variables = encoder.init(jax.random.key(0), x, False)
+    variables, x = initial(encoder, frames=40, rows=3)
 
     def first(x):
         return encoder.apply(variables, x, False)[0].sum()
 
-    gradient = np.abs(jax.grad(first)(jnp.asarray(x))).sum(axis=2)
+    gradient = np.abs(jax.jit(jax.grad(first))(x)).sum(axis=2)
     assert (gradient[0] > 0).all()
     assert (gradient[1:] == 0).all()
 

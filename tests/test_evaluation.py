@@ -5,12 +5,14 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from conftest import write_tone
+from support import write_tone
 
 from chns_jax import SpeakerEncoder, evaluate
 from chns_jax.common.errors import UserError
 from chns_jax.embedding import cache as embedding_cache
 from chns_jax.scoring import metrics
+
+pytestmark = pytest.mark.usefixtures("loaded_once")
 
 NAMES = [f"s{s:02d}/r{u // 2}/u{u}.flac" for s in range(6) for u in range(4)]
 PAIRS = [(a, b) for i, a in enumerate(NAMES) for b in NAMES[i + 1 :]]

@@ -16,6 +16,8 @@ from chns_jax.common.errors import UserError
 from chns_jax.sampling import table as tables
 from chns_jax.sampling.table import Table
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 
 def run(untrained, root, out, *options):
     given = ["--model", untrained, "--root", root, "--out", out, "--utterances_per_speaker", 4]

@@ -5,11 +5,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_step import CONFIG, build
+from support import CONFIG, build
 
 from chns_jax import train
 from chns_jax.common.errors import UserError
-from chns_jax.config import Augment, Ecapa, Loss, Speed, ThinResNet, to_yaml
+from chns_jax.config import Augment, Loss, Speed, ThinResNet, to_yaml
 from chns_jax.runs import checkpoint
 from chns_jax.runs.checkpoint import Progress
 from chns_jax.sampling import table as tables
@@ -73,11 +73,12 @@ def test_a_contrastive_run_starts_with_its_own_temperature(tmp_path):
     assert_equal(started["loss"], fresh.variables["params"]["loss"])
 
 
-def other_encoder(**ecapa):
-    return {"encoder": dataclasses.replace(CONFIG.encoder, ecapa=Ecapa(**ecapa))}
+def other_encoder(**changed):
+    ecapa = dataclasses.replace(CONFIG.encoder.ecapa, **changed)
+    return {"encoder": dataclasses.replace(CONFIG.encoder, ecapa=ecapa)}
 
 
-WIDER = other_encoder(channels=(8, 8, 8, 8, 24), res2net_scale=4)
+WIDER = other_encoder(channels=(8, 16, 24))
 
 
 @pytest.mark.parametrize(
@@ -85,10 +86,7 @@ WIDER = other_encoder(channels=(8, 8, 8, 8, 24), res2net_scale=4)
     [
         ({"features": dataclasses.replace(CONFIG.features, kind="kaldi")}, "features.kind"),
         (WIDER, "encoder.ecapa.channels"),
-        (
-            other_encoder(channels=(8, 8, 8, 8, 16), res2net_scale=4, dilations=(1, 1, 1, 1, 1)),
-            "encoder.ecapa.dilations",
-        ),
+        (other_encoder(dilations=(1, 1, 1)), "encoder.ecapa.dilations"),
     ],
 )
 def test_another_config_is_named(tmp_path, changed, key):

@@ -1,14 +1,20 @@
-"""Two hosts, of two devices each, train what one process with four devices trains."""
+"""Two hosts, of two devices each, train what one process with four devices trains; and what hosts
+say to each other, by two that train nothing."""
 
+import json
+import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY
-from test_train import finish, step_of, wait_for
+from support import TINY, finish, step_of, wait_for
 
+from chns_jax import train
 from chns_jax.training.logs import records
 
 pytestmark = pytest.mark.slow
@@ -45,15 +51,58 @@ def start(program, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def alone(program, tones, tmp_path_factory):
+def pair(tmp_path_factory):
+    """What two hosts saw (host.py), the second of which gets SIGTERM, and how they ended: its
+    dictionary, exit status and standard error of each."""
+    folder, port = tmp_path_factory.mktemp("pair"), free_port()
+    command = [sys.executable, str(Path(__file__).with_name("host.py"))]
+    pipe, variables = subprocess.PIPE, {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
+    processes = [
+        subprocess.Popen(
+            [*command, str(i), str(port), str(folder)], env=variables, stderr=pipe, text=True
+        )
+        for i in range(2)
+    ]
+    try:
+        for i, process in enumerate(processes):
+            wait_for(process, (folder / f"{i}.ready").exists, "it was ready")
+        processes[1].send_signal(signal.SIGTERM)
+        errors = [process.communicate(timeout=60)[1] for process in reversed(processes)][::-1]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    seen = [json.loads((folder / f"{i}.json").read_text()) for i in range(2)]
+    return list(zip(seen, (process.returncode for process in processes), errors, strict=True))
+
+
+def test_a_signal_to_one_host_stops_both_after_the_same_step(pair):
+    (first, *_), (second, *_) = pair
+    assert first["stop"] == second["stop"] == signal.SIGTERM
+    assert first["step"] == second["step"]
+
+
+def test_a_host_with_other_files_says_so(pair):
+    (first, *_), (second, *_) = pair
+    assert first["wrong"] is None
+    assert "host 1 has other utterances or trials than host 0" in second["wrong"]
+
+
+def test_a_mistake_on_one_host_is_said_there_and_the_other_loses_it(pair):
+    (_, first_status, first_said), (_, second_status, second_said) = pair
+    assert (first_status, second_status) == (2, 2)
+    assert "error: differs in training.seed" in second_said
+    assert f"error: {LOST}" in first_said.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def alone(tones, tmp_path_factory):
     """A run of one process with four devices: its folder and its arguments, without --out."""
     folder = tmp_path_factory.mktemp("alone")
     arguments = [*TINY, "--data.root", tones, "--data.cache", folder / "cache"]
     # A higher rate makes more of the order of sums.
     arguments += ["--training.devices", 4, "--optimizer.learning_rate", 1e-3]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_NUM_CPU_DEVICES", "4")
-        finish(program("train", *arguments, "--out", folder / "run"))
+    train.main([str(argument) for argument in [*arguments, "--out", folder / "run"]])
     return folder / "run", arguments
 
 
@@ -125,13 +174,11 @@ def assert_lost(process):
     return errors
 
 
-@pytest.mark.long
-def test_a_host_that_never_comes(start, alone, tmp_path):
-    _, arguments = alone
-    keys = ["--out", tmp_path / "run", "--hosts.timeout", 4]
-    (process,) = start([*arguments, *keys], alone=True)
+def test_a_host_that_never_comes(start, tones, tmp_path):
+    keys = ["--data.root", tones, "--out", tmp_path / "run", "--hosts.timeout", 2]
+    (process,) = start([*TINY, *keys], alone=True)
     _, errors = finish(process, 2)
-    assert errors.startswith("error: the other hosts were not there within hosts.timeout 4 seconds")
+    assert errors.startswith("error: the other hosts were not there within hosts.timeout 2 seconds")
     assert len(errors.splitlines()) == 1
 
 

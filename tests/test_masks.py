@@ -14,14 +14,15 @@ from chns_jax.encoders.layers import pad_reflect
 ECAPA = Encoder(
     embedding=16,
     ecapa=Ecapa(
-        channels=(16, 16, 16, 16, 32), res2net_scale=4, se_channels=8, attention_channels=8
+        channels=(8, 8, 8, 16), kernel_sizes=(5, 3, 3, 1), dilations=(1, 2, 4, 1),
+        res2net_scale=2, se_channels=4, attention_channels=4,
     ),
-)
+)  # fmt: skip
 
 
 def thin_resnet(pooling, attend_over):
     options = ThinResNet(
-        layers=(1, 1, 1, 1), filters=(8, 8, 16, 16), pooling=pooling, attend_over=attend_over
+        layers=(1, 1, 1), filters=(8, 8, 16), pooling=pooling, attend_over=attend_over
     )
     return Encoder(kind="thin_resnet", embedding=16, thin_resnet=options)
 
@@ -38,7 +39,8 @@ ENCODERS = {
 
 def random_variables(encoder, bands):
     """Random weights, and statistics that are not those of the start."""
-    variables = encoder.init(jax.random.key(0), jnp.zeros((1, 32, bands)), False)
+    x = jnp.zeros((1, 32, bands))
+    variables = jax.jit(lambda: encoder.init(jax.random.key(0), x, False))()
     rng = np.random.default_rng(0)
 
     def draw(path, value):
@@ -108,7 +110,7 @@ def assert_batched_is_alone(config, features, waveforms, longest):
 def test_a_batch_of_random_lengths(name, kind):
     rng = np.random.default_rng(2)
     features = Features(kind=kind, f_min=20, bands=40)
-    lengths = [3200, 24_000, *rng.integers(3200, 24_000, 2)]
+    lengths = [3200, 24_000, rng.integers(3200, 24_000)]
     waveforms = [speechlike(int(samples), rng) for samples in lengths]
     assert_batched_is_alone(ENCODERS[name], features, waveforms, longest=24_000)
 

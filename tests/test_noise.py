@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import soundfile
-from conftest import write_tone
+from support import write_tone
 
 from chns_jax.common.errors import UserError
 from chns_jax.config import Noise

@@ -3,7 +3,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 import soundfile
-from conftest import write_tone
+from support import write_tone
 
 from chns_jax.common.errors import UserError
 from chns_jax.common.randomness import Purpose, generator

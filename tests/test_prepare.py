@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import soundfile
-from conftest import write_tone
+from support import write_tone
 
 from chns_jax import prepare
 from chns_jax.common.errors import UserError
@@ -68,21 +68,22 @@ def test_killed_and_started_again_ends_with_the_same_bytes(program, speech, tmp_
     assert times == {p: p.with_suffix(".array_record").stat().st_mtime_ns for p in times}
 
 
-@pytest.mark.slow
-def test_a_complete_folder_is_verified(program, tones, tmp_path):
+def test_a_complete_folder_is_verified(command, tones, tmp_path):
     arguments = [tones, tmp_path / "out", "--cache", tmp_path / "cache"]
-    assert "holds 48 utterances of 12 speakers" in finish(program("prepare", *arguments))
+    _, said = command("prepare", *arguments)
+    assert "holds 48 utterances of 12 speakers" in said
     before = contents(tmp_path / "out")
-    for command in (arguments, [tmp_path / "out", "--verify"]):
-        assert "is complete: 1 shards of 48 utterances" in finish(program("prepare", *command))
+    for again in (arguments, [tmp_path / "out", "--verify"]):
+        _, said = command("prepare", *again)
+        assert "is complete: 1 shards of 48 utterances" in said
     assert contents(tmp_path / "out") == before
     shard = tmp_path / "out" / "shard-00000-of-00001.array_record"
     content = bytearray(shard.read_bytes())
     content[70_000] ^= 4
     for spoilt, message in [(content, "was changed"), (content[:-9], "bytes and was written with")]:
         shard.write_bytes(spoilt)
-        for command in (arguments, [tmp_path / "out", "--verify"]):
-            errors = finish(program("prepare", *command), 2)
+        for again in (arguments, [tmp_path / "out", "--verify"]):
+            _, errors = command("prepare", *again, status=2)
             (sentence,) = [line for line in errors.splitlines() if line.startswith("error")]
             assert str(shard) in sentence and message in sentence
 
@@ -96,15 +97,16 @@ def test_a_disk_that_fills_up(program, speech, tmp_path):
     finish(program("prepare", *arguments))
 
 
-@pytest.mark.long
-@pytest.mark.slow
-@pytest.mark.parametrize("format", ["flac", pytest.param("pcm16", marks=pytest.mark.long)])
-def test_training_from_shards_is_training_from_the_folder(program, tiny, tones, tmp_path, format):
-    finish(program("train", *tiny))
+@pytest.mark.parametrize("format", ["pcm16", pytest.param("flac", marks=pytest.mark.long)])
+def test_training_from_shards_is_training_from_the_folder(command, tiny, tones, tmp_path, format):
+    """In seven steps, with a refresh and a validation."""
+    tiny = [*tiny, "--training.steps", 7]
+    command("train", *tiny)
     expected = json.loads((tmp_path / "run" / "summary.json").read_text())
     shards, out = tmp_path / format, tmp_path / f"run_{format}"
-    finish(program("prepare", tones, shards, "--format", format, "--shard_mb", 1))
-    finish(program("train", *tiny, "--data.root", shards, "--out", out))
+    options = ["--format", format, "--shard_mb", 1, "--cache", tmp_path / "cache"]
+    command("prepare", tones, shards, *options)
+    command("train", *tiny, "--data.root", shards, "--out", out)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["parameters_sha256"] == expected["parameters_sha256"]
     assert summary["eer"] == expected["eer"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-from conftest import write_tone
+from support import write_tone
 
 from chns_jax.common.errors import UserError
 from chns_jax.common.files import UNFINISHED

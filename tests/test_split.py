@@ -2,7 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import write_tone
+from support import write_tone
 
 from chns_jax import config as configs
 from chns_jax.common.errors import UserError

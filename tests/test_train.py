@@ -1,17 +1,19 @@
-"""The main job, run as a user runs it."""
+"""The main job: run as a user runs it where it is killed or must end as a program, and else in this
+process."""
 
 import json
 import os
 import shutil
 import signal
-import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import TINY, write_tone
+from support import TINY, finish, step_of, wait_for, write_tone
 
 from chns_jax import config as configs
+from chns_jax import train
 from chns_jax.common.errors import UserError
 from chns_jax.corpus.open import open_corpus
 from chns_jax.runs import folder
@@ -20,34 +22,14 @@ from chns_jax.training.logs import records
 pytestmark = pytest.mark.slow
 
 
-def finish(process, status=0):
-    """Output of a program, which must end with `status` and without a traceback."""
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == status, errors
-    assert "Traceback" not in errors, errors
-    return output, errors
-
-
-def wait_for(process, holds, what, seconds=120):
-    started = time.monotonic()
-    while not holds():
-        assert process.poll() is None, f"ended before {what}: {process.communicate()[1]}"
-        assert time.monotonic() - started < seconds, f"waited in vain for {what}"
-        time.sleep(0.002)
-
-
-def step_of(run):
-    steps = [record["step"] for record in records(run / "metrics.jsonl") if "loss" in record]
-    return max(steps, default=0)
-
-
 @pytest.fixture(scope="module")
 def finished(program, tones, tmp_path_factory):
     """A run from start to end: its folder and its arguments, without --out."""
     folder = tmp_path_factory.mktemp("finished")
     arguments = [*TINY, "--data.root", tones, "--data.cache", folder / "cache"]
-    finish(program("train", *arguments, "--out", folder / "run", "--validation.floor", "true"))
-    return folder / "run", [*arguments, "--validation.floor", "true"]
+    arguments += ["--validation.floor", "true"]
+    finish(program("train", *arguments, "--out", folder / "run"))
+    return folder / "run", arguments
 
 
 def test_a_run_folder_holds_what_it_should(finished, tones):
@@ -82,24 +64,24 @@ def test_tables_hold_the_training_speakers(finished):
         assert len(table["speakers"]) == 9 and table["cluster"].max() < 3
 
 
-def test_the_config_of_a_run_runs_again_and_gives_the_same_bytes(finished, program, tmp_path):
+def digest(run):
+    return json.loads((run / "summary.json").read_text())["parameters_sha256"]
+
+
+def test_the_config_of_a_run_runs_again_and_gives_the_same_bytes(finished, command, tmp_path):
     run, _ = finished
-    finish(program("train", "--config", run / "config.yaml", "--out", tmp_path / "again"))
-    digests = [
-        json.loads((folder / "summary.json").read_text())["parameters_sha256"]
-        for folder in (run, tmp_path / "again")
-    ]
-    assert digests[0] == digests[1]
+    command("train", "--config", run / "config.yaml", "--out", tmp_path / "again")
+    assert digest(tmp_path / "again") == digest(run)
 
 
-def test_a_complete_run_is_left_as_it_is(finished, program):
+def test_a_complete_run_is_left_as_it_is(finished, command):
     run, arguments = finished
     before = (run / "metrics.jsonl").read_bytes()
-    _, errors = finish(program("train", *arguments, "--out", run))
+    _, errors = command("train", *arguments, "--out", run)
     assert "is complete" in errors and (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_killed_and_started_again_ends_with_the_same_bytes(finished, program, tmp_path):
+def test_killed_and_started_again_ends_with_the_same_bytes(finished, program, command, tmp_path):
     """SIGKILL at a random step, just before a refresh, and just after one."""
     run, arguments = finished
     expected = json.loads((run / "summary.json").read_text())
@@ -117,7 +99,7 @@ def test_killed_and_started_again_ends_with_the_same_bytes(finished, program, tm
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert not (out / "summary.json").exists()
-    finish(program("train", *arguments, "--out", out))
+    command("train", *arguments, "--out", out)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["parameters_sha256"] == expected["parameters_sha256"]
     assert summary["eer"] == expected["eer"]
@@ -130,7 +112,7 @@ def test_killed_and_started_again_ends_with_the_same_bytes(finished, program, tm
     assert comparable(out) == comparable(run)
 
 
-def test_a_signal_to_stop_saves_first(finished, program, tmp_path):
+def test_a_signal_to_stop_saves_first(finished, program, command, tmp_path):
     run, arguments = finished
     out = tmp_path / "run"
     process = program("train", *arguments, "--out", out)
@@ -138,40 +120,33 @@ def test_a_signal_to_stop_saves_first(finished, program, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, errors = finish(process, 128 + signal.SIGTERM)
     assert "which is saved" in errors
-    _, errors = finish(program("train", *arguments, "--out", out))
+    _, errors = command("train", *arguments, "--out", out)
     assert "going on from step" in errors
-    digests = [
-        json.loads((folder / "summary.json").read_text())["parameters_sha256"]
-        for folder in (run, out)
-    ]
-    assert digests[0] == digests[1]
+    assert digest(out) == digest(run)
 
 
-@pytest.mark.long
-def test_a_refresh_beside_training_is_begun_again(program, tones, tmp_path):
+def test_a_refresh_beside_training_is_begun_again(command, tones, tmp_path):
     """At step 9 the refresh for step 10 is under way, with the encoder of step 7."""
     run = tmp_path / "run"
     arguments = [*TINY, "--data.root", tones, "--data.cache", tmp_path / "cache", "--out", run]
     arguments += ["--sampler.start_step", 2, "--sampler.refresh_ahead", 3, "--training.keep", 9]
-    finish(program("train", *arguments))
+    command("train", *arguments)
     tables = sorted((run / "tables").iterdir())
     assert [path.name for path in tables] == [f"step_{s:07d}.npz" for s in (2, 6, 10)]
-    expected = tables[-1].read_bytes(), json.loads((run / "summary.json").read_text())
+    expected = tables[-1].read_bytes(), digest(run)
     for path in (run / "summary.json", tables[-1]):
         path.unlink()
     for path in (run / "checkpoints").iterdir():
         if int(path.name) > 9:
             shutil.rmtree(path)
-    finish(program("train", *arguments))
-    assert tables[-1].read_bytes() == expected[0]
-    summary = json.loads((run / "summary.json").read_text())
-    assert summary["parameters_sha256"] == expected[1]["parameters_sha256"]
+    command("train", *arguments)
+    assert (tables[-1].read_bytes(), digest(run)) == expected
 
 
-def test_another_config_for_a_run_is_refused(finished, program):
+def test_another_config_for_a_run_is_refused(finished, command):
     run, arguments = finished
     changed = ["--sampler.hard_ratio", "0.25", "--training.seed", "3"]
-    _, errors = finish(program("train", *arguments, "--out", run, *changed), 2)
+    _, errors = command("train", *arguments, "--out", run, *changed, status=2)
     assert "differs in sampler.hard_ratio, training.seed" in errors
 
 
@@ -189,36 +164,34 @@ def test_a_folder_where_nothing_was_learnt_takes_another_config(tmp_path):
         folder.is_complete(folder.RunFolder(tmp_path), first)
 
 
-def test_evaluate_prints_what_training_found(finished, program, tones, tmp_path):
+def test_evaluate_prints_what_training_found(finished, command, tones, tmp_path):
     run, _ = finished
     names = [f"s{s:02d}/r{u // 2}/u{u}.flac" for s in range(4) for u in range(4)]
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     lines = [f"{int(a[:3] == b[:3])} {a} {b}\n" for a, b in pairs]
     (tmp_path / "trials.txt").write_text("".join(lines))
     arguments = ["--model", run, "--trials", tmp_path / "trials.txt", "--cache", tmp_path]
-    output, _ = finish(program("evaluate", *arguments, "--root", tones))
+    output, _ = command("evaluate", *arguments, "--root", tones)
     result = json.loads(output)
     assert result["targets"] == 24 and result["nontargets"] == 96
     assert 0 <= result["eer"] <= 1 and set(result["min_dcf"]) == {"0.01", "0.05"}
     (tmp_path / "trials.txt").write_text(f"1 {names[0]} {names[2]}\n0 {names[0]} gone/0.wav\n")
-    _, errors = finish(program("evaluate", *arguments, "--root", tones), 2)
+    _, errors = command("evaluate", *arguments, "--root", tones, status=2)
     assert "gone/0.wav" in errors
-    _, errors = finish(program("evaluate", *arguments, "--root", tones, "--model", tmp_path), 2)
+    _, errors = command("evaluate", *arguments, "--root", tones, "--model", tmp_path, status=2)
     assert "is not a run folder" in errors
 
 
-def test_clusters_of_a_run_train_another_that_never_refreshes(finished, program, tones, tmp_path):
+def test_clusters_of_a_run_train_another_that_never_refreshes(finished, command, tones, tmp_path):
     run, arguments = finished
     table = tmp_path / "table.npz"
-    finish(
-        program("cluster", "--model", run, "--root", tones, "--out", table, "--clusters", 4,
-                "--utterances_per_speaker", 2, "--cache", tmp_path)
-    )  # fmt: skip
+    options = ["--clusters", 4, "--utterances_per_speaker", 2, "--cache", tmp_path]
+    command("cluster", "--model", run, "--root", tones, "--out", table, *options)
     with np.load(table) as arrays:
         assert len(arrays["speakers"]) == 12 and set(arrays["cluster"]) == {0, 1, 2, 3}
     frozen = ["--sampler.table", table, "--sampler.refresh_every", "never"]
     shorter = ["--training.steps", 4, "--out", tmp_path / "run"]
-    finish(program("train", *arguments, *frozen, *shorter))
+    command("train", *arguments, *frozen, *shorter)
     rounds = [r for r in records(tmp_path / "run" / "metrics.jsonl") if "round" in r]
     assert [record["step"] for record in rounds] == [0]
     (used,) = (tmp_path / "run" / "tables").iterdir()
@@ -227,7 +200,7 @@ def test_clusters_of_a_run_train_another_that_never_refreshes(finished, program,
         np.testing.assert_array_equal(made["cluster"][where], taken["cluster"])
 
 
-def test_broken_files_are_skipped_and_listed(program, tones, tmp_path):
+def test_broken_files_are_skipped_and_listed(command, tmp_path):
     """One in 300 is not more than 1 %."""
     root = tmp_path / "root"
     for speaker in range(10):
@@ -238,7 +211,8 @@ def test_broken_files_are_skipped_and_listed(program, tones, tmp_path):
         soundfile.write(root / name, bad, 16_000, subtype="FLOAT")
     arguments = [*TINY, "--data.root", root, "--data.cache", tmp_path / "cache"]
     arguments += ["--data.held_out", 0, "--sampler.utterances_per_speaker", 30]
-    finish(program("train", *arguments, "--out", tmp_path / "run", "--training.steps", 3))
+    arguments += ["--training.steps", 3]
+    command("train", *arguments, "--out", tmp_path / "run")
     skipped = (tmp_path / "run" / "skipped.txt").read_text().splitlines()
     assert len(skipped) == 2 and "s0/3.wav\tholds NaN" in skipped[0] and "s5/7.wav" in skipped[1]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["eer"] is None
@@ -247,32 +221,31 @@ def test_broken_files_are_skipped_and_listed(program, tones, tmp_path):
     for utterance in range(8, 16):
         spoilt[utterance] = (root / f"s2/{utterance}.wav").read_bytes()
         (root / f"s2/{utterance}.wav").write_bytes(b"no audio")
-    _, errors = finish(program("train", *arguments, "--out", tmp_path / "other"), 2)
+    _, errors = command("train", *arguments, "--out", tmp_path / "other", status=2)
     assert "8 of 300 files cannot be used, more than 1%" in errors
     assert len((tmp_path / "other" / "skipped.txt").read_text().splitlines()) == 8
     for utterance, content in spoilt.items():
         (root / f"s2/{utterance}.wav").write_bytes(content)
-    finish(program("train", *arguments, "--out", tmp_path / "other"))
+    command("train", *arguments, "--out", tmp_path / "other")
 
 
-def test_a_run_does_not_go_on_with_other_speakers(program, tmp_path):
+def test_a_run_does_not_go_on_with_other_speakers(command, tmp_path, monkeypatch):
     root = tmp_path / "root"
     for speaker in range(6):
         for utterance in range(2):
             write_tone(root / f"s{speaker}/{utterance}.wav", 0.5, hertz=100 + 20 * speaker)
     arguments = [*TINY, "--data.root", root, "--data.cache", tmp_path / "cache"]
     arguments += ["--data.held_out", 0, "--out", tmp_path / "run"]
-    process = program("train", *arguments)
-    wait_for(process, lambda: step_of(tmp_path / "run") >= 2, "step 2")
-    process.send_signal(signal.SIGTERM)
-    finish(process, 128 + signal.SIGTERM)
+    with monkeypatch.context() as patch:  # stopped after the first step
+        patch.setattr(train, "stop_signals", lambda: nullcontext([signal.SIGTERM]))
+        command("train", *arguments, status=128 + signal.SIGTERM)
     write_tone(root / "s6/0.wav", 0.5, hertz=300)
     write_tone(root / "s6/1.wav", 0.5, hertz=300)
-    _, errors = finish(program("train", *arguments), 2)
+    _, errors = command("train", *arguments, status=2)
     assert "other utterances or trials than the 14 utterances of 7 training speakers" in errors
 
 
-def test_a_speaker_who_cannot_be_read_stops_the_run_and_is_listed(program, tmp_path):
+def test_a_speaker_who_cannot_be_read_stops_the_run_and_is_listed(command, tmp_path):
     root, bad = tmp_path / "root", np.full(8000, np.nan, np.float32)
     for speaker in range(6):
         for utterance in range(2):
@@ -281,13 +254,13 @@ def test_a_speaker_who_cannot_be_read_stops_the_run_and_is_listed(program, tmp_p
         soundfile.write(root / f"s3/{utterance}.wav", bad, 16_000, subtype="FLOAT")
     arguments = [*TINY, "--data.root", root, "--data.cache", tmp_path / "cache"]
     arguments += ["--data.held_out", 0, "--out", tmp_path / "run"]
-    _, errors = finish(program("train", *arguments), 2)
+    _, errors = command("train", *arguments, status=2)
     assert "no utterance of speaker s3 can be read" in errors
     assert len((tmp_path / "run" / "skipped.txt").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(
-    "command, arguments, message",
+    "name, arguments, message",
     [
         ("evaluate", [], "required"),
         ("evaluate", ["--model", "x", "--trials", "gone", "--root", "y"], "gone cannot be read"),
@@ -299,20 +272,23 @@ def test_a_speaker_who_cannot_be_read_stops_the_run_and_is_listed(program, tmp_p
         ("cluster", ["--model", "x", "--root", "y", "--out", "{tmp}/f/t.npz"], "is not a folder"),
     ],
 )
-def test_mistakes_at_other_commands_get_one_sentence(
-    program, tmp_path, command, arguments, message
-):
+def test_mistakes_at_other_commands_get_one_sentence(command, tmp_path, name, arguments, message):
     (tmp_path / "f").write_text("")
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
-    _, errors = finish(program(command, *arguments), 2)
+    _, errors = command(name, *arguments, status=2)
     assert errors.startswith("error: ") and len(errors.splitlines()) == 1 and message in errors
 
 
-def test_a_disk_that_fills_up(program, tiny, tmp_path):
+def test_a_mistake_ends_a_program_with_status_2_and_one_sentence(program):
+    _, errors = finish(program("verify", "gone.wav", "b.wav", "--model", "x"), 2)
+    assert errors.startswith("error: x is not a run folder") and len(errors.splitlines()) == 1
+
+
+def test_a_disk_that_fills_up(program, command, tiny, tmp_path):
     """A limit on the size of files stands in for a full disk."""
     _, errors = finish(program("train", *tiny, largest_file_kb=1), 2)
     assert "no space is left" in errors
-    finish(program("train", *tiny))
+    command("train", *tiny)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["step"] == 14
 
 
@@ -327,15 +303,15 @@ def test_a_disk_that_fills_up(program, tiny, tmp_path):
         (["--no.such_key", "1"], "no.such_key"),
     ],
 )
-def test_mistakes_get_one_sentence(program, tiny, tmp_path, arguments, message):
+def test_mistakes_get_one_sentence(command, tiny, tmp_path, arguments, message):
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
-    _, errors = finish(program("train", *tiny, *arguments), 2)
+    _, errors = command("train", *tiny, *arguments, status=2)
     assert message in errors
     assert errors.strip().splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "run").exists()
 
 
-def test_other_signals_and_formats_of_speech_train(program, tmp_path):
+def test_other_signals_and_formats_of_speech_train(command, tmp_path):
     """8 kHz, stereo, 0.2 s and silent files in one corpus."""
     rng = np.random.default_rng(0)
     for speaker in range(5):
@@ -346,18 +322,21 @@ def test_other_signals_and_formats_of_speech_train(program, tmp_path):
         soundfile.write(folder / "3.flac", np.zeros(8000), 16_000)
     arguments = [*TINY, "--data.root", tmp_path / "root", "--data.cache", tmp_path / "cache"]
     arguments += ["--data.held_out", 0, "--training.steps", 3, "--out", tmp_path / "run"]
-    finish(program("train", *arguments))
+    command("train", *arguments)
     assert not (tmp_path / "run" / "skipped.txt").exists()
 
 
-def test_real_speech_is_learnt(program, real_data, tmp_path):
+def test_real_speech_is_learnt(command, real_data, tmp_path):
     """A few steps on real speakers bring down the loss, and the trials are scored."""
     trials = real_data / "vox2mini_valid_trials.txt"
     arguments = ["--config", "configs/small.yaml", "--data.root", real_data / "vox2mini"]
     arguments += ["--data.trials", trials, "--data.cache", tmp_path, "--out", tmp_path / "run"]
-    arguments += ["--encoder.ecapa.channels", "[32,32,32,32,96]", "--data.crop_seconds", 1]
+    arguments += ["--encoder.ecapa.channels", "[32,32,96]", "--data.crop_seconds", 1]
+    arguments += ["--training.devices", 1]
+    arguments += ["--encoder.ecapa.kernel_sizes", "[5,3,1]"]
+    arguments += ["--encoder.ecapa.dilations", "[1,2,1]", "--sampler.utterances_per_speaker", 2]
     arguments += ["--training.steps", 40, "--sampler.start_step", 20, "--validation.floor", "false"]
-    finish(program("train", *arguments))
+    command("train", *arguments)
     lines = [r for r in records(tmp_path / "run" / "metrics.jsonl") if "loss" in r]
     assert lines[-1]["loss"] < lines[0]["loss"]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
