@@ -32,8 +32,6 @@ from chns_jax.corpus.split import digest, make_split
 from chns_jax.devices import processes
 from chns_jax.devices.compilation_cache import keep_compiled
 from chns_jax.devices.sharding import held, make_mesh, put, replicated
-from chns_jax.embedding.clustering import make_table
-from chns_jax.embedding.embedder import Embedder
 from chns_jax.reports.training_plot import training_picture
 from chns_jax.runs import checkpoint
 from chns_jax.runs.checkpoint import Progress
@@ -43,13 +41,12 @@ from chns_jax.sampling import plan, rounds
 from chns_jax.sampling import table as tables
 from chns_jax.sampling.pipeline import training_batches
 from chns_jax.scoring.mfcc_baseline import mfcc_eer
-from chns_jax.training.build import build
 from chns_jax.training.finetuning import start_from
 from chns_jax.training.logs import Journal, Pace, RunLog, is_due, progress_bar, records
 from chns_jax.training.negatives import negatives_of
+from chns_jax.training.parts import PARTS, Parts
 from chns_jax.training.refresh import Refresh
 from chns_jax.training.stopping import stop_signals
-from chns_jax.training.validate import validate
 
 
 def main(argv: list[str]) -> None:
@@ -58,7 +55,7 @@ def main(argv: list[str]) -> None:
         train(config, opened)
 
 
-def train(config: Config, opened: ExitStack) -> None:
+def train(config: Config, opened: ExitStack, parts: Parts = PARTS) -> None:
     """Train as `config` says, in its run folder; go on where a run of this config stopped."""
     sampler, seed, steps = config.sampler, config.training.seed, config.training.steps
 
@@ -96,18 +93,18 @@ def train(config: Config, opened: ExitStack) -> None:
     if config.training.compilation_cache is not None:
         keep_compiled(Path(config.data.cache, config.training.compilation_cache).expanduser())
     mesh = make_mesh(config.training.devices)
-    init, update = build(config, len(corpus.speakers), mesh)
+    init, update = parts.build(config, len(corpus.speakers), mesh)
     state = init()
     responses = rirs.make_responses(config.augment.reverberation, sample_rate, seed)
     responses = jax.device_put(responses, replicated(mesh))
-    embedder = Embedder(config, mesh)
+    embedder = parts.embedder(config, mesh)
     # Several hosts never refresh beside training, and have no first device in common.
     one_device = make_mesh(1) if sampler.refresh_ahead else mesh
-    embedder_beside = embedder if one_device == mesh else Embedder(config, one_device)
+    embedder_beside = embedder if one_device == mesh else parts.embedder(config, one_device)
     of_corpus = {"reader": reader, "sampler": sampler, "samples": config.crop_samples, "seed": seed}
     refresh = Refresh(
-        partial(make_table, embedder, **of_corpus),
-        partial(make_table, embedder_beside, **of_corpus),
+        partial(parts.make_table, embedder, **of_corpus),
+        partial(parts.make_table, embedder_beside, **of_corpus),
     )
     opened.callback(refresh.close)
 
@@ -182,14 +179,14 @@ def train(config: Config, opened: ExitStack) -> None:
                     continue
                 eer = None
                 if validates:
-                    result = validate(embedder, state.variables, trial_reader, trials,
-                                      samples=config.segment_samples)  # fmt: skip
+                    result = parts.validate(embedder, state.variables, trial_reader, trials,
+                                            samples=config.segment_samples)  # fmt: skip
                     eer = eer_at[step] = result["eer"]
                     costs = {f"min_dcf_{p}": cost for p, cost in result["min_dcf"].items()}
                     log.write(step, eer=eer, **costs)
                     say(f"step {step}: EER {100 * eer:.2f} %")
                 progress = progress._replace(seconds=time.perf_counter() - started)
-                checkpoint.save(
+                parts.save(
                     manager, state, table, progress, configs.to_yaml(config), eer,
                     refresh=refresh.variables,
                 )  # fmt: skip
@@ -202,8 +199,8 @@ def train(config: Config, opened: ExitStack) -> None:
     # ------------------------------------------------------------------ summary
     manager.wait_until_finished()
     if trials is not None and result is None:  # killed between the last checkpoint and here
-        result = validate(embedder, state.variables, trial_reader, trials,
-                          samples=config.segment_samples)  # fmt: skip
+        result = parts.validate(embedder, state.variables, trial_reader, trials,
+                                samples=config.segment_samples)  # fmt: skip
     bar.close()
     best = min(eer_at, key=eer_at.get, default=None)
     summary = {
