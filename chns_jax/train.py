@@ -15,10 +15,14 @@ import time
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chns_jax import config as configs
 from chns_jax.common.errors import UserError, run
 from chns_jax.config import Config
+
+if TYPE_CHECKING:
+    from chns_jax.training.parts import Parts
 
 
 def main(argv: list[str]) -> None:
@@ -29,8 +33,11 @@ def main(argv: list[str]) -> None:
         train(config, opened)
 
 
-def train(config: Config, opened: ExitStack) -> None:
-    """Train as `config` says, in its run folder; go on where a run of this config stopped."""
+def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None:
+    """Train as `config` says, in its run folder; go on where a run of this config stopped.
+
+    `parts` are those that take time, the usual ones when not given.
+    """
     import jax
     import numpy as np
 
@@ -45,8 +52,6 @@ def train(config: Config, opened: ExitStack) -> None:
     from chns_jax.devices import processes
     from chns_jax.devices.compilation_cache import keep_compiled
     from chns_jax.devices.sharding import make_mesh, replicated
-    from chns_jax.embedding.clustering import make_table
-    from chns_jax.embedding.embedder import Embedder
     from chns_jax.reports.training_plot import training_picture
     from chns_jax.runs import checkpoint
     from chns_jax.runs.checkpoint import Progress
@@ -56,14 +61,14 @@ def train(config: Config, opened: ExitStack) -> None:
     from chns_jax.sampling import table as tables
     from chns_jax.sampling.pipeline import training_batches
     from chns_jax.scoring.mfcc_baseline import mfcc_eer
-    from chns_jax.training.build import build
     from chns_jax.training.finetuning import check_unheard, start_from
     from chns_jax.training.logs import Journal, Pace, RunLog, is_due, progress_bar, records
     from chns_jax.training.negatives import negatives_of
+    from chns_jax.training.parts import PARTS
     from chns_jax.training.refresh import Refresh
     from chns_jax.training.stopping import stop_signals
-    from chns_jax.training.validate import validate
 
+    parts = parts or PARTS
     sampler, seed, steps = config.sampler, config.training.seed, config.training.steps
 
     # ------------------------------------------------------------------ run folder
@@ -103,18 +108,18 @@ def train(config: Config, opened: ExitStack) -> None:
     if config.training.compilation_cache is not None:
         keep_compiled(Path(config.data.cache, config.training.compilation_cache).expanduser())
     mesh = make_mesh(config.training.devices)
-    training = build(config, len(corpus.speakers), mesh)
+    training = parts.build(config, len(corpus.speakers), mesh)
     state = training.init()
     responses = rirs.make_responses(config.augment.reverberation, sample_rate, seed)
     responses = jax.device_put(responses, replicated(mesh))
-    embedder = Embedder(config, mesh)
+    embedder = parts.embedder(config, mesh)
     # Several hosts never refresh beside training, and have no first device in common.
     one_device = make_mesh(1) if sampler.refresh_ahead else mesh
-    embedder_beside = embedder if one_device == mesh else Embedder(config, one_device)
+    embedder_beside = embedder if one_device == mesh else parts.embedder(config, one_device)
     of_corpus = {"reader": reader, "sampler": sampler, "samples": config.crop_samples, "seed": seed}
     refresh = Refresh(
-        partial(make_table, embedder, **of_corpus),
-        partial(make_table, embedder_beside, **of_corpus),
+        partial(parts.make_table, embedder, **of_corpus),
+        partial(parts.make_table, embedder_beside, **of_corpus),
     )
     opened.callback(refresh.close)
 
@@ -190,14 +195,14 @@ def train(config: Config, opened: ExitStack) -> None:
                     continue
                 eer = None
                 if validates:
-                    result = validate(embedder, state.variables, trial_reader, trials,
-                                      samples=config.segment_samples)  # fmt: skip
+                    result = parts.validate(embedder, state.variables, trial_reader, trials,
+                                            samples=config.segment_samples)  # fmt: skip
                     eer = eer_at[step] = result["eer"]
                     costs = {f"min_dcf_{p}": cost for p, cost in result["min_dcf"].items()}
                     log.write(step, eer=eer, **costs)
                     say(f"step {step}: EER {100 * eer:.2f} %")
                 progress = progress._replace(seconds=time.perf_counter() - started)
-                checkpoint.save(
+                parts.save(
                     manager, state, table, progress, configs.to_yaml(config), eer,
                     refresh=refresh.variables,
                 )  # fmt: skip
@@ -210,8 +215,8 @@ def train(config: Config, opened: ExitStack) -> None:
     # ------------------------------------------------------------------ summary
     manager.wait_until_finished()
     if trials is not None and result is None:  # killed between the last checkpoint and here
-        result = validate(embedder, state.variables, trial_reader, trials,
-                          samples=config.segment_samples)  # fmt: skip
+        result = parts.validate(embedder, state.variables, trial_reader, trials,
+                                samples=config.segment_samples)  # fmt: skip
     bar.close()
     best = min(eer_at, key=eer_at.get, default=None)
     summary = {

@@ -1,3 +1,5 @@
+import threading
+import time
 from contextlib import closing
 
 import numpy as np
@@ -11,6 +13,7 @@ from chns_jax.config import Noise, Sampler
 from chns_jax.corpus.noise import find_noise
 from chns_jax.corpus.open import open_corpus
 from chns_jax.corpus.reader import Reader
+from chns_jax.sampling import pipeline
 from chns_jax.sampling.pipeline import read_batches, training_batches, voiceprint_batches
 from chns_jax.sampling.plan import plan
 
@@ -156,3 +159,105 @@ def test_a_speaker_without_a_readable_file_is_an_error(tmp_path):
     made = training_batches(reader, SAMPLER, None, seed=0, samples=800, first_step=0, end_step=2)
     with closing(made), pytest.raises(UserError, match="no utterance of speaker b can be read"):
         list(made)
+
+
+@pytest.mark.parametrize("threads", [1, 3, 40])
+@pytest.mark.parametrize("count, rows", [(1, 1), (7, 8), (100, 33), (300, 150), (297, 99)])
+def test_rows_come_in_order_whatever_the_number_of_threads(reader, threads, count, rows):
+    def read(i):
+        time.sleep(0.001 * (i % 3 == 0))  # so that later rows are read before
+        return {"audio": np.full(5, i, np.int16), "label": np.int32(i)}
+
+    other = Reader(reader.corpus, 16_000, threads)
+    with closing(read_batches(other, read, count, rows)) as made:
+        batches = list(made)
+    expected = np.split(np.arange(count), range(rows, count, rows))
+    assert [len(batch["label"]) for batch in batches] == [len(part) for part in expected]
+    for batch, part in zip(batches, expected, strict=True):
+        np.testing.assert_array_equal(batch["label"], part)
+        np.testing.assert_array_equal(batch["audio"], np.repeat(part[:, None], 5, 1))
+
+
+def test_grain_is_given_a_few_dozen_elements_a_batch():
+    """It looks at each of those ahead whenever it gives one."""
+    for threads in (1, 8, 32):
+        for rows in (1, 8, 64, 650, 1300, 5000):
+            size = pipeline._slice_rows(rows, threads)
+            slices = -(-rows // size)
+            assert 0.9 * min(rows, threads) <= slices <= max(32, threads)
+
+
+def test_what_a_read_raises_is_raised_where_its_batch_is_asked_for(reader):
+    def read(i):
+        if i >= 50:
+            raise UserError(f"row {i} is broken")
+        return np.int64(i)
+
+    with closing(read_batches(reader, read, 90, 30)) as made:
+        np.testing.assert_array_equal(next(made), np.arange(30))
+        with pytest.raises(UserError, match="row 50 is broken"):
+            next(made)
+        assert next(made, None) is None
+
+
+def threads_of_grain():
+    return [thread for thread in threading.enumerate() if "grain" in thread.name]
+
+
+def wait_until(holds):
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_no_more_than_two_batches_are_read_ahead_and_closing_ends_the_threads(reader):
+    wait_until(lambda: not threads_of_grain())
+    begun = []
+
+    def read(i):
+        begun.append(i)
+        return np.zeros(10, np.int16)
+
+    made = read_batches(reader, read, 40_000, 400)
+    batch = next(made)
+    assert batch.shape == (400, 10) and threads_of_grain()
+    wait_until(lambda: len(begun) == 1200)  # the batch that is given, and two
+    time.sleep(0.05)
+    assert len(begun) == 1200
+    made.close()
+    wait_until(lambda: not threads_of_grain())
+
+
+def test_closing_leaves_the_rows_of_a_slice_that_were_not_begun(reader):
+    wait_until(lambda: not threads_of_grain())
+    begun, go_on = [], threading.Event()
+
+    def read(i):
+        if i >= 400:
+            begun.append(i)
+            assert go_on.wait(20)
+        return np.int64(i)
+
+    made = read_batches(reader, read, 40_000, 400)
+    next(made)
+    wait_until(lambda: len(begun) == reader.threads)
+    made.close()
+    go_on.set()
+    wait_until(lambda: not threads_of_grain())
+    assert len(begun) == reader.threads
+
+
+def test_a_batch_that_is_kept_stays_as_it_is(reader):
+    """Memory is used again, but not that of batches which somebody has."""
+    made = read_batches(reader, lambda i: np.full(100, i, np.int32), 2000, 20)
+    with closing(made):
+        kept = [batch[3:, :7] for batch in made]
+    for b, rows in enumerate(kept):
+        np.testing.assert_array_equal(rows[:, 0], np.arange(20 * b + 3, 20 * b + 20))
+        assert (rows == rows[:, :1]).all()
+    addresses = set()
+    with closing(read_batches(reader, lambda i: np.full(100, i, np.int32), 2000, 20)) as made:
+        for batch in made:
+            addresses.add(batch.__array_interface__["data"][0])
+    assert len(addresses) <= 5

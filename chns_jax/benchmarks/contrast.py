@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chns_jax.benchmarks.measure import Row, Sizes, alternate, below, child, faster
+from chns_jax.benchmarks import measure
+from chns_jax.benchmarks.measure import Row, Sizes, alternate, below, child, device_gb, faster
 from chns_jax.training.losses import BLOCK, normalise, supcon
 
 WIDTH = 192
@@ -43,21 +41,8 @@ def peak_gb(rows: int, block: int | None) -> float:
 def report(rows: int, block: int | None) -> None:
     """Compute the loss once; print this process's peak memory in GB."""
     _step(rows, block)()
-    held = jax.devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in held:
-        print(held["peak_bytes_in_use"] / 1e9)
-        return
-    print(_peak_bytes() / 1e9)
-
-
-def _peak_bytes() -> int:
-    """The most memory that this process has held. On Linux, rusage counts its parent's too."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return 1024 * int(line.split()[1])
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    on_device = device_gb()
+    print(measure.peak_gb() if on_device is None else on_device)
 
 
 def _step(rows: int, block: int | None):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -110,3 +112,23 @@ def child(code: str, environment: Mapping[str, str] | None = None) -> str:
     return subprocess.run(
         command, env=environment, check=True, text=True, stdout=subprocess.PIPE
     ).stdout
+
+
+def peak_gb() -> float:
+    """The most memory that this process has held, in GB."""
+    # On Linux, rusage counts the parent's too.
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(line.split()[1]) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
+
+
+def device_gb() -> float | None:
+    """The most memory of the first device that this process has held, in GB; None where JAX does
+    not know."""
+    import jax
+
+    held = jax.devices()[0].memory_stats() or {}
+    return held["peak_bytes_in_use"] / 1e9 if "peak_bytes_in_use" in held else None

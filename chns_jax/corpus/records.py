@@ -69,7 +69,7 @@ def _read(shard: str, first: int, end: int) -> bytes:
     if first >= end:
         return b""
     begin = _in_file(first)
-    raw = storage.read(shard, begin, _in_file(end - 1) + 1)
+    raw = memoryview(storage.read(shard, begin, _in_file(end - 1) + 1))  # slices are no copies
     pieces, at = [], 0
     while at < len(raw):
         into = (begin + at) % BLOCK

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import tempfile
 import zipfile
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -145,6 +146,52 @@ def write(corpus: Corpus, out: Path, options: Options, threads: int) -> None:
         _write_index(corpus, out, options, known)
     for name in names:
         _notes(out, name).unlink(missing_ok=True)
+
+
+def write_repeated(
+    root: Path,
+    out: Path,
+    rows: np.ndarray,
+    *,
+    names: Strings,
+    speakers: np.ndarray,
+    speaker: np.ndarray,
+    recording: np.ndarray,
+) -> None:
+    """Make a prepared folder `out` whose utterance i is the record of row rows[i] of the prepared
+    folder `root`, under another name, speaker and recording: a large index of a few records.
+
+    `out` links to the shards of `root`, and appears only when complete; if it is there already,
+    nothing is done. The other arguments are as of `Corpus`.
+    """
+    if out.exists():
+        return
+    root = Path(_absolute(root))
+    held = _read_index(str(root))
+    nothing = Strings.of([])
+    arrays = {
+        **{key: held[key] for key in ("version", "format", "sample_rate", "shard_bytes", "sha256")},
+        **{key: held[key][rows] for key in ("seconds", "shard", "record", "first", "size")},
+        "plan": np.array(""),  # nothing is packed here
+        "speakers": speakers,
+        "speaker": speaker,
+        "recording": recording,
+    }
+    for name in ("names", *(f"broken_{part}" for part in Broken._fields)):
+        strings = names if name == "names" else nothing
+        arrays[f"{name}.text"], arrays[f"{name}.end"] = strings.text, strings.end
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
+        staged = Path(beside) / out.name
+        staged.mkdir()
+        np.savez(staged / INDEX, **arrays)
+        for name in shard_names(len(held["shard_bytes"])):
+            (staged / name).symlink_to(root / name)
+        try:
+            staged.rename(out)
+        except OSError:
+            if not out.is_dir():  # else another process was faster
+                raise
 
 
 def _write_shards(

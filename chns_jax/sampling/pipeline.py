@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from threading import Event, Lock
 
 import grain
 import numpy as np
@@ -14,11 +13,16 @@ from chns_jax.common.randomness import Purpose, generator
 from chns_jax.config import Sampler
 from chns_jax.corpus.noise import NoiseFiles
 from chns_jax.corpus.reader import Reader
+from chns_jax.sampling.buffers import Buffers
 from chns_jax.sampling.plan import Batch, plan
 from chns_jax.sampling.table import Table
 
 BATCHES_AHEAD = 2
+MOST_SLICES = 32  # of a batch, each read by one thread; or as many as there are threads
+FEWEST_ROWS = 8  # of a slice, where threads leave so many
 PLANS_REMEMBERED = 8
+
+Row = np.ndarray | dict[str, np.ndarray]
 
 
 def training_batches(
@@ -38,11 +42,15 @@ def training_batches(
     "audio" (2b, s) int16 and "labels" (2b,) int32, the speakers; with `noise` also "noise" (2b, s)
     int16 and "snr" (2b,) float32. With `held`, only those of the 2b rows are read and returned.
     """
-    rows = 2 * sampler.speakers
+    rows, planning = 2 * sampler.speakers, Lock()
 
     @lru_cache(PLANS_REMEMBERED)
-    def planned(step: int) -> Batch:
+    def remembered(step: int) -> Batch:
         return plan(seed, step, sampler, reader.corpus, table)
+
+    def planned(step: int) -> Batch:
+        with planning:  # else every thread makes the same plan
+            return remembered(step)
 
     def read(i: int) -> dict[str, np.ndarray]:
         step, slot = first_step + i // rows, i % rows
@@ -86,38 +94,94 @@ def voiceprint_batches(
 
 def read_batches(
     reader: Reader,
-    read: Callable[[int], Any],
+    read: Callable[[int], Row],
     count: int,
     rows: int,
     held: np.ndarray | None = None,
 ) -> grain.DatasetIterator:
     """read(0), ..., read(count - 1) by the reader's threads ahead of time, stacked in batches.
 
-    They are arrays, or trees of arrays. The last batch holds what is left of `rows`. With `held`,
-    only these rows of each batch are read; where they hold nothing of the last one, it is left out.
-    `close()` the iterator to end its threads early.
+    A row is an array, or a dict of arrays. The last batch holds what is left of `rows`. With
+    `held`, only these rows of each batch are read; where they hold nothing of the last one, it is
+    left out. What `read` raises is raised here, when its batch is asked for. `close()` the iterator
+    to end its threads early, each with the row that it is reading.
     """
     held = np.arange(rows) if held is None else held
+    source = _Slices(read, count, rows, held, size=_slice_rows(len(held), reader.threads))
     options = grain.ReadOptions(
-        num_threads=reader.threads, prefetch_buffer_size=BATCHES_AHEAD * len(held)
+        num_threads=reader.threads, prefetch_buffer_size=BATCHES_AHEAD * source.slices
     )
-    dataset = grain.MapDataset.source(_Rows(read, count, rows, held)).to_iter_dataset(options)
-    return iter(dataset.batch(len(held)))
+    done = iter(grain.MapDataset.source(source).to_iter_dataset(options))
+    try:
+        for i, batch in enumerate(done, start=1):
+            if i % source.slices == 0 or i == len(source):
+                yield source.take(batch)
+    finally:
+        source.stopped.set()
+        done.close()
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """A source for grain."""
+def _slice_rows(rows: int, threads: int) -> int:
+    """How many of a batch's rows are an element of grain.
 
-    read: Callable[[int], Any]
-    count: int
-    rows: int  # of a batch
-    held: np.ndarray  # those of them that are read
+    Each costs it a future, and a look at all those ahead whenever it gives one.
+    """
+    return max(1, -(-rows // max(MOST_SLICES, threads)), min(FEWEST_ROWS, rows // threads))
+
+
+class _Slices:
+    """A source for grain: an element is a slice of a batch, read into its place in there."""
+
+    def __init__(
+        self, read: Callable[[int], Row], count: int, rows: int, held: np.ndarray, *, size: int
+    ):
+        self.read, self.rows, self.held = read, rows, held
+        self.size = size  # rows of a slice; the last of a batch may have fewer
+        self.slices = -(-len(held) // size)  # of a batch
+        self.whole, left = divmod(count, rows)
+        self.left = int(np.searchsorted(held, left))  # rows of the batch after the whole ones
+        self.stopped = Event()
+        self._lock = Lock()
+        self._batches: dict[int, Row] = {}  # those that are being read
+        self._buffers = Buffers()
 
     def __len__(self) -> int:
-        batches, left = divmod(self.count, self.rows)
-        return batches * len(self.held) + int(np.searchsorted(self.held, left))
+        return self.whole * self.slices + -(-self.left // self.size)
 
-    def __getitem__(self, index: int) -> Any:
-        batch, place = divmod(index, len(self.held))
-        return self.read(batch * self.rows + int(self.held[place]))
+    def __getitem__(self, index: int) -> int:
+        """Read a slice; returns which batch it is of."""
+        batch, part = divmod(index, self.slices)
+        places = self.held[: self._length(batch)][part * self.size : (part + 1) * self.size]
+        for place, slot in enumerate(places.tolist(), start=part * self.size):
+            if self.stopped.is_set():
+                break
+            row = self.read(batch * self.rows + slot)
+            arrays = self._arrays(batch, row)
+            if isinstance(row, dict):
+                for name, value in row.items():
+                    arrays[name][place] = value
+            else:
+                arrays[place] = row
+        return batch
+
+    def take(self, batch: int) -> Row:
+        """A batch, all of whose slices were read."""
+        return self._batches.pop(batch)
+
+    def _length(self, batch: int) -> int:
+        return len(self.held) if batch < self.whole else self.left
+
+    def _arrays(self, batch: int, row: Row) -> Row:
+        """Where the rows of a batch go, shaped as one of them."""
+        with self._lock:
+            if batch not in self._batches:
+                length = self._length(batch)
+
+                def empty(value: np.ndarray) -> np.ndarray:
+                    return self._buffers.empty((length, *np.shape(value)), value.dtype)
+
+                is_dict = isinstance(row, dict)
+                self._batches[batch] = (
+                    {name: empty(value) for name, value in row.items()} if is_dict else empty(row)
+                )
+            return self._batches[batch]

@@ -1,0 +1,41 @@
+"""Arrays that are used again: fresh memory costs as much as reading what is written into it."""
+
+from __future__ import annotations
+
+import sys
+from threading import Lock
+
+import numpy as np
+
+
+def _references(arrays: list[np.ndarray], i: int) -> int:
+    return sys.getrefcount(arrays[i])
+
+
+ALONE = _references([np.empty(0)], 0)  # of what nothing but its list refers to
+
+
+class Buffers:
+    """Gives arrays whose memory nobody else has any more.
+
+    What it gave is taken back when neither that array nor a view of it is left, wherever they went:
+    JAX keeps the array that it copies to a device until that is done, or for as long as it uses its
+    memory. No more is held than was out at one time.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._owned: list[np.ndarray] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """An array of unknown content."""
+        with self._lock:
+            for i in range(len(self._owned)):
+                # Every view of it, and every view of that, refers to it.
+                if _references(self._owned, i) == ALONE and self._fits(i, shape, dtype):
+                    return self._owned[i].view()
+            self._owned.append(np.empty(shape, dtype))
+            return self._owned[-1].view()
+
+    def _fits(self, i: int, shape: tuple[int, ...], dtype: np.dtype) -> bool:
+        return self._owned[i].shape == shape and self._owned[i].dtype == dtype

@@ -1,0 +1,29 @@
+"""What a run is put together from, so that a rehearsal can time it or put others in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from chns_jax.config import Config
+from chns_jax.embedding.clustering import make_table
+from chns_jax.embedding.embedder import Embedder
+from chns_jax.runs import checkpoint
+from chns_jax.sampling.table import Table
+from chns_jax.training.build import Build, build
+from chns_jax.training.validate import validate
+
+
+class Parts(NamedTuple):
+    """The parts that take time, as training calls them."""
+
+    build: Callable[[Config, int, Mesh], Build] = build
+    embedder: Callable[[Config, Mesh], Embedder] = Embedder
+    make_table: Callable[..., Table] = make_table
+    validate: Callable[..., dict[str, Any]] = validate
+    save: Callable[..., None] = checkpoint.save
+
+
+PARTS = Parts()
