@@ -50,4 +50,4 @@ def test_other_shapes_and_dtypes_get_memory_of_their_own():
     buffers = Buffers()
     for shape, dtype in [((2, 3), np.int16), ((2, 3), np.int32), ((3, 2), np.int16), ((), float)]:
         made = buffers.empty(shape, np.dtype(dtype))
-        assert made.shape == shape and made.dtype == dtype
+        assert made.shape == shape and made.dtype == dtype and address(made) % 64 == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from threading import Lock
 
@@ -12,6 +13,7 @@ def _references(arrays: list[np.ndarray], i: int) -> int:
     return sys.getrefcount(arrays[i])
 
 
+ALIGNED = 64  # bytes; on a CPU, JAX copies what does not begin at a multiple of them
 ALONE = _references([np.empty(0)], 0)  # of what nothing but its list refers to
 
 
@@ -25,17 +27,18 @@ class Buffers:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._owned: list[np.ndarray] = []
+        self._owned: list[np.ndarray] = []  # bytes
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """An array of unknown content."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
         with self._lock:
             for i in range(len(self._owned)):
                 # Every view of it, and every view of that, refers to it.
-                if _references(self._owned, i) == ALONE and self._fits(i, shape, dtype):
-                    return self._owned[i].view()
-            self._owned.append(np.empty(shape, dtype))
-            return self._owned[-1].view()
-
-    def _fits(self, i: int, shape: tuple[int, ...], dtype: np.dtype) -> bool:
-        return self._owned[i].shape == shape and self._owned[i].dtype == dtype
+                if _references(self._owned, i) == ALONE and len(self._owned[i]) == size + ALIGNED:
+                    break
+            else:
+                self._owned.append(np.empty(size + ALIGNED, np.uint8))
+                i = len(self._owned) - 1
+            first = -self._owned[i].ctypes.data % ALIGNED
+            return self._owned[i][first : first + size].view(dtype).reshape(shape)
