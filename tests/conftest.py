@@ -26,6 +26,9 @@ if "XLA_FLAGS" not in os.environ:
         flags.append("--xla_cpu_use_fusion_emitters=false")
     os.environ["XLA_FLAGS"] = " ".join(flags)
 
+# Each core has a worker; threads of k-means and t-SNE would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # In programs that a test starts too: sums of as many devices are the same, and their compilations.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 

@@ -22,7 +22,7 @@ from chns_jax.training.logs import records
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(program, tones, tmp_path_factory):
     """A run from start to end: its folder and its arguments, without --out."""
     folder = tmp_path_factory.mktemp("finished")
