@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     from chns_jax.corpus.reader import Reader
     from chns_jax.embedding import model
     from chns_jax.embedding.clustering import make_table
-    from chns_jax.sampling import table as tables
+    from chns_jax.sampling import clusters as tables
 
     check_file(chosen.out, [chosen.root, chosen.model])
     encoder = model.load(chosen.model, chosen.checkpoint)

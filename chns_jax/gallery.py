@@ -64,8 +64,8 @@ def _identify(folder: Path, options: Namespace) -> None:
     from chns_jax.verification import gallery as galleries
 
     encoder = SpeakerEncoder.load(options.model, options.checkpoint)
-    enrolled = galleries.voices(folder, encoder)
-    voice = encoder.voice([options.file])
+    enrolled = galleries.voiceprints(folder, encoder)
+    voice = encoder.voiceprint([options.file])
     if encoder.calibration is None:
         say(f"{encoder.uncalibrated}, so that nobody can be rejected: chns_jax.calibrate sets a "
             "threshold")  # fmt: skip

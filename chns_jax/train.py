@@ -43,12 +43,12 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
 
     from chns_jax.common.console import say
     from chns_jax.common.files import replacing
-    from chns_jax.corpus import rirs
     from chns_jax.corpus.audio import check
     from chns_jax.corpus.noise import find_noise
     from chns_jax.corpus.reader import Reader
+    from chns_jax.corpus.rirs import make_rirs
     from chns_jax.corpus.skipped import Skipped
-    from chns_jax.corpus.split import digest, make_split
+    from chns_jax.corpus.split import corpus_digest, make_split
     from chns_jax.devices import processes
     from chns_jax.devices.compilation_cache import keep_compiled
     from chns_jax.devices.sharding import make_mesh, replicated
@@ -57,13 +57,13 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     from chns_jax.runs.checkpoint import Progress
     from chns_jax.runs.folder import RunFolder, claim, is_complete
     from chns_jax.runs.state import sha256
+    from chns_jax.sampling import clusters as tables
     from chns_jax.sampling import plan, rounds
-    from chns_jax.sampling import table as tables
     from chns_jax.sampling.pipeline import training_batches
     from chns_jax.scoring.mfcc_baseline import mfcc_eer
     from chns_jax.training.finetuning import check_unheard, start_from
     from chns_jax.training.logs import Journal, Pace, RunLog, is_due, progress_bar, records
-    from chns_jax.training.negatives import negatives_of
+    from chns_jax.training.measured_negatives import negatives_of
     from chns_jax.training.parts import PARTS
     from chns_jax.training.refresh import Refresh
     from chns_jax.training.stopping import stop_signals
@@ -110,8 +110,8 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     mesh = make_mesh(config.training.devices)
     training = parts.build(config, len(corpus.speakers), mesh)
     state = training.init()
-    responses = rirs.make_responses(config.augment.reverberation, sample_rate, seed)
-    responses = jax.device_put(responses, replicated(mesh))
+    rirs = make_rirs(config.augment.reverberation, sample_rate, seed)
+    rirs = jax.device_put(rirs, replicated(mesh))
     embedder = parts.embedder(config, mesh)
     # Several hosts never refresh beside training, and have no first device in common.
     one_device = make_mesh(1) if sampler.refresh_ahead else mesh
@@ -128,7 +128,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
         checkpoint.open_manager(folder.checkpoints, config.training.keep)
     )
     names = hashlib.sha256(os.fsencode("\0".join(corpus.speakers))).hexdigest()
-    data = digest(corpus, trials)
+    data = corpus_digest(corpus, trials)
     processes.check_same(data, "utterances or trials", "data.root and data.trials")
     table, progress = None, Progress(round=0, seconds=0.0, speakers=names, data=data)
     restored = checkpoint.restore(manager, state)
@@ -180,7 +180,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
             for batch in pace.waiting_for(batches):
                 if step == refresh_step:
                     refresh.begin(state.variables, progress.round)
-                state, metrics = training.update(state, training.put(batch), responses, clustered)
+                state, metrics = training.update(state, training.put(batch), rirs, clustered)
                 step += 1
                 stop = agreement(stopped)
                 journal.add(step, metrics, table)

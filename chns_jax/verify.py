@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     from chns_jax.common.console import say
 
     encoder = SpeakerEncoder.load(chosen.model, chosen.checkpoint)
-    one, other = (encoder.voice([path]) for path in (chosen.one, chosen.other))
+    one, other = (encoder.voiceprint([path]) for path in (chosen.one, chosen.other))
     try:
         encoder.check_calibrated()
     except UserError as error:

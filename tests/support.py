@@ -91,7 +91,7 @@ def audio(seed=0, rows=16, samples=4000):
     return (3000 * (wave * tremble + rng.normal(0, 0.1, wave.shape))).astype(np.int16)
 
 
-RESPONSES = np.eye(3, 50, dtype=np.float32) + 0.3 * np.eye(3, 50, 20, dtype=np.float32)
+RIRS = np.eye(3, 50, dtype=np.float32) + 0.3 * np.eye(3, 50, 20, dtype=np.float32)
 
 
 @lru_cache
@@ -109,7 +109,7 @@ def build(config=CONFIG, devices=1):
     def step(state, batch, clustered=False):
         mine = jax.tree.map(lambda rows: rows[made.held], batch)
         copied = jax.tree.map(jnp.copy, state)  # it is overwritten
-        return made.update(copied, made.put(mine), RESPONSES, clustered)
+        return made.update(copied, made.put(mine), RIRS, clustered)
 
     state = jax.device_put(first_state(config), replicated(mesh))
     return mesh, make_encoder(config.encoder), state, step

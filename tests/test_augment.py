@@ -8,7 +8,7 @@ from chns_jax.training.augment import (
     add_noise,
     augment_audio,
     change_speed,
-    draw_responses,
+    draw_rirs,
     draw_speeds,
     mask_spectrogram,
     reverberate,
@@ -33,7 +33,7 @@ def test_draws_are_a_function_of_seed_step_and_slot():
     assert (drawn != draw_speeds(keys(seed=1), 0.6, 2)).mean() > 0.3
     share = np.bincount(drawn, minlength=3) / len(drawn)
     np.testing.assert_allclose(share, [0.4, 0.3, 0.3], atol=0.05)
-    in_room, which = draw_responses(keys(), 0.25, 4)
+    in_room, which = draw_rirs(keys(), 0.25, 4)
     assert np.mean(in_room) == pytest.approx(0.25, abs=0.04)
     np.testing.assert_allclose(np.bincount(which) / 2000, 0.25, atol=0.04)
     correlation = np.corrcoef(drawn > 0, in_room)[0, 1]
@@ -61,13 +61,13 @@ def test_faster_playing_folds_nothing_back():
 
 def test_reverberation_is_the_plain_convolution_at_the_same_power():
     rng = np.random.default_rng(0)
-    audio, responses = rng.normal(size=(3, 900)), rng.normal(size=(3, 70))
-    wet = reverberate(jnp.asarray(audio), jnp.asarray(responses))
+    audio, rirs = rng.normal(size=(3, 900)), rng.normal(size=(3, 70))
+    wet = reverberate(jnp.asarray(audio), jnp.asarray(rirs))
     for row in range(3):
-        expected = np.convolve(audio[row], responses[row])[:900]
+        expected = np.convolve(audio[row], rirs[row])[:900]
         expected *= np.sqrt(np.square(audio[row]).mean() / np.square(expected).mean())
         np.testing.assert_allclose(wet[row], expected, atol=1e-4)
-    silent = reverberate(jnp.zeros((1, 900)), jnp.asarray(responses[:1]))
+    silent = reverberate(jnp.zeros((1, 900)), jnp.asarray(rirs[:1]))
     np.testing.assert_array_equal(silent, 0)
 
 
@@ -121,7 +121,7 @@ def test_none_of_it_leaves_the_crop_as_it_is():
 
 @pytest.mark.parametrize("pairs", [200, None])
 def test_new_speakers_keep_their_twins(pairs):
-    """A row's label says its speed; twins have one label, or they would be negatives."""
+    """A row's label says its speed; views have one label, or they would be negatives."""
     speed = Speed(probability=0.7, factors=(0.8, 1.25), new_speakers=True)
     audio = np.broadcast_to(0.5 * tone(1000, 2000), (400, 2000)).astype(np.float32)
     speakers = np.tile(np.arange(200), 2)

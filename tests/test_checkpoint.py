@@ -11,11 +11,11 @@ from chns_jax.devices import processes
 from chns_jax.runs import checkpoint
 from chns_jax.runs.checkpoint import Progress
 from chns_jax.runs.state import sha256
-from chns_jax.sampling.table import Table
+from chns_jax.sampling.clusters import SpeakerClusters
 from chns_jax.training.optimizer import make_optimizer
 from chns_jax.training.step import train_step
 
-TABLE = Table(np.array([1, 0, 1], np.int32), np.eye(2, dtype=np.float32))
+TABLE = SpeakerClusters(np.array([1, 0, 1], np.int32), np.eye(2, dtype=np.float32))
 UNDER_WAY = {"params": {"w": np.arange(3, dtype=np.float32)}}
 
 

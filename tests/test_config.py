@@ -15,7 +15,7 @@ from chns_jax.common.keys import flat, keys_of
 from chns_jax.config import Config, Optimizer, Sampler
 from chns_jax.corpus.noise import find_noise
 from chns_jax.corpus.reader import Reader
-from chns_jax.corpus.rirs import make_responses
+from chns_jax.corpus.rirs import make_rirs
 from chns_jax.corpus.split import make_split
 from chns_jax.encoders import make_encoder
 from chns_jax.sampling import kmeans
@@ -134,10 +134,10 @@ def two_steps(config) -> list[float]:
         reader, config.sampler, table, seed=seed, samples=config.read_samples,
         first_step=0, end_step=2, noise=find_noise(config.augment.noise, rate),
     )  # fmt: skip
-    responses = make_responses(config.augment.reverberation, rate, seed)
+    rirs = make_rirs(config.augment.reverberation, rate, seed)
     losses = []
     for batch in batches:
-        state, metrics = update(state, batch, responses)
+        state, metrics = update(state, batch, rirs)
         losses.append(float(metrics["loss"]))
     return losses
 

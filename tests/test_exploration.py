@@ -8,10 +8,10 @@ import pytest
 from chns_jax.common.errors import UserError
 from chns_jax.common.vectors import means, unit
 from chns_jax.reports import exploration
-from chns_jax.reports.exploration import Refresh
+from chns_jax.reports.exploration import RefreshedTable
 from chns_jax.reports.exploration_page import FIT_PERCENTILE, SAME_PERCENTILE
-from chns_jax.sampling import table as tables
-from chns_jax.sampling.table import Table
+from chns_jax.sampling import clusters as tables
+from chns_jax.sampling.clusters import SpeakerClusters
 
 SPEAKERS, EACH, WIDTH = 40, 8, 64
 
@@ -107,7 +107,9 @@ def test_the_most_alike_utterances():
 
 def refresh(step, names, cluster):
     cluster = np.array(cluster, np.int32)
-    return Refresh(step, np.array(names), Table(cluster, np.zeros((cluster.max() + 1, 2))))
+    return RefreshedTable(
+        step, np.array(names), SpeakerClusters(cluster, np.zeros((cluster.max() + 1, 2)))
+    )
 
 
 def test_changes_of_tables():
@@ -150,7 +152,7 @@ def test_pairs_in_tables():
 
 def test_tables_of_a_run(tmp_path):
     assert exploration.refreshes(tmp_path) == []
-    table = Table(np.array([0, 1], np.int32), np.eye(2, dtype=np.float32))
+    table = SpeakerClusters(np.array([0, 1], np.int32), np.eye(2, dtype=np.float32))
     for step in (20, 3, 100):
         tables.save(tmp_path / "tables" / f"step_{step:07d}.npz", table, ["a", "b"])
     (tmp_path / "tables" / "step_x.npz").write_text("")

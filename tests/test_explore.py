@@ -13,8 +13,8 @@ import soundfile
 
 from chns_jax import explore
 from chns_jax.common.errors import UserError
-from chns_jax.sampling import table as tables
-from chns_jax.sampling.table import Table
+from chns_jax.sampling import clusters as tables
+from chns_jax.sampling.clusters import SpeakerClusters
 
 pytestmark = pytest.mark.usefixtures("loaded_once")
 
@@ -30,7 +30,9 @@ def run_with_tables(untrained, tmp_path):
     run = shutil.copytree(untrained, tmp_path / "run <b>")
     rng = np.random.default_rng(0)
     for step in (100, 200, 300):
-        table = Table(rng.integers(0, 3, 10).astype(np.int32), np.eye(3, dtype=np.float32))
+        table = SpeakerClusters(
+            rng.integers(0, 3, 10).astype(np.int32), np.eye(3, dtype=np.float32)
+        )
         names = [f"s{i:02d}" for i in range(10)]
         tables.save(run / "tables" / f"step_{step:07d}.npz", table, names)
     return run

@@ -12,8 +12,8 @@ from chns_jax.common.errors import UserError
 from chns_jax.config import Augment, Loss, Speed, ThinResNet, to_yaml
 from chns_jax.runs import checkpoint
 from chns_jax.runs.checkpoint import Progress
-from chns_jax.sampling import table as tables
-from chns_jax.sampling.table import Table
+from chns_jax.sampling import clusters as tables
+from chns_jax.sampling.clusters import SpeakerClusters
 from chns_jax.training.finetuning import check_unheard, start_from
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -120,7 +120,7 @@ def test_speakers_whom_the_run_before_was_trained_on_cannot_validate(tmp_path, c
     (tmp_path / "checkpoints" / "10").mkdir(parents=True)
     training = dataclasses.replace(CONFIG.training, start_from=str(tmp_path))
     config = dataclasses.replace(CONFIG, training=training)
-    heard = Table(np.zeros(3, np.int32), np.zeros((1, 8), np.float32))
+    heard = SpeakerClusters(np.zeros(3, np.int32), np.zeros((1, 8), np.float32))
     tables.save(tmp_path / "tables" / "step_0000004.npz", heard, ["a", "b", "c"])
     check_unheard(config, np.array(["d", "e"]))
     with pytest.raises(UserError, match="was trained on 2 of the 3 speakers who .*, b first"):

@@ -3,9 +3,9 @@ import pytest
 
 from chns_jax.common.errors import UserError
 from chns_jax.common.vectors import unit
+from chns_jax.sampling import clusters as tables
 from chns_jax.sampling import kmeans
-from chns_jax.sampling import table as tables
-from chns_jax.sampling.table import Table
+from chns_jax.sampling.clusters import SpeakerClusters
 
 
 def blobs(count=5, members=20, dimensions=8, seed=0):
@@ -48,7 +48,7 @@ def voices(count: int, dimensions: int, families: int, seed: int = 0) -> np.ndar
     return unit(centres[rng.integers(families, size=count)] + own).astype(np.float32)
 
 
-def objective(points: np.ndarray, table: Table) -> float:
+def objective(points: np.ndarray, table: SpeakerClusters) -> float:
     """Sum of squared distances to the mean of the own cluster."""
     of_cluster = [points[table.speakers_of(c)] for c in np.flatnonzero(table.sizes)]
     return sum(float(np.square(own - own.mean(0)).sum()) for own in of_cluster)
@@ -90,13 +90,13 @@ def test_identical_voiceprints_leave_clusters_empty(kind):
 
 
 def test_the_members_of_a_table():
-    table = Table(np.array([2, 0, 2, 1, 0], np.int32), np.eye(4, dtype=np.float32))
+    table = SpeakerClusters(np.array([2, 0, 2, 1, 0], np.int32), np.eye(4, dtype=np.float32))
     assert [sorted(table.speakers_of(c)) for c in range(4)] == [[1, 4], [3], [0, 2], []]
     np.testing.assert_array_equal(table.sizes, [2, 1, 2, 0])
 
 
 def test_a_table_comes_back_for_the_speakers_asked(tmp_path):
-    table = Table(np.array([2, 0, 1], np.int32), np.eye(3, dtype=np.float32))
+    table = SpeakerClusters(np.array([2, 0, 1], np.int32), np.eye(3, dtype=np.float32))
     tables.save(tmp_path / "t.npz", table, ["b", "a", "c"])
     back = tables.load(tmp_path / "t.npz", np.array(["a", "c"]))
     np.testing.assert_array_equal(back.cluster, [0, 1])

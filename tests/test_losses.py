@@ -24,11 +24,11 @@ def supcon_loop(z, labels, temperature, margin=0.0):
     """Khosla et al. 2020, equation 2, one exponential at a time."""
     rows, total = len(z), 0.0
     for i in range(rows):
-        twin = (i + rows // 2) % rows
+        view = (i + rows // 2) % rows
         logit = {}
         for a in range(rows):
             if a != i:
-                logit[a] = (float(z[i] @ z[a]) - (margin if a == twin else 0.0)) / temperature
+                logit[a] = (float(z[i] @ z[a]) - (margin if a == view else 0.0)) / temperature
         denominator = sum(np.exp(value) for value in logit.values())
         positives = [a for a in logit if labels[a] == labels[i]]
         total += np.mean([-np.log(np.exp(logit[p]) / denominator) for p in positives])

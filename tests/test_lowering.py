@@ -46,8 +46,8 @@ def traced_step(config, devices):
     if config.augment.noise.probability:
         batch |= {"noise": audio, "snr": array((ROWS,), np.float32)}
     in_rooms = config.augment.reverberation.probability
-    responses = array((3, 50), np.float32) if in_rooms else None
-    return made.update.trace(jax.eval_shape(made.init), batch, responses)
+    rirs = array((3, 50), np.float32) if in_rooms else None
+    return made.update.trace(jax.eval_shape(made.init), batch, rirs)
 
 
 def traced_embedding(config, devices, padded):

@@ -10,8 +10,8 @@ from chns_jax.common.errors import UserError
 from chns_jax.config import Sampler
 from chns_jax.corpus.corpus import Corpus, Strings
 from chns_jax.sampling import plan as plan_module
+from chns_jax.sampling.clusters import SpeakerClusters
 from chns_jax.sampling.plan import hard_count, plan, same_cluster_share
-from chns_jax.sampling.table import Table
 
 
 def make_corpus(recordings_of: list[list[int]]) -> Corpus:
@@ -37,11 +37,11 @@ def make_corpus(recordings_of: list[list[int]]) -> Corpus:
     )
 
 
-def make_table(sizes: list[int], seed: int = 0) -> Table:
+def make_table(sizes: list[int], seed: int = 0) -> SpeakerClusters:
     """Clusters of the given sizes, their speakers in no order."""
     rng = np.random.default_rng(seed)
     cluster = rng.permutation(np.repeat(np.arange(len(sizes)), sizes)).astype(np.int32)
-    return Table(cluster, rng.normal(size=(len(sizes), 4)).astype(np.float32))
+    return SpeakerClusters(cluster, rng.normal(size=(len(sizes), 4)).astype(np.float32))
 
 
 def speakers_of(batch) -> np.ndarray:
@@ -106,7 +106,7 @@ def test_small_clusters_spill_into_the_next():
 
 def test_the_nearest_cluster_joins_next():
     centroids = np.array([[1, 0], [0.9, 0.1], [-1, 0], [0, 1]], np.float32)
-    table = Table(np.repeat(np.arange(4), 5).astype(np.int32), centroids)
+    table = SpeakerClusters(np.repeat(np.arange(4), 5).astype(np.int32), centroids)
     np.testing.assert_array_equal(table.nearest[:, :2], [[0, 1], [1, 0], [2, 3], [3, 1]])
     sampler = dataclasses.replace(SAMPLER, fill="whole", next_cluster="nearest")
     corpus = make_corpus([[1, 1]] * 20)

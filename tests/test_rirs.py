@@ -4,7 +4,7 @@ import soundfile
 
 from chns_jax.common.errors import UserError
 from chns_jax.config import Reverberation
-from chns_jax.corpus.rirs import SPEED_OF_SOUND, image_sources, make_responses
+from chns_jax.corpus.rirs import SPEED_OF_SOUND, image_sources, make_rirs
 
 RATE = 16_000
 ROOM = np.array([5.0, 4.0, 3.0])
@@ -53,14 +53,14 @@ def decay_seconds(response):
 
 def test_rooms_decay_within_reason_and_are_a_function_of_the_seed():
     options = Reverberation(probability=1.0, responses=30, seconds=0.8)
-    responses = make_responses(options, RATE, seed=1)
-    assert responses.shape == (30, 12_800) and responses.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(responses, axis=1), 1, rtol=1e-5)
-    np.testing.assert_array_equal(np.abs(responses).argmax(axis=1), 0)  # the direct sound
-    decay = np.array([decay_seconds(response) for response in responses])
+    rirs = make_rirs(options, RATE, seed=1)
+    assert rirs.shape == (30, 12_800) and rirs.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(rirs, axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(np.abs(rirs).argmax(axis=1), 0)  # the direct sound
+    decay = np.array([decay_seconds(response) for response in rirs])
     assert 0.15 < np.median(decay) < 0.9 and decay.std() > 0.05
-    np.testing.assert_array_equal(responses, make_responses(options, RATE, seed=1))
-    assert (responses != make_responses(options, RATE, seed=2)).any()
+    np.testing.assert_array_equal(rirs, make_rirs(options, RATE, seed=1))
+    assert (rirs != make_rirs(options, RATE, seed=2)).any()
 
 
 def test_a_folder_of_responses(tmp_path):
@@ -70,16 +70,16 @@ def test_a_folder_of_responses(tmp_path):
         (tmp_path / "hall").mkdir(exist_ok=True)
         soundfile.write(tmp_path / "hall" / f"{i}.wav", response, RATE)
     options = Reverberation(probability=0.5, root=str(tmp_path), responses=3, seconds=0.01)
-    responses = make_responses(options, RATE, seed=0)
-    assert responses.shape == (3, 160)
-    for response in responses:
+    rirs = make_rirs(options, RATE, seed=0)
+    assert rirs.shape == (3, 160)
+    for response in rirs:
         assert set(np.flatnonzero(response)) == {0, 40}
         assert response[40] / response[0] == pytest.approx(0.5, abs=1e-3)
-    assert make_responses(Reverberation(root=str(tmp_path)), RATE, seed=0) is None
+    assert make_rirs(Reverberation(root=str(tmp_path)), RATE, seed=0) is None
     soundfile.write(tmp_path / "hall" / "8.wav", np.zeros(1000), RATE)
     with pytest.raises(UserError, match="8.wav is silent: leave it out of augment.reverberation"):
-        make_responses(Reverberation(probability=1.0, root=str(tmp_path)), RATE, seed=0)
+        make_rirs(Reverberation(probability=1.0, root=str(tmp_path)), RATE, seed=0)
     (tmp_path / "hall" / "8.wav").unlink()
     (tmp_path / "hall" / "9.wav").write_bytes(b"nothing")
     with pytest.raises(UserError, match="9.wav"):
-        make_responses(Reverberation(probability=1.0, root=str(tmp_path)), RATE, seed=0)
+        make_rirs(Reverberation(probability=1.0, root=str(tmp_path)), RATE, seed=0)

@@ -130,10 +130,10 @@ def test_what_is_no_speech_gets_one_sentence(encoder, speech, rate, message):
 
 def test_a_voice_needs_speech(encoder):
     with pytest.raises(UserError, match="there are no recordings"):
-        encoder.voice([])
+        encoder.voiceprint([])
     left = np.random.default_rng(0).normal(0, 0.1, (16_000, 1))
     with pytest.raises(UserError, match="silent in the mean of its channels"):
-        encoder.voice([np.concatenate([left, -left], axis=1)], sample_rate=16_000)
+        encoder.voiceprint([np.concatenate([left, -left], axis=1)], sample_rate=16_000)
 
 
 def test_a_checkpoint_by_its_number(untrained):

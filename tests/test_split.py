@@ -6,9 +6,9 @@ from support import write_tone
 
 from chns_jax import config as configs
 from chns_jax.common.errors import UserError
-from chns_jax.corpus.split import digest, make_split
+from chns_jax.corpus.split import corpus_digest, make_split
 from chns_jax.runs.folder import training_speakers
-from chns_jax.sampling import table as tables
+from chns_jax.sampling import clusters as tables
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_whom_a_run_was_trained_on(tones, listed, tmp_path):
     assert speakers(0, *where) is None  # its encoder was not trained here
     assert speakers(9, "--data.root", tmp_path / "gone") is None
     assert speakers(9) is None and not list(tmp_path.rglob("voices-*"))  # nothing is synthesised
-    table = tables.Table(np.zeros(2, np.int32), np.zeros((1, 8)))
+    table = tables.SpeakerClusters(np.zeros(2, np.int32), np.zeros((1, 8)))
     tables.save(tmp_path / "tables" / "step_0000000.npz", table, ["a", "b"])
     assert list(speakers(9, "--data.root", tmp_path / "gone")) == ["a", "b"]
 
@@ -96,7 +96,11 @@ def test_the_digest_tells_utterances_and_trials_apart(split, listed):
     longer = dataclasses.replace(training, seconds=training.seconds + 1)
     fewer = training.only(np.arange(len(training)) > 0)
     swapped = dataclasses.replace(trials, labels=~trials.labels)
-    one = digest(training, trials)
-    assert one == digest(*split("--data.trials", listed)[::2])
-    others = {digest(longer, trials), digest(fewer, trials), digest(training, swapped)}
-    assert len({one, digest(training, None), *others}) == 5
+    one = corpus_digest(training, trials)
+    assert one == corpus_digest(*split("--data.trials", listed)[::2])
+    others = {
+        corpus_digest(longer, trials),
+        corpus_digest(fewer, trials),
+        corpus_digest(training, swapped),
+    }
+    assert len({one, corpus_digest(training, None), *others}) == 5

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict
-from support import CONFIG, LABELS, RESPONSES, SHALLOW, audio, build
+from support import CONFIG, LABELS, RIRS, SHALLOW, audio, build
 
 from chns_jax.common.errors import UserError
 from chns_jax.common.vectors import unit
@@ -22,6 +22,7 @@ from chns_jax.config import (
     Noise,
     Optimizer,
     Reverberation,
+    Sampler,
     SpecAugment,
     Speed,
     ThinResNet,
@@ -122,7 +123,7 @@ def test_micro_batches_have_the_gradient_of_their_definition():
     batch = noisy(audio())
     seed, slot = config.training.seed, jnp.arange(16)
     crops, labels = augment_audio(
-        {**batch, "slot": slot}, RESPONSES, augment, seed=seed, step=jnp.int32(0),
+        {**batch, "slot": slot}, RIRS, augment, seed=seed, step=jnp.int32(0),
         samples=config.crop_samples, speakers=8, pairs=8,
     )  # fmt: skip
     frames = log_mel(crops, config.features)

@@ -10,11 +10,11 @@ from support import write_tone
 
 from chns_jax import SpeakerEncoder, calibrate, evaluate, gallery, verify
 from chns_jax.common.errors import UserError
-from chns_jax.sampling import table as tables
+from chns_jax.sampling import clusters as tables
 from chns_jax.scoring import calibration
 from chns_jax.scoring.norm import Statistics, as_norm, statistics
 from chns_jax.verification import gallery as galleries
-from chns_jax.verification.speaker_encoder import Voice
+from chns_jax.verification.speaker_encoder import Voiceprint
 
 pytestmark = pytest.mark.usefixtures("loaded_once")
 
@@ -105,7 +105,7 @@ def test_a_decision_is_that_of_the_list(run, arguments, tones, capsys, tmp_path,
         decision = encoder.verify(tones / one, tones / other)
         expected = made["scale"] * float(score) + made["offset"]
         if quality:
-            voices = [encoder.voice([tones / name]) for name in (one, other)]
+            voices = [encoder.voiceprint([tones / name]) for name in (one, other)]
             mean, deviation = statistics(
                 np.stack([voice.embedding for voice in voices]), encoder.cohort.embeddings, 6
             )
@@ -146,7 +146,9 @@ def test_trials_of_training_speakers_are_pointed_out(run, arguments, tmp_path, c
         (["s00", "s05", "x"], "warning: 2 of the trials' 12 speakers, s00 first, are training"),
         (["x", "y", "z"], ""),
     ):
-        tables.save(table, tables.Table(np.zeros(3, np.int32), np.zeros((1, 8))), speakers)
+        tables.save(
+            table, tables.SpeakerClusters(np.zeros(3, np.int32), np.zeros((1, 8))), speakers
+        )
         calibrate.main([*arguments, "--prior", "0.3"])
         errors = capsys.readouterr().err
         assert said in errors and ("warning" in errors) == bool(said)
@@ -292,10 +294,10 @@ def test_of_two_who_enroll_one_name_at_once_the_second_is_refused(tmp_path):
     class Other:  # enrolls while it embeds
         segments, checkpoint = None, "x"
 
-        def voice(self, recordings):
+        def voiceprint(self, recordings):
             if recordings == ["one"]:
                 galleries.enroll(tmp_path, "Ann", ["another"], self)
-            return Voice(np.ones(1), float(len(recordings[0])))
+            return Voiceprint(np.ones(1), float(len(recordings[0])))
 
     with pytest.raises(UserError, match="Ann is enrolled in .* already"):
         galleries.enroll(tmp_path, "Ann", ["one"], Other())
@@ -332,7 +334,7 @@ def test_mistakes_with_a_gallery(calibrated, tones, tmp_path):
             galleries.read(tmp_path / "g")
     path.write_text(json.dumps({**about, "embedding": voice[:-1]}))
     with pytest.raises(UserError, match="Ann.json is damaged"):
-        galleries.voices(tmp_path / "g", SpeakerEncoder.load(calibrated))
+        galleries.voiceprints(tmp_path / "g", SpeakerEncoder.load(calibrated))
     path.write_text(json.dumps(about)[:-40])
     with pytest.raises(UserError, match="Ann.json is damaged"):
         gallery.main(["list", *where])

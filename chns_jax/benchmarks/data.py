@@ -24,8 +24,8 @@ from chns_jax.embedding.embedder import Embedder
 from chns_jax.embedding.utterances import embed_waveforms
 from chns_jax.encoders import make_encoder
 from chns_jax.encoders.features import frame_count
+from chns_jax.sampling import clusters as tables
 from chns_jax.sampling import kmeans
-from chns_jax.sampling import table as tables
 from chns_jax.sampling.plan import plan
 from chns_jax.scoring import metrics
 
@@ -43,7 +43,9 @@ def plans(sizes: Sizes) -> Iterator[Row]:
         corpus = _corpus(speakers, sizes.utterances_per_speaker)
         rng = np.random.default_rng(0)
         cluster = rng.integers(sizes.clusters, size=speakers).astype(np.int32)
-        table = tables.Table(cluster, rng.normal(size=(sizes.clusters, 192)).astype(np.float32))
+        table = tables.SpeakerClusters(
+            cluster, rng.normal(size=(sizes.clusters, 192)).astype(np.float32)
+        )
         make = partial(plan, 0, 0, sampler, corpus, table)
         seconds = alternate({"ours": make}, 20 * sizes.repeats)["ours"]
         what = f"plan of {sampler.speakers} of {speakers:,} speakers"

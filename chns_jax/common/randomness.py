@@ -21,7 +21,7 @@ class Purpose(IntEnum):
     EPOCH = 9
     AUGMENT = 10
     NOISE = 11
-    RESPONSES = 12
+    RIRS = 12
     PAIRS = 13
 
 

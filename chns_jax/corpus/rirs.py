@@ -19,7 +19,7 @@ WALL_METRES = 0.5  # nobody is nearer to a wall
 APART_METRES = 0.3  # nor to the microphone
 
 
-def make_responses(options: Reverberation, sample_rate: int, seed: int) -> np.ndarray | None:
+def make_rirs(options: Reverberation, sample_rate: int, seed: int) -> np.ndarray | None:
     """Impulse responses (n, r) float32, the direct sound at 0, of energy 1; None when its
     probability is 0.
 
@@ -32,13 +32,13 @@ def make_responses(options: Reverberation, sample_rate: int, seed: int) -> np.nd
     samples = max(1, round(options.seconds * sample_rate))
     if options.root is None:
         found = [
-            simulate(generator(seed, Purpose.RESPONSES, i), samples, sample_rate)
+            simulate(generator(seed, Purpose.RIRS, i), samples, sample_rate)
             for i in range(options.responses)
         ]
     else:
         root = os.path.expanduser(options.root)
         files = all_audio_files(root, "augment.reverberation.root")
-        order = generator(seed, Purpose.RESPONSES).permutation(len(files))[: options.responses]
+        order = generator(seed, Purpose.RIRS).permutation(len(files))[: options.responses]
         found = [_read(files[i], sample_rate) for i in np.sort(order)]
     return np.stack([_from_direct_sound(response, samples) for response in found])
 

@@ -65,7 +65,7 @@ def make_split(config: Config) -> Split:
     return Split(everyone.select(kept), validation, trials, everyone.broken)
 
 
-def digest(training: Corpus, trials: Trials | None) -> str:
+def corpus_digest(training: Corpus, trials: Trials | None) -> str:
     """Of who is trained on and what validates: names and durations, labels and rows."""
     arrays = [training.names.text, training.names.end, training.seconds]
     if trials is not None:

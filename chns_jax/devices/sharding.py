@@ -29,7 +29,7 @@ def make_mesh(devices: int | None = None) -> Mesh:
     return jax.make_mesh((len(chosen),), (AXIS,), (AxisType.Auto,), devices=chosen)
 
 
-def split(mesh: Mesh) -> NamedSharding:
+def by_rows(mesh: Mesh) -> NamedSharding:
     """Rows of a batch divided among the devices."""
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
@@ -41,7 +41,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def held(mesh: Mesh, rows: int) -> np.ndarray:
     """Which of so many rows, split over the mesh, the devices of this host hold, ascending."""
-    slices = split(mesh).addressable_devices_indices_map((rows,)).values()
+    slices = by_rows(mesh).addressable_devices_indices_map((rows,)).values()
     return np.sort(np.concatenate([np.arange(rows)[of_device] for of_device in slices]))
 
 
@@ -53,7 +53,7 @@ def put(mesh: Mesh, rows: Any, count: int | None = None) -> Any:
         missing = 0 if count is None else count - len(array)
         if missing:
             array = np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
-        return jax.make_array_from_process_local_data(split(mesh), array)
+        return jax.make_array_from_process_local_data(by_rows(mesh), array)
 
     return jax.tree.map(place, rows)
 

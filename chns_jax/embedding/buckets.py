@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-LONGEST_SECONDS = 60.0
+LONGEST_BUCKET_SECONDS = 60.0
 BUCKETS = 11
 RATIO = 2**0.5
 
@@ -22,7 +22,7 @@ class Padded(NamedTuple):
 
 def bucket_lengths(sample_rate: int) -> list[int]:
     """Samples of the buckets: 60 s, and ten times the length before divided by sqrt(2)."""
-    shrunk = LONGEST_SECONDS * sample_rate / RATIO ** np.arange(BUCKETS)[::-1]
+    shrunk = LONGEST_BUCKET_SECONDS * sample_rate / RATIO ** np.arange(BUCKETS)[::-1]
     return np.ceil(shrunk).astype(int).tolist()
 
 

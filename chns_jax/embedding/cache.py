@@ -17,7 +17,7 @@ from chns_jax.corpus import records
 from chns_jax.corpus.corpus import Corpus, Strings
 from chns_jax.corpus.reader import Reader
 from chns_jax.corpus.storage import is_url
-from chns_jax.embedding.model import Model, digest
+from chns_jax.embedding.model import Model, checkpoint_digest
 from chns_jax.embedding.utterances import embed_utterances, embed_whole
 
 CACHE_FORMAT = 1
@@ -81,7 +81,7 @@ def embed(
 
 def cache_file(model: Model, corpus: Corpus, cache: str | Path, segment: int | None) -> Path:
     """Where the embeddings of a corpus by this checkpoint are kept."""
-    about = hashlib.sha256(json.dumps([digest(model), corpus.roots, segment]).encode())
+    about = hashlib.sha256(json.dumps([checkpoint_digest(model), corpus.roots, segment]).encode())
     return Path(cache).expanduser() / f"embeddings-{about.hexdigest()[:16]}.npz"
 
 

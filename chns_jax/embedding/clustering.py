@@ -13,8 +13,8 @@ from chns_jax.devices import processes
 from chns_jax.embedding.embedder import Embedder
 from chns_jax.embedding.utterances import embed_crops
 from chns_jax.sampling import kmeans
+from chns_jax.sampling.clusters import SpeakerClusters
 from chns_jax.sampling.pipeline import voiceprint_batches
-from chns_jax.sampling.table import Table
 
 
 def make_table(
@@ -27,7 +27,7 @@ def make_table(
     seed: int,
     round: int,
     stopped: Event | None = None,
-) -> Table:
+) -> SpeakerClusters:
     """Clusters of the reader's speakers, by their voices as the encoder hears them now.
 
     Embeds `sampler.utterances_per_speaker` random crops of each speaker, a function of seed and
@@ -50,7 +50,7 @@ def make_table(
         voiceprints, sampler.clusters, seed=seed, round=round, kmeans=sampler.kmeans
     )
     # Another version of a library, or another processor, may cluster otherwise.
-    return Table(*processes.broadcast((table.cluster, table.centroids)))
+    return SpeakerClusters(*processes.broadcast((table.cluster, table.centroids)))
 
 
 def _until(stopped: Event, batches: Iterator) -> Iterator:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Int16
 
 from chns_jax.common.errors import UserError
 from chns_jax.config import LONGEST_SECONDS, Config
-from chns_jax.devices.sharding import for_own_rows, held, put, replicated, split
+from chns_jax.devices.sharding import by_rows, for_own_rows, held, put, replicated
 from chns_jax.encoders import make_encoder
 from chns_jax.encoders.features import frame_count, log_mel
 
@@ -51,9 +51,11 @@ class Embedder:
 
             return for_own_rows(of_rows, mesh)(rows, variables)
 
-        whole, by_rows = replicated(mesh), split(mesh)
-        self._crops = jax.jit(embed, in_shardings=(whole, by_rows), out_shardings=whole)
-        self._padded = jax.jit(embed, in_shardings=(whole, by_rows, by_rows), out_shardings=whole)
+        whole, rows_split = replicated(mesh), by_rows(mesh)
+        self._crops = jax.jit(embed, in_shardings=(whole, rows_split), out_shardings=whole)
+        self._padded = jax.jit(
+            embed, in_shardings=(whole, rows_split, rows_split), out_shardings=whole
+        )
 
     def own(self, audio: np.ndarray) -> np.ndarray:
         """Those of `rows` rows (r, s), or of fewer, that this process gives to `crops`."""

@@ -35,7 +35,7 @@ def load(run: Path | str, checkpoint: str = "last") -> Model:
     return Model(config, saved.step, saved.variables, Embedder(config, mesh))
 
 
-def digest(model: Model) -> str:
+def checkpoint_digest(model: Model) -> str:
     """Which checkpoint this is: of all that its embeddings depend on."""
     config = [dataclasses.asdict(part) for part in (model.config.features, model.config.encoder)]
     about = [config, model.step, sha256(model.variables)]

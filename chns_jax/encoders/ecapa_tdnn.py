@@ -6,10 +6,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from chns_jax.encoders.batch_norm import BatchNorm
 from chns_jax.encoders.layers import (
     TDNN,
     AttentiveStatistics,
-    BatchNorm,
     Conv1d,
     SqueezeExcitation,
     rematerialised,

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from chns_jax.encoders.batch_norm import BatchNorm
 from chns_jax.encoders.convolution import convolve
-from chns_jax.encoders.layers import BatchNorm, rematerialised, torch_uniform, valid
+from chns_jax.encoders.layers import rematerialised, torch_uniform, valid
 from chns_jax.encoders.sums import at_least_float32, mean_of_each
 
 SE_REDUCTION = 8

@@ -14,8 +14,8 @@ import numpy as np
 
 from chns_jax.common.vectors import sums, unit
 from chns_jax.runs.folder import RunFolder
-from chns_jax.sampling.table import Table
-from chns_jax.sampling.table import read as read_table
+from chns_jax.sampling.clusters import SpeakerClusters
+from chns_jax.sampling.clusters import read as read_table
 
 BLOCK = 1024  # rows of a matrix of cosines
 FEWEST_FOR_TSNE = 10
@@ -38,12 +38,12 @@ class Fit(NamedTuple):
     nearest: np.ndarray  # (v,) that speaker
 
 
-class Refresh(NamedTuple):
+class RefreshedTable(NamedTuple):
     """The table that a run made before a step."""
 
     step: int
     speakers: np.ndarray  # (n,) names
-    table: Table
+    table: SpeakerClusters
 
 
 class Change(NamedTuple):
@@ -138,13 +138,13 @@ def most_alike(one: np.ndarray, other: np.ndarray) -> tuple[int, int]:
     return place // len(other), place % len(other)
 
 
-def refreshes(run: Path | str) -> list[Refresh]:
+def refreshes(run: Path | str) -> list[RefreshedTable]:
     """The tables of a run folder in order of steps; none where it made none. Raises UserError."""
     made = RunFolder(Path(run).expanduser()).tables()
-    return [Refresh(step, *read_table(path)) for step, path in made]
+    return [RefreshedTable(step, *read_table(path)) for step, path in made]
 
 
-def changes(tables: Sequence[Refresh]) -> Iterator[Change]:
+def changes(tables: Sequence[RefreshedTable]) -> Iterator[Change]:
     """What each table changed of the one before it.
 
     Source: Hubert & Arabie, "Comparing partitions", Journal of Classification 2 (1985).
@@ -167,7 +167,9 @@ def changes(tables: Sequence[Refresh]) -> Iterator[Change]:
         yield Change(after.step, index, float(changed.mean()), float(kept.mean()))
 
 
-def shared(tables: Sequence[Refresh], one: Sequence[str], other: Sequence[str]) -> np.ndarray:
+def shared(
+    tables: Sequence[RefreshedTable], one: Sequence[str], other: Sequence[str]
+) -> np.ndarray:
     """Whether pairs of speakers were in one cluster, (p, tables): 1 or 0, NaN where not in it."""
     answers = np.full((len(one), len(tables)), np.nan)
     for column, (_, speakers, table) in enumerate(tables):
@@ -178,7 +180,7 @@ def shared(tables: Sequence[Refresh], one: Sequence[str], other: Sequence[str]) 
     return answers
 
 
-def shared_by_chance(tables: Sequence[Refresh]) -> np.ndarray:
+def shared_by_chance(tables: Sequence[RefreshedTable]) -> np.ndarray:
     """Share of all pairs of speakers that are in one cluster, of each table."""
     sizes = [refresh.table.sizes for refresh in tables]
     return np.array([(s * (s - 1)).sum() / max(1, s.sum() * (s.sum() - 1)) for s in sizes])

@@ -9,9 +9,9 @@ import numpy as np
 
 from chns_jax.common.vectors import means
 from chns_jax.reports import exploration, pages
-from chns_jax.reports.exploration import Fit, Pairs, Refresh
+from chns_jax.reports.exploration import Fit, Pairs, RefreshedTable
 from chns_jax.reports.pages import Html
-from chns_jax.sampling.table import Table
+from chns_jax.sampling.clusters import SpeakerClusters
 
 TOP = 50  # rows of a table
 SAME_PERCENTILE = 99.9  # of same-speaker cosines: above it, two names are likely one speaker
@@ -36,11 +36,14 @@ class Voices(NamedTuple):
     embeddings: np.ndarray  # (v, d)
     speaker: np.ndarray  # (v,)
     recording: np.ndarray  # (v,)
-    table: Table
+    table: SpeakerClusters
 
 
 def sections(
-    voices: Voices, tables: Sequence[Refresh], player: Callable[[int, int], Html] | None, seed: int
+    voices: Voices,
+    tables: Sequence[RefreshedTable],
+    player: Callable[[int, int], Html] | None,
+    seed: int,
 ) -> Iterator[Html]:
     """The parts of the page; `player` makes what plays an utterance, given its place and its row.
 
@@ -97,7 +100,7 @@ def _map(voices: Voices, voiceprints: np.ndarray, pairs: Pairs, seed: int) -> Ht
     )
 
 
-def _sizes(table: Table) -> Html:
+def _sizes(table: SpeakerClusters) -> Html:
     import plotly.graph_objects as go
 
     order = np.argsort(-table.sizes, kind="stable")
@@ -123,7 +126,7 @@ def _sizes(table: Table) -> Html:
 def _confusable(
     voices: Voices,
     pairs: Pairs,
-    tables: Sequence[Refresh],
+    tables: Sequence[RefreshedTable],
     player: Callable[[int, int], Html] | None,
 ) -> Html:
     shared = exploration.shared(tables, *_names(voices, pairs))
@@ -160,7 +163,7 @@ def _confusable(
     )
 
 
-def _movement(voices: Voices, pairs: Pairs, tables: Sequence[Refresh]) -> Iterator[Html]:
+def _movement(voices: Voices, pairs: Pairs, tables: Sequence[RefreshedTable]) -> Iterator[Html]:
     import plotly.graph_objects as go
 
     heading = "Clusters over the run's refreshes"

@@ -18,7 +18,7 @@ from chns_jax.common.errors import UserError
 from chns_jax.devices import processes
 from chns_jax.runs.folder import RunFolder
 from chns_jax.runs.state import TrainState
-from chns_jax.sampling.table import Table
+from chns_jax.sampling.clusters import SpeakerClusters
 
 NO_STEP = -1  # what hosts tell each other where there is no checkpoint
 
@@ -37,7 +37,7 @@ class Progress(NamedTuple):
 
 class Restored(NamedTuple):
     state: TrainState
-    table: Table | None
+    table: SpeakerClusters | None
     progress: Progress
     refresh: dict[str, Any] | None  # the variables of a refresh that was under way
 
@@ -75,7 +75,7 @@ def open_manager(folder: Path, keep: int = 1, *, read_only: bool = False) -> ocp
 def save(
     manager: ocp.CheckpointManager,
     state: TrainState,
-    table: Table | None,
+    table: SpeakerClusters | None,
     progress: Progress,
     config: str,
     eer: float | None,
@@ -122,7 +122,9 @@ def restore(manager: ocp.CheckpointManager, like: TrainState) -> Restored | None
         items = manager.restore(step, args=ocp.args.Composite(**args))
     table = None
     if "table" in args:
-        table = Table(*(np.asarray(items["table"][key]) for key in ("cluster", "centroids")))
+        table = SpeakerClusters(
+            *(np.asarray(items["table"][key]) for key in ("cluster", "centroids"))
+        )
     refresh = items["refresh"] if "refresh" in args else None
     count = jax.device_put(np.int32(step), like.step.sharding)
     state = TrainState(count, items["variables"], items["optimizer"])

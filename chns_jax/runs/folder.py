@@ -16,7 +16,7 @@ from chns_jax.common.files import remove_leftovers, replacing
 from chns_jax.config import BUILTIN_VOICES, Config, Hosts
 from chns_jax.corpus.split import make_split, voices_folder
 from chns_jax.devices import processes
-from chns_jax.sampling import table as tables
+from chns_jax.sampling import clusters as tables
 
 
 @dataclass(frozen=True)

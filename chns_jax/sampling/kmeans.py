@@ -9,7 +9,7 @@ import numpy as np
 
 from chns_jax.common.randomness import Purpose, generator
 from chns_jax.common.vectors import unit
-from chns_jax.sampling.table import Table
+from chns_jax.sampling.clusters import SpeakerClusters
 
 KMEANS_RESTARTS = 5
 FULL_BELOW = 20_000  # speakers
@@ -35,7 +35,7 @@ def cluster(
     seed: int,
     round: int = 0,
     kmeans: Literal["auto", "full", "sampled"] = "auto",
-) -> Table:
+) -> SpeakerClusters:
     """k-means of voiceprints (scikit-learn's KMeans, best of 5 starts), in one thread.
 
     full: of all speakers at once; sampled: of a sixth of them, from whose centroids 10 iterations
@@ -68,4 +68,4 @@ def cluster(
             fit.fit(voiceprints_nxd[rng.permutation(speakers)[:count]])
             fit = make(clusters, init=fit.cluster_centers_, n_init=1, max_iter=REFINEMENTS)
             fit.fit(voiceprints_nxd)
-    return Table(fit.labels_.astype(np.int32), fit.cluster_centers_.astype(np.float32))
+    return SpeakerClusters(fit.labels_.astype(np.int32), fit.cluster_centers_.astype(np.float32))

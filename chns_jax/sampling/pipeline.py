@@ -14,8 +14,8 @@ from chns_jax.config import Sampler
 from chns_jax.corpus.noise import NoiseFiles
 from chns_jax.corpus.reader import Reader
 from chns_jax.sampling.buffers import Buffers
+from chns_jax.sampling.clusters import SpeakerClusters
 from chns_jax.sampling.plan import Batch, plan
-from chns_jax.sampling.table import Table
 
 BATCHES_AHEAD = 2
 MOST_SLICES = 32  # of a batch, each read by one thread; or as many as there are threads
@@ -28,7 +28,7 @@ Row = np.ndarray | dict[str, np.ndarray]
 def training_batches(
     reader: Reader,
     sampler: Sampler,
-    table: Table | None,
+    table: SpeakerClusters | None,
     *,
     seed: int,
     samples: int,

@@ -12,7 +12,7 @@ from chns_jax.common.errors import UserError
 from chns_jax.common.randomness import Purpose, generator
 from chns_jax.config import Sampler
 from chns_jax.corpus.corpus import Corpus
-from chns_jax.sampling.table import Table
+from chns_jax.sampling.clusters import SpeakerClusters
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,9 @@ class Batch:
     hard: int  # how many speakers were drawn from clusters
 
 
-def plan(seed: int, step: int, sampler: Sampler, corpus: Corpus, table: Table | None) -> Batch:
+def plan(
+    seed: int, step: int, sampler: Sampler, corpus: Corpus, table: SpeakerClusters | None
+) -> Batch:
     """The batch of `step`: hard speakers from clusters of `table`, others from everywhere else.
 
     Without a table, all speakers are drawn at random. Kind `utterances` knows neither speakers nor
@@ -59,7 +61,7 @@ def check(sampler: Sampler, corpus: Corpus) -> None:
         )
 
 
-def same_cluster_share(labels: np.ndarray, table: Table | None) -> float:
+def same_cluster_share(labels: np.ndarray, table: SpeakerClusters | None) -> float:
     """Share of a batch's negatives that are from their anchor's own cluster; 0 without a table.
 
     `labels` are the speakers of its rows; a negative is a row of another speaker.
@@ -73,7 +75,7 @@ def same_cluster_share(labels: np.ndarray, table: Table | None) -> float:
     return float((np.square(of_cluster).sum() - of_speaker) / negatives) if negatives else 0.0
 
 
-def _hard_speakers(rng: np.random.Generator, hard: int, sampler: Sampler, table: Table):
+def _hard_speakers(rng: np.random.Generator, hard: int, sampler: Sampler, table: SpeakerClusters):
     """`hard` speakers from as few clusters as hold them; with repeats, from one."""
     if sampler.repeats:
         cluster = table.speakers_of(_cluster_order(rng, hard, sampler, table)[0])
@@ -93,7 +95,7 @@ def _hard_speakers(rng: np.random.Generator, hard: int, sampler: Sampler, table:
 
 
 def _cluster_order(
-    rng: np.random.Generator, hard: int, sampler: Sampler, table: Table
+    rng: np.random.Generator, hard: int, sampler: Sampler, table: SpeakerClusters
 ) -> np.ndarray:
     """The clusters that have speakers, in the order in which they are drawn."""
     if sampler.cluster_weight == "size":

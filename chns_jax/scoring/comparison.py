@@ -16,7 +16,7 @@ METRICS = ("eer", *(f"min_dcf_{p:g}" for p in metrics.P_TARGETS))
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedMetric:
     """One metric of one system on one trial list; error rates and changes are fractions."""
 
     trials: str
@@ -46,7 +46,7 @@ def compare(
     baseline: str | None,
     seed: int,
     count: int,
-) -> list[Row]:
+) -> list[ComparedMetric]:
     """The rows of one trial list: each system by each metric, in order.
 
     `enrolment` and `test` (m,) are the speakers of the trials, `scores` the scores (m,) of each run
@@ -84,7 +84,7 @@ def compare(
             changes = _relative(drawn_by_system[system], drawn_by_system[baseline])
             change_low, change_high = (end.tolist() for end in interval(changes))
         rows += [
-            Row(trials, system, metric, float(value[i]), low[i], high[i], len(runs),
+            ComparedMetric(trials, system, metric, float(value[i]), low[i], high[i], len(runs),
                 float(runs[:, i].min()), float(runs[:, i].max()),
                 change[i], change_low[i], change_high[i], *about)
             for i, metric in enumerate(METRICS)
@@ -92,19 +92,19 @@ def compare(
     return rows
 
 
-def to_csv(rows: Sequence[Row]) -> str:
+def to_csv(rows: Sequence[ComparedMetric]) -> str:
     """A line of names, then one line for each row; what there is none of is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = [field.name for field in fields(Row)]
+    names = [field.name for field in fields(ComparedMetric)]
     writer.writerow(names)
     writer.writerows([getattr(row, name) for name in names] for row in rows)
     return text.getvalue()
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
+def to_markdown(rows: Sequence[ComparedMetric]) -> str:
     """One table, a line for each system on each trial list, and what its columns mean."""
-    by_line: dict[tuple[str, str], list[Row]] = {}
+    by_line: dict[tuple[str, str], list[ComparedMetric]] = {}
     for row in rows:
         by_line.setdefault((row.trials, row.system), []).append(row)
     any_change = any(row.change is not None for row in rows)

@@ -27,7 +27,7 @@ def slot_keys(seed: int, step: Int[Array, ""] | int, slots: Int[Array, " b"]) ->
 
 def augment_audio(
     batch: dict[str, Array],
-    responses: Float[Array, "n r"] | None,
+    rirs: Float[Array, "n r"] | None,
     augment: Augment,
     *,
     seed: int,
@@ -39,7 +39,7 @@ def augment_audio(
     """Waveforms in [-1, 1], of `samples` samples, and their labels.
 
     `batch` holds "audio" (b, s or longer), "labels" (b,), "slot" (b,) and, when noise is on,
-    "noise" (b, s) and "snr" (b,) in dB. `responses` are those of rooms. Of `speakers` speakers, the
+    "noise" (b, s) and "snr" (b,) in dB. `rirs` are impulse responses. Of `speakers` speakers, the
     one at speed factor i is speaker + (i + 1) * speakers if the config counts it as another; then
     the two views of a speaker, in slots j and j + `pairs`, get the same speed.
     """
@@ -48,17 +48,17 @@ def augment_audio(
     keys = slot_keys(seed, step, slot)
     speed = augment.speed
     if speed.probability:
-        if pairs is not None and speed.new_speakers:  # twins alike
+        if pairs is not None and speed.new_speakers:  # views alike
             slot = slot % pairs
         choice = draw_speeds(slot_keys(seed, step, slot), speed.probability, len(speed.factors))
         audio = change_speed(audio, choice, speed.factors, samples)
         if speed.new_speakers:
             labels = labels + choice * speakers
     audio = audio[:, :samples]
-    if responses is not None:
+    if rirs is not None:
         probability = augment.reverberation.probability
-        in_room, which = draw_responses(keys, probability, len(responses))
-        audio = jnp.where(in_room[:, None], reverberate(audio, responses[which]), audio)
+        in_room, which = draw_rirs(keys, probability, len(rirs))
+        audio = jnp.where(in_room[:, None], reverberate(audio, rirs[which]), audio)
     if "noise" in batch:
         audio = add_noise(audio, to_float(batch["noise"])[:, :samples], batch["snr"])
     return audio, labels
@@ -93,21 +93,21 @@ def change_speed(
     return changed
 
 
-def draw_responses(keys: jax.Array, probability: float, responses: int):
+def draw_rirs(keys: jax.Array, probability: float, count: int):
     """Which rows reverberate, (b,) bool, and with which response, (b,)."""
 
     def draw(key):
         whether, which = jax.random.uniform(jax.random.fold_in(key, RESPONSE), (2,))
-        return whether < probability, jnp.minimum((which * responses).astype(int), responses - 1)
+        return whether < probability, jnp.minimum((which * count).astype(int), count - 1)
 
     return jax.vmap(draw)(keys)
 
 
-def reverberate(audio: Float[Array, "b s"], responses: Float[Array, "b r"]) -> Float[Array, "b s"]:
+def reverberate(audio: Float[Array, "b s"], rirs: Float[Array, "b r"]) -> Float[Array, "b s"]:
     """Rows convolved with impulse responses, whose direct sound is at 0, at the power they had."""
     samples = audio.shape[1]
-    length = _fast_length(samples + responses.shape[1] - 1)
-    spectrum = jnp.fft.rfft(audio, length) * jnp.fft.rfft(responses, length)
+    length = _fast_length(samples + rirs.shape[1] - 1)
+    spectrum = jnp.fft.rfft(audio, length) * jnp.fft.rfft(rirs, length)
     wet = jnp.fft.irfft(spectrum, length)[:, :samples]
     return wet * jnp.sqrt(_power(audio) / jnp.maximum(_power(wet), 1e-20))
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from chns_jax.common.errors import UserError
 from chns_jax.config import Config
-from chns_jax.devices.sharding import held, padded_rows, put, replicated, split
+from chns_jax.devices.sharding import by_rows, held, padded_rows, put, replicated
 from chns_jax.encoders import make_encoder
 from chns_jax.runs.state import TrainState
 from chns_jax.training.optimizer import make_optimizer
@@ -46,7 +46,7 @@ def build(config: Config, speakers: int, mesh: Mesh) -> Build:
         config.encoder, dtype=config.training.compute, remat=config.training.remat
     )
     tx = make_optimizer(config.optimizer, config.training.steps)
-    whole, by_rows = replicated(mesh), split(mesh)
+    whole, rows_split = replicated(mesh), by_rows(mesh)
     update = partial(
         train_step, config=config, encoder=encoder, tx=tx, speakers=speakers,
         mesh=mesh if mesh.size > 1 else None,
@@ -55,7 +55,7 @@ def build(config: Config, speakers: int, mesh: Mesh) -> Build:
         init=jax.jit(partial(init, config, encoder, tx, speakers), out_shardings=whole),
         update=jax.jit(
             update,
-            in_shardings=(whole, by_rows, whole),
+            in_shardings=(whole, rows_split, whole),
             out_shardings=(whole, whole),
             donate_argnums=0,
             static_argnums=3,

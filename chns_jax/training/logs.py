@@ -20,9 +20,9 @@ from chns_jax.config import Config
 from chns_jax.corpus.corpus import Corpus
 from chns_jax.devices import processes
 from chns_jax.runs.folder import RunFolder
-from chns_jax.sampling import hardness
+from chns_jax.sampling import negative_cosines
+from chns_jax.sampling.clusters import SpeakerClusters
 from chns_jax.sampling.plan import Batch, plan, same_cluster_share
-from chns_jax.sampling.table import Table
 
 SECONDS_BETWEEN_BARS = {True: 0.5, False: 15.0}  # a terminal redraws; a log file gets a line each
 
@@ -100,9 +100,9 @@ class Journal:
     ):
         self.config, self.corpus, self.folder = config, corpus, folder
         self.log, self.bar, self.pace = log, bar, pace
-        self.unread: deque[tuple[int, dict[str, Any], Table | None]] = deque()
+        self.unread: deque[tuple[int, dict[str, Any], SpeakerClusters | None]] = deque()
 
-    def add(self, step: int, metrics: dict[str, Any], table: Table | None) -> None:
+    def add(self, step: int, metrics: dict[str, Any], table: SpeakerClusters | None) -> None:
         """Metrics, on the device, of the step that led to `step` with a batch of this table."""
         self.unread.append((step, metrics, table))
 
@@ -127,15 +127,15 @@ class Journal:
                     **{name: float(value) for name, value in metrics.items()},
                     **self.pace.scalars(),
                     same_cluster_share=same_cluster_share(labels, table),
-                    **hardness.summary(z, labels, seed=training.seed, step=step),
+                    **negative_cosines.summary(z, labels, seed=training.seed, step=step),
                 )
 
-    def _batch(self, step: int, table: Table | None) -> Batch:
+    def _batch(self, step: int, table: SpeakerClusters | None) -> Batch:
         """The batch that led to `step`."""
         seed = self.config.training.seed
         return plan(seed, step - 1, self.config.sampler, self.corpus, table)
 
-    def _bad_batch(self, step: int, table: Table | None) -> UserError:
+    def _bad_batch(self, step: int, table: SpeakerClusters | None) -> UserError:
         path = self.folder.bad_batch
         if processes.is_first():
             with replacing(path) as file:

@@ -11,7 +11,7 @@ from chns_jax.config import Config
 from chns_jax.embedding.clustering import make_table
 from chns_jax.embedding.embedder import Embedder
 from chns_jax.runs import checkpoint
-from chns_jax.sampling.table import Table
+from chns_jax.sampling.clusters import SpeakerClusters
 from chns_jax.training.build import Build, build
 from chns_jax.training.validate import validate
 
@@ -21,7 +21,7 @@ class Parts(NamedTuple):
 
     build: Callable[[Config, int, Mesh], Build] = build
     embedder: Callable[[Config, Mesh], Embedder] = Embedder
-    make_table: Callable[..., Table] = make_table
+    make_table: Callable[..., SpeakerClusters] = make_table
     validate: Callable[..., dict[str, Any]] = validate
     save: Callable[..., None] = checkpoint.save
 

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from chns_jax.sampling.table import Table
+from chns_jax.sampling.clusters import SpeakerClusters
 
-MakeTable = Callable[..., Table]  # of (variables, round=..., stopped=...)
+MakeTable = Callable[..., SpeakerClusters]  # of (variables, round=..., stopped=...)
 
 
 class Refresh:
@@ -24,7 +24,7 @@ class Refresh:
 
     def __init__(self, make: MakeTable, make_beside: MakeTable):
         self._make, self._make_beside = make, make_beside
-        self._begun: Future[Table] | None = None
+        self._begun: Future[SpeakerClusters] | None = None
         self._stopped = Event()
         self.variables: dict[str, Any] | None = None  # on the host, of a table that was begun
 
@@ -42,7 +42,7 @@ class Refresh:
         )
         thread.shutdown(wait=False)  # it ends with the table
 
-    def table(self, variables: dict[str, Any], round: int) -> Table:
+    def table(self, variables: dict[str, Any], round: int) -> SpeakerClusters:
         """The table that was begun, or else one made with these variables."""
         if self._begun is None:
             return self._make(variables, round=round)

@@ -1,4 +1,4 @@
-"""One step of training and one of inference: pure functions of a state and a batch."""
+"""One step of training: a pure function of a state and a batch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 from chns_jax.common.randomness import Purpose, generator
 from chns_jax.config import Config
 from chns_jax.devices.sharding import for_own_rows
+from chns_jax.encoders.batch_norm import merged, of_each_layer, updated
 from chns_jax.encoders.features import frame_count, log_mel
-from chns_jax.encoders.statistics import merged, of_each_layer, updated
 from chns_jax.runs.state import TrainState
 from chns_jax.sampling.plan import hard_count
 from chns_jax.training.augment import augment_audio, mask_spectrogram, slot_keys

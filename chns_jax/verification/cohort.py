@@ -19,7 +19,7 @@ from chns_jax.corpus.open import open_corpus
 from chns_jax.corpus.split import make_split
 from chns_jax.embedding import cache as embedding_cache
 from chns_jax.embedding.embedder import segment_samples
-from chns_jax.embedding.model import Model, digest
+from chns_jax.embedding.model import Model, checkpoint_digest
 from chns_jax.runs.folder import RunFolder
 
 
@@ -41,7 +41,7 @@ def describe(model: Model, segments: float | None, cohort: Cohort | None) -> dic
         "top": cohort.top,
         "cohort": cohort.made_of,
     }
-    return {"checkpoint": digest(model), "segments": segments, "norm": norm}
+    return {"checkpoint": checkpoint_digest(model), "segments": segments, "norm": norm}
 
 
 def make_cohort(

@@ -11,7 +11,7 @@ import numpy as np
 
 from chns_jax.common.errors import UserError
 from chns_jax.common.files import replacing
-from chns_jax.verification.speaker_encoder import SpeakerEncoder, Voice
+from chns_jax.verification.speaker_encoder import SpeakerEncoder, Voiceprint
 
 UNKNOWN = "unknown"  # what nobody's voice is identified as
 LONGEST_FILE_NAME = 200  # bytes; file systems hold 255
@@ -34,7 +34,7 @@ def enroll(folder: Path, name: str, recordings: list[str], encoder: SpeakerEncod
     taken = UserError(f"{name} is enrolled in {folder} already: remove the name first")
     if path.exists():
         raise taken
-    voice = encoder.voice(recordings)
+    voice = encoder.voiceprint(recordings)
     speaker = Enrolled(
         name, len(recordings), voice.seconds, voice.embedding.tolist(), _made_by(encoder)
     )
@@ -66,7 +66,7 @@ def read(folder: Path) -> list[Enrolled]:
     return sorted(speakers)
 
 
-def voices(folder: Path, encoder: SpeakerEncoder) -> dict[str, Voice]:
+def voiceprints(folder: Path, encoder: SpeakerEncoder) -> dict[str, Voiceprint]:
     """The voice of each speaker of a gallery. Also raises UserError for a gallery of nobody, and
     for one of another model."""
     speakers = read(folder)
@@ -82,7 +82,7 @@ def voices(folder: Path, encoder: SpeakerEncoder) -> dict[str, Voice]:
         if len(speaker.embedding) != encoder.model.config.encoder.embedding:
             raise _damaged(_file(folder, speaker.name))
     return {
-        speaker.name: Voice(np.array(speaker.embedding, np.float32), speaker.seconds)
+        speaker.name: Voiceprint(np.array(speaker.embedding, np.float32), speaker.seconds)
         for speaker in speakers
     }
 

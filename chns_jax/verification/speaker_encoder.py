@@ -39,7 +39,7 @@ class Decision(NamedTuple):
     set_for: dict[str, float]  # {"false_accept_rate": r} or {"prior": p}
 
 
-class Voice(NamedTuple):
+class Voiceprint(NamedTuple):
     """What is compared: an enrolled speaker, or the recording of someone."""
 
     embedding: np.ndarray  # (d,) L2-normalised
@@ -67,7 +67,7 @@ class SpeakerEncoder:
         made = calibrations.load(RunFolder(run).calibration)
         if made is None:
             return cls(loaded)
-        if made.scores["checkpoint"] != model.digest(loaded):
+        if made.scores["checkpoint"] != model.checkpoint_digest(loaded):
             return cls(loaded, uncalibrated="the run's calibration is for another checkpoint")
         return cls(loaded, made, cohorts.load(run, made.scores))
 
@@ -93,7 +93,9 @@ class SpeakerEncoder:
         checkpoint; and for silence, or less than 0.2 s.
         """
         self.check_calibrated()
-        first, second = (self.voice([speech], sample_rate=sample_rate) for speech in (one, other))
+        first, second = (
+            self.voiceprint([speech], sample_rate=sample_rate) for speech in (one, other)
+        )
         return self.decide(first, second)
 
     def check_calibrated(self) -> Calibration:
@@ -106,7 +108,9 @@ class SpeakerEncoder:
             )
         return self.calibration
 
-    def voice(self, recordings: Sequence[Speech], *, sample_rate: int | None = None) -> Voice:
+    def voiceprint(
+        self, recordings: Sequence[Speech], *, sample_rate: int | None = None
+    ) -> Voiceprint:
         """The voice of a speaker, from recordings of nobody else: the mean of their embeddings.
 
         They are embedded as the calibration has it. Also raises UserError for silence, and for a
@@ -129,7 +133,7 @@ class SpeakerEncoder:
                 )
         embeddings = self._embed(len(waveforms), waveforms.__getitem__, self.segments)
         seconds = sum(len(waveform) for waveform in waveforms) / rate
-        return Voice(means(embeddings, np.zeros(len(embeddings), int))[0], seconds)
+        return Voiceprint(means(embeddings, np.zeros(len(embeddings), int))[0], seconds)
 
     @property
     def segments(self) -> float | None:
@@ -139,9 +143,9 @@ class SpeakerEncoder:
     @property
     def checkpoint(self) -> str:
         """Digest of the checkpoint: embeddings of one digest may be compared."""
-        return model.digest(self.model)
+        return model.checkpoint_digest(self.model)
 
-    def decide(self, one: Voice, other: Voice) -> Decision:
+    def decide(self, one: Voiceprint, other: Voiceprint) -> Decision:
         """Whether two voices are of one speaker. Raises UserError as `check_calibrated`."""
         calibration = self.check_calibrated()
         cosine = float(one.embedding @ other.embedding)

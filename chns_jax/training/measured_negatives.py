@@ -11,9 +11,9 @@ from chns_jax.common.vectors import unit
 from chns_jax.config import Config
 from chns_jax.corpus.reader import Reader
 from chns_jax.embedding.embedder import Embedder
-from chns_jax.sampling import hardness
+from chns_jax.sampling import negative_cosines
+from chns_jax.sampling.clusters import SpeakerClusters
 from chns_jax.sampling.pipeline import training_batches
-from chns_jax.sampling.table import Table
 
 ROWS = 256
 
@@ -23,7 +23,7 @@ def negatives_of(
     variables: dict[str, Any],
     reader: Reader,
     config: Config,
-    table: Table | None,
+    table: SpeakerClusters | None,
 ) -> np.ndarray:
     """Cosines (pairs,) in a few batches past the last step, in inference mode; None: random."""
     seed, steps, rows = config.training.seed, config.training.steps, 2 * config.sampler.speakers
@@ -39,6 +39,6 @@ def negatives_of(
                 embedder.crops(variables, embedder.own(part))[: len(part)] for part in parts
             ]
             z = unit(np.concatenate(embedded))
-            of_batch = hardness.negative_cosines(z, batch["labels"], seed=seed, step=step)
+            of_batch = negative_cosines.negative_cosines(z, batch["labels"], seed=seed, step=step)
             cosines.append(of_batch)
     return np.concatenate(cosines)

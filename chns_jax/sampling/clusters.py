@@ -16,7 +16,7 @@ from chns_jax.common.vectors import unit
 
 
 @dataclass(frozen=True)
-class Table:
+class SpeakerClusters:
     """Clusters of speakers, frozen for one round of training."""
 
     cluster: np.ndarray  # (n,) int32: the cluster of each speaker
@@ -50,7 +50,7 @@ class Table:
         return self.members[self.start[cluster] : self.start[cluster + 1]]
 
 
-def save(path: Path | str, table: Table, speakers: Sequence[str] | np.ndarray) -> None:
+def save(path: Path | str, table: SpeakerClusters, speakers: Sequence[str] | np.ndarray) -> None:
     """Write `table` as .npz with the names of its speakers; complete or not at all."""
     with replacing(path, "wb") as file:
         np.savez(
@@ -61,7 +61,7 @@ def save(path: Path | str, table: Table, speakers: Sequence[str] | np.ndarray) -
         )
 
 
-def load(path: Path | str, speakers: Sequence[str] | np.ndarray) -> Table:
+def load(path: Path | str, speakers: Sequence[str] | np.ndarray) -> SpeakerClusters:
     """Read a table for `speakers`, in their order; the file may hold more of them.
 
     Raises UserError when the file is no table, or does not have one of the speakers.
@@ -76,10 +76,10 @@ def load(path: Path | str, speakers: Sequence[str] | np.ndarray) -> Table:
             f"the table {path} lacks {len(missing)} of the {len(speakers)} training speakers, "
             f"{speakers[missing[0]]} first: make it from the same corpus with chns_jax.cluster"
         )
-    return Table(table.cluster[row], table.centroids)
+    return SpeakerClusters(table.cluster[row], table.centroids)
 
 
-def read(path: Path | str) -> tuple[np.ndarray, Table]:
+def read(path: Path | str) -> tuple[np.ndarray, SpeakerClusters]:
     """Names of the speakers (n,) and table of a file. Raises UserError when it is no table."""
     try:
         with open(Path(path).expanduser(), "rb") as file, np.load(file) as arrays:
@@ -91,4 +91,4 @@ def read(path: Path | str) -> tuple[np.ndarray, Table]:
         raise UserError(f"the table {path} does not exist: make it with chns_jax.cluster") from None
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a table of clusters (.npz of chns_jax.cluster)") from error
-    return named, Table(labels.astype(np.int32), centroids.astype(np.float32))
+    return named, SpeakerClusters(labels.astype(np.int32), centroids.astype(np.float32))
