@@ -94,17 +94,17 @@ class Features:
     sample_rate: PositiveInt = 16_000
     """Hz; audio of other rates is resampled."""
     bands: PositiveInt = 80
-    """Mel bands."""
+    """Mel bins."""
     window_ms: PositiveFloat = 25.0
     """Length of an analysis window."""
     hop_ms: PositiveFloat = 10.0
     """Distance between windows."""
     f_min: float = 0.0
-    """Lower edge of the lowest band, Hz."""
+    """Lower edge of the lowest mel bin, Hz."""
     f_max: float = 8_000.0
-    """Upper edge of the highest band, Hz."""
+    """Upper edge of the highest mel bin, Hz."""
     mean_normalise: bool = True
-    """Subtract each band's mean over time."""
+    """Subtract each mel bin's mean over time."""
 
     @property
     def window(self) -> int:
@@ -360,18 +360,18 @@ class Speed:
 
 @dataclass(frozen=True)
 class SpecAugment:
-    """Bands and stretches of time masked in the log-mel (Park et al. 2019)."""
+    """Time and frequency masks of the log-mel (Park et al. 2019)."""
 
     probability: ClosedUnitInterval = 0.0
     """Share of the crops."""
     time_masks: NonNegativeInt = 1
-    """Stretches masked."""
+    """Time masks."""
     time_width: PositiveInt = 10
-    """Frames in the longest one."""
+    """Frames in the widest one."""
     band_masks: NonNegativeInt = 1
-    """Ranges of bands masked."""
+    """Frequency masks."""
     band_width: PositiveInt = 8
-    """Bands in the widest one."""
+    """Mel bins in the widest one."""
 
 
 @dataclass(frozen=True)
@@ -565,7 +565,9 @@ class Config:
                 f"{2 * sampler.speakers} rows of a batch"
             )
         if self.augment.spec_augment.band_width > features.bands:
-            raise UserError(f"augment.spec_augment.band_width exceeds the {features.bands} bands")
+            raise UserError(
+                f"augment.spec_augment.band_width exceeds the {features.bands} mel bins"
+            )
         if sampler.refresh_ahead and self.hosts.several:
             raise UserError("sampler.refresh_ahead works on one host: leave it 0 with hosts.*")
         fewest = max(10, (self.encoder.ecapa.reach + 1) // 2 + 1)  # reflection needs that many

@@ -240,7 +240,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     if config.validation.floor and trials is not None:
         summary["floor_eer"] = mfcc_eer(trial_reader, trials)
     training_picture(
-        folder.picture, eer_at=eer_at, floor_eer=summary.get("floor_eer"), negatives=negatives
+        folder.picture, eer_at=eer_at, baseline_eer=summary.get("floor_eer"), negatives=negatives
     )
     with replacing(folder.summary) as file:
         file.write(json.dumps(summary, indent=1) + "\n")

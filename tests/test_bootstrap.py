@@ -19,7 +19,7 @@ def all_trials(speakers=SPEAKERS, utterances=UTTERANCES):
 def simulate(seed, deviation):
     """Scores of all trials, where speakers deviate from each other, and their true EER.
 
-    A target's score is 2 + a + e and a non-target's (b_1 + b_2) / sqrt(2) + e, with effects a and b
+    A target's score is 2 + a + e and an impostor's (b_1 + b_2) / sqrt(2) + e, with effects a and b
     of each speaker.
     """
     rng = np.random.default_rng([1, seed])
@@ -77,7 +77,7 @@ def test_a_replicate_without_targets_or_impostors_is_drawn_again():
     one, other = np.array([4, 8]), np.array([4, 9])  # all three speakers must be drawn
     weights = replicates(lambda weights: weights, labels, one, other, seed=0, count=20)
     np.testing.assert_array_equal(weights, 1)
-    with pytest.raises(ValueError, match="both target and non-target"):
+    with pytest.raises(ValueError, match="both target and impostor"):
         replicates(lambda weights: weights, labels[:1], one[:1], other[:1], seed=0, count=1)
 
 

@@ -112,7 +112,7 @@ def test_thresholds_of_ties_and_of_few_trials():
     scores = np.array([5.0, 4.0, 4.0, 4.0, 3.0, 2.0, 1.0, 0.0, 0.0, 0.0])
     for rate, accepted in ((0.1, 1), (0.2, 1), (0.3, 1), (0.4, 4), (0.5, 5), (0.95, 7)):
         assert np.sum(scores >= threshold_for(scores, rate)) == accepted
-    with pytest.raises(UserError, match="rate of 0.05 is less than one of 10 non-target trials"):
+    with pytest.raises(UserError, match="rate of 0.05 is less than one of 10 impostor trials"):
         threshold_for(scores, 0.05)
 
 

@@ -68,7 +68,7 @@ def test_known_cases():
 
 
 def test_what_cannot_be_scored():
-    with pytest.raises(ValueError, match="both target and non-target"):
+    with pytest.raises(ValueError, match="both target and impostor"):
         error_rates(np.ones(3), np.arange(3.0))
     with pytest.raises(ValueError, match="finite"):
         error_rates(np.array([0, 1]), np.array([0.0, np.nan]))
@@ -83,7 +83,7 @@ def test_weights_are_how_often_trials_occur(pairs, data):
     repeated = np.repeat(labels, weights), np.repeat(scores, weights)
     if repeated[0].all() or not repeated[0].any():
         for metric in (eer, cllr, min_cllr):
-            with pytest.raises(ValueError, match="both target and non-target"):
+            with pytest.raises(ValueError, match="both target and impostor"):
                 metric(labels, scores, weights=weights)
         return
     for metric in (eer, cllr, min_cllr):
@@ -165,7 +165,7 @@ def test_known_costs():
     assert min_cllr(labels, np.array([4, 3, 2, 1])) == 0
     assert act_dcf(labels, np.array([np.inf, np.inf, -np.inf, -np.inf]), 0.01) == 0
     assert act_dcf(labels, np.array([0, 0, 0, 0]), 0.01) == 1  # accepts nothing
-    with pytest.raises(ValueError, match="both target and non-target"):
+    with pytest.raises(ValueError, match="both target and impostor"):
         cllr(np.array([1, 1]), np.array([0.0, 1.0]))
     with pytest.raises(ValueError, match="numbers"):
         act_dcf(np.array([1, 0]), np.array([0.0, np.nan]), 0.01)

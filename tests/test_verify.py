@@ -187,7 +187,7 @@ def test_a_damaged_calibration(tmp_path, change):
     "options, message",
     [
         (["--prior", "0.1", "--false_accept_rate", "0.1"], "give one of them"),
-        (["--false_accept_rate", "0.0001"], "is less than one of 1056 non-target trials"),
+        (["--false_accept_rate", "0.0001"], "is less than one of 1056 impostor trials"),
         (["--false_accept_rate", "1.5"], "false_accept_rate"),
         (["--quality", "cohort_mean"], "needs --norm"),
         (["--quality", "loudness"], "quality"),

@@ -1,4 +1,4 @@
-"""The command line of a program: what it says wrong is one sentence."""
+"""The options of a command, read by their annotations; options that commands share."""
 
 from __future__ import annotations
 

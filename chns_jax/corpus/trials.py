@@ -21,7 +21,7 @@ class Layout(NamedTuple):
 
     written: str
     label: int  # column
-    values: tuple[str, str]  # of a target, and of a non-target
+    values: tuple[str, str]  # of a target, and of an impostor
 
 
 VOXCELEB = Layout("<1 or 0> <enrolment> <test>", 0, ("1", "0"))
@@ -79,7 +79,7 @@ def read(path: Path | str) -> NamedTrials:
         enrolment.append(names[0])
         test.append(names[1])
     if all(labels) or not any(labels):
-        raise UserError(f"{path} needs both target (1) and non-target (0) trials")
+        raise UserError(f"{path} needs both target (1) and impostor (0) trials")
     return NamedTrials(np.array(labels), enrolment, test)
 
 
@@ -143,7 +143,7 @@ def make(corpus: Corpus, *, max_trials: int, seed: int) -> Trials:
     Targets are pairs of one speaker from different recordings. When there are more pairs, some are
     drawn: in proportion, but a tenth of them targets if there are as many. Of a corpus of more than
     4,000 utterances, so many are drawn first. Raises UserError when there are no targets or no
-    non-targets.
+    impostors.
     """
     rng = generator(seed, Purpose.TRIALS)
     utterances = np.arange(len(corpus))
@@ -152,19 +152,19 @@ def make(corpus: Corpus, *, max_trials: int, seed: int) -> Trials:
     first, second = (utterances[i] for i in np.triu_indices(len(utterances), k=1))
     same = corpus.speaker[first] == corpus.speaker[second]
     across = corpus.recording[first] != corpus.recording[second]
-    target, nontarget = np.flatnonzero(same & across), np.flatnonzero(~same)
-    if not len(target) or not len(nontarget):
+    target, impostor = np.flatnonzero(same & across), np.flatnonzero(~same)
+    if not len(target) or not len(impostor):
         raise UserError(
             f"the {len(corpus.speakers)} held-out speakers of {corpus.roots[0]} make no trials: "
             "hold out at least two speakers, one of whom has two recordings"
         )
-    if len(target) + len(nontarget) > max_trials:
-        share = max(0.1, len(target) / (len(target) + len(nontarget)))
+    if len(target) + len(impostor) > max_trials:
+        share = max(0.1, len(target) / (len(target) + len(impostor)))
         wanted = min(len(target), max(1, round(share * max_trials)))
         target = np.sort(rng.choice(target, wanted, replace=False))
-        rest = min(len(nontarget), max(1, max_trials - wanted))
-        nontarget = np.sort(rng.choice(nontarget, rest, replace=False))
-    kept = np.concatenate([target, nontarget])
+        rest = min(len(impostor), max(1, max_trials - wanted))
+        impostor = np.sort(rng.choice(impostor, rest, replace=False))
+    kept = np.concatenate([target, impostor])
     labels = np.arange(len(kept)) < len(target)
     return Trials(labels, first[kept], second[kept])
 

@@ -38,7 +38,7 @@ def log_mel(
 ) -> Float[Array, "b t f"]:
     """Log-mel energies (b, t, f) float32, with t = `frame_count(s, features)`.
 
-    `waveform` is int16, or float in [-1, 1]. With `features.mean_normalise`, each band's mean over
+    `waveform` is int16, or float in [-1, 1]. With `features.mean_normalise`, each bin's mean over
     time is subtracted, which removes a stationary channel. SpeechBrain's are in dB, Kaldi's in
     nepers of power. Source: SpeechBrain 1.x `Fbank`; kaldi-native-fbank.
 

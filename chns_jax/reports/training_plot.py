@@ -13,7 +13,7 @@ def training_picture(
     path: Path,
     *,
     eer_at: dict[int, float],
-    floor_eer: float | None,
+    baseline_eer: float | None,
     negatives: dict[str, np.ndarray],
 ) -> None:
     """Write a PNG: validation EER over steps, and histograms of the negatives' cosine.
@@ -33,9 +33,9 @@ def training_picture(
             f"{eers[-1]:.1f} %", (list(eer_at)[-1], eers[-1]), (0, 8),
             textcoords="offset points", ha="center",
         )  # fmt: skip
-        if floor_eer is not None:
-            left.axhline(100 * floor_eer, color="0.5", linestyle="--", label="MFCC floor")
-        top = max(eers.max(), 100 * (floor_eer or 0))
+        if baseline_eer is not None:
+            left.axhline(100 * baseline_eer, color="0.5", linestyle="--", label="MFCC baseline")
+        top = max(eers.max(), 100 * (baseline_eer or 0))
         left.set(ylim=(0, 1.2 * top), xlim=(0, 1.08 * max(eer_at)))
         left.legend()
     else:

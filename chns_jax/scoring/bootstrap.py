@@ -45,7 +45,7 @@ def speaker_weights(
     As many speakers as there are, are drawn with replacement. `enrolment` and `test` (m,) are the
     speakers of the trials, 0 to `speakers` - 1; a trial of one speaker counts as often as the
     speaker is drawn, a trial of two as the product of their draws. Drawn again until there are
-    target and non-target trials, which `labels` (m,) bool tell apart.
+    target and impostor trials, which `labels` (m,) bool tell apart.
     """
     rng = generator(seed, Purpose.BOOTSTRAP, replicate)
     while True:
@@ -68,11 +68,11 @@ def replicates(
 
     Labels and speakers of the trials are as in `speaker_weights`, but their speakers may have any
     numbers. Statistics of one seed and one list are paired: replicate i draws the same speakers.
-    Raises ValueError when there are no target or no non-target trials.
+    Raises ValueError when there are no target or no impostor trials.
     """
     labels = np.asarray(labels).astype(bool)
     if labels.all() or not labels.any():
-        raise ValueError("a bootstrap needs both target and non-target trials")
+        raise ValueError("a bootstrap needs both target and impostor trials")
     names, speaker = np.unique(np.stack([enrolment, test]), return_inverse=True)
     enrolment, test = speaker.reshape(2, -1)
     return np.stack(

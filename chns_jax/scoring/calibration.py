@@ -182,18 +182,18 @@ def cross_validated(
     return llrs
 
 
-def threshold_for(nontargets: np.ndarray, false_accept_rate: float) -> float:
-    """The lowest threshold that accepts this share of non-target scores (n,) at most.
+def threshold_for(impostors: np.ndarray, false_accept_rate: float) -> float:
+    """The lowest threshold that accepts this share of impostor scores (n,) at most.
 
     Of equal scores all are accepted or none. Raises UserError when the rate is less than one trial.
     """
-    allowed = int(false_accept_rate * len(nontargets) + 1e-9)
+    allowed = int(false_accept_rate * len(impostors) + 1e-9)
     if allowed < 1:
         raise UserError(
             f"a false-accept rate of {false_accept_rate:g} is less than one of "
-            f"{len(nontargets)} non-target trials: give more trials or a higher rate"
+            f"{len(impostors)} impostor trials: give more trials or a higher rate"
         )
-    falling = np.sort(nontargets)[::-1]
+    falling = np.sort(impostors)[::-1]
     return float(np.nextafter(falling[allowed], np.inf))
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 P_TARGETS = (0.01, 0.05)  # of the minDCFs that are reported
-MISSING = "error rates need both target and non-target trials"
+MISSING = "error rates need both target and impostor trials"
 
 
 class Ranking(NamedTuple):

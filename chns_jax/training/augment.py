@@ -126,15 +126,15 @@ def mask_spectrogram(
     """SpecAugment without warping (Park et al. 2019, arXiv 1904.08779).
 
     A mask's width is uniform from 0 to the largest, its place is uniform, and it is filled with the
-    band's mean over time.
+    mel bin's mean over time.
     """
-    _, frames, bands = log_mel.shape
+    _, frames, bins = log_mel.shape
 
     def one(log_mel_txf, key):
         whether, *of_masks = jax.random.split(jax.random.fold_in(key, MASKS), 3)
-        stretches = _masks(of_masks[0], spec_augment.time_masks, spec_augment.time_width, frames)
-        ranges = _masks(of_masks[1], spec_augment.band_masks, spec_augment.band_width, bands)
-        hidden = stretches[:, None] | ranges[None, :]
+        in_time = _masks(of_masks[0], spec_augment.time_masks, spec_augment.time_width, frames)
+        in_frequency = _masks(of_masks[1], spec_augment.band_masks, spec_augment.band_width, bins)
+        hidden = in_time[:, None] | in_frequency[None, :]
         hidden &= jax.random.uniform(whether) < spec_augment.probability
         return jnp.where(hidden, log_mel_txf.mean(axis=0), log_mel_txf)
 
