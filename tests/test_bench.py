@@ -1,4 +1,6 @@
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -10,20 +12,21 @@ from chns_jax.common.errors import UserError
 
 @pytest.fixture
 def without_torch(monkeypatch):
-    monkeypatch.setattr(measure, "torch_is_here", lambda: False)
-    monkeypatch.setattr(training, "torch_is_here", lambda: False)
+    for module in (measure, training):
+        monkeypatch.setattr(module, "why_no_torch", lambda: "no module named torch")
 
 
-IN_PROCESS = [name for name in bench.ROWS if name not in ("losses", "start")]  # these start others
+# The others start processes.
+IN_PROCESS = [name for name in bench.ROWS if name not in ("losses", "start", "loop")]
 
 
 def test_quick_rows(without_torch, capsys):
     bench.main(["--quick", "--json", "--rows", *IN_PROCESS])
     said = capsys.readouterr()
-    assert "left out" in said.err
+    assert "left out, as they do not import (no module named torch)" in said.err
     table = json.loads(said.out)
     assert table["device"]
-    assert len(table["rows"]) == 15
+    assert len(table["rows"]) == 17
     for row in table["rows"]:
         assert row["ours"] > 0 and row["unit"] and row["what"]
         assert (row["theirs"] is None) == (row["ratio"] is None)
@@ -32,11 +35,27 @@ def test_quick_rows(without_torch, capsys):
 
 @pytest.mark.slow
 def test_the_rows_that_start_programs(without_torch, capsys):
-    bench.main(["--quick", "--rows", "losses", "start"])
+    bench.main(["--quick", "--rows", "losses", "start", "loop"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == bench.HEADER
-    assert len(lines) == 4 + 3 + 2
+    assert len(lines) == 4 + 3 + 2 + 5
     assert all(line.count("|") == bench.HEADER.count("|") for line in lines[2:])
+
+
+def test_what_does_not_import_is_left_out(monkeypatch):
+    """A torchaudio of another PyTorch raises OSError where SpeechBrain imports it."""
+
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == "speechbrain":
+                raise OSError("undefined symbol: torch_call\nand more")
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "speechbrain"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    why = measure.why_no_torch.__wrapped__()
+    assert why == "undefined symbol: torch_call"
 
 
 def test_functions_run_in_turn():
