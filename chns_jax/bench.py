@@ -10,7 +10,7 @@ from chns_jax.common.errors import UserError, run
 
 ROWS = (
     "ecapa", "thin_resnet", "features", "losses", "plans", "refresh", "loading", "embedding",
-    "error_rates", "start",
+    "error_rates", "start", "loop",
 )  # fmt: skip
 HEADER = "| what | ours | compared with | theirs | ratio | target | met |"
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
 
     import jax
 
-    from chns_jax.benchmarks import contrast, data, measure, start, training
+    from chns_jax.benchmarks import contrast, data, loop, measure, start, training
 
     groups = {
         "ecapa": training.ecapa,
@@ -49,12 +49,15 @@ def main(argv: list[str]) -> None:
         "embedding": data.embedding,
         "error_rates": data.error_rates,
         "start": start.start,
+        "loop": loop.loop,
     }
     sizes = measure.QUICK if chosen.quick else measure.Sizes()
     device = jax.devices()[0].device_kind
-    if not measure.torch_is_here():
+    why = measure.why_no_torch()
+    if why is not None:
         print(
-            'rows against PyTorch and SpeechBrain are left out: pip install "chns_jax[bench]"',
+            f"rows against PyTorch and SpeechBrain are left out, as they do not import ({why}): "
+            'pip install "chns_jax[bench]"',
             file=sys.stderr,
         )
     measured = []

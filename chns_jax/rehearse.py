@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
 from chns_jax import config as configs
 from chns_jax.common.command_line import make_parser, parse
@@ -54,6 +55,13 @@ def main(argv: list[str]) -> None:
         help="The same in place of embedding a batch of crops; a third of a step's time for as "
         "many utterances when not given.",
     )
+    parser.add_argument(
+        "--feed_seconds",
+        type=NonNegativeFloat,
+        default=10.0,
+        help="How long to measure reading alone.",
+    )
+    began = time.perf_counter()
     chosen = parse(parser, argv)
     config = configs.read(parser, argv)
     if chosen.embed_seconds is not None and chosen.step_seconds is None:
@@ -63,6 +71,7 @@ def main(argv: list[str]) -> None:
     from chns_jax.benchmarks.rehearsal import Rehearsal, rehearse
     from chns_jax.train import train
 
+    imported = time.perf_counter() - began
     about = Rehearsal(
         training=Size(chosen.speakers, chosen.recordings, chosen.utterances),
         validation=voxceleb1_o(chosen.validation_utterances),
@@ -71,8 +80,9 @@ def main(argv: list[str]) -> None:
         steps=chosen.steps,
         step_seconds=chosen.step_seconds,
         embed_seconds=chosen.embed_seconds,
+        feed_seconds=chosen.feed_seconds,
     )
-    report = rehearse(config, about, train)
+    report = {"seconds_to_import": imported, **rehearse(config, about, train)}
     for name, value in report.items():
         said = f"{value:,.4g}" if isinstance(value, float) else value
         print(f"{name.replace('_', ' ')}: {said}", file=sys.stderr)

@@ -3,6 +3,8 @@ import io
 import json
 import os
 import subprocess
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -14,8 +16,8 @@ from chns_jax.common.errors import UserError
 
 @pytest.fixture
 def without_torch(monkeypatch):
-    monkeypatch.setattr(measure, "torch_is_here", lambda: False)
-    monkeypatch.setattr(training, "torch_is_here", lambda: False)
+    for module in (measure, training):
+        monkeypatch.setattr(module, "why_no_torch", lambda: "no module named torch")
 
 
 @pytest.fixture
@@ -32,12 +34,13 @@ def without_processes(monkeypatch):
 
 
 def test_quick_rows(without_torch, without_processes, capsys):
-    bench.main(["--quick", "--json"])
+    rows = [name for name in bench.ROWS if name != "loop"]  # which starts processes
+    bench.main(["--quick", "--json", "--rows", *rows])
     said = capsys.readouterr()
-    assert "left out" in said.err
+    assert "left out, as they do not import (no module named torch)" in said.err
     table = json.loads(said.out)
     assert table["device"]
-    assert len(table["rows"]) == 20
+    assert len(table["rows"]) == 22
     for row in table["rows"]:
         assert row["unit"] and row["what"]
         if not row["what"].startswith("import"):  # which has happened here
@@ -62,11 +65,27 @@ def test_the_table(without_torch, capsys):
 @pytest.mark.long
 @pytest.mark.slow
 def test_the_rows_that_start_programs(without_torch, capsys):
-    bench.main(["--quick", "--rows", "losses", "start"])
+    bench.main(["--quick", "--rows", "losses", "start", "loop"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == bench.HEADER
-    assert len(lines) == 4 + 3 + 2
+    assert len(lines) == 4 + 3 + 2 + 5
     assert all(line.count("|") == bench.HEADER.count("|") for line in lines[2:])
+
+
+def test_what_does_not_import_is_left_out(monkeypatch):
+    """A torchaudio of another PyTorch raises OSError where SpeechBrain imports it."""
+
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == "speechbrain":
+                raise OSError("undefined symbol: torch_call\nand more")
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "speechbrain"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    why = measure.why_no_torch.__wrapped__()
+    assert why == "undefined symbol: torch_call"
 
 
 def test_functions_run_in_turn():

@@ -27,6 +27,7 @@ def test_a_large_index_has_its_size_and_its_audio_is_the_pools(pool, tones, tmp_
     corpus, voices = open_corpus(root, tmp_path), shards.load(pool)
     assert (len(corpus.speakers), corpus.recording[-1] + 1, len(corpus)) == SIZE
     assert corpus.speakers[0] == "id00007" and len(set(corpus.names)) == 400
+    assert all(len(set(corpus.recording[corpus.speaker == s])) >= 2 for s in range(30))
     assert (np.diff(corpus.speaker) >= 0).all() and (np.diff(corpus.recording) >= 0).all()
     of_recording = corpus.speaker[corpus.recording_start]
     np.testing.assert_array_equal(of_recording, corpus.speaker)
@@ -55,13 +56,14 @@ def test_a_size_that_no_corpus_has_is_refused(pool, tmp_path):
         large_corpus.make_corpus(tmp_path, pool, Size(5, 30, 20))
 
 
-def test_a_rehearsal_with_a_sleeping_device(tiny, tones, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(rehearsal, "FEED_SECONDS", 0.05)
+@pytest.mark.slow
+def test_a_rehearsal_with_a_sleeping_device(tiny, tones, tmp_path, capsys):
     rehearse.main(
         [
             *tiny, "--out", str(tmp_path / "runs" / "x"), "--pool", str(tones), "--speakers", "20",
             "--recordings", "40", "--utterances", "160", "--validation_utterances", "30",
             "--trials", "40", "--steps", "5", "--step_seconds", "0.02", "--embed_seconds", "0",
+            "--feed_seconds", "0.05",
         ]
     )  # fmt: skip
     said = capsys.readouterr()
@@ -76,14 +78,14 @@ def test_a_rehearsal_with_a_sleeping_device(tiny, tones, tmp_path, monkeypatch, 
     assert not list((tmp_path / "runs").iterdir()), "the run folder is left"
 
 
-def test_a_rehearsal_with_real_steps(tiny, tones, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(rehearsal, "FEED_SECONDS", 0.05)
+@pytest.mark.slow
+def test_a_rehearsal_with_real_steps(tiny, tones, tmp_path, capsys):
     rehearse.main(
         [
             *tiny, "--out", str(tmp_path / "runs" / "x"), "--pool", str(tones), "--speakers", "20",
             "--recordings", "40", "--utterances", "160", "--validation_utterances", "30",
             "--trials", "40", "--steps", "4", "--sampler.start_step", "9",
-            "--sampler.refresh_ahead", "1",
+            "--sampler.refresh_ahead", "1", "--feed_seconds", "0.05",
         ]
     )  # fmt: skip
     report = json.loads(capsys.readouterr().out)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from functools import cache, partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from chns_jax.benchmarks.large_corpus import Size, make_corpus
 from chns_jax.benchmarks.measure import Row, Sizes, alternate, below, faster
-from chns_jax.benchmarks.training import batch_of, encoder_of, make_steps
+from chns_jax.benchmarks.training import batch_of, config_of, encoder_of, make_steps
+from chns_jax.common.randomness import Purpose, generator
 from chns_jax.common.vectors import unit
-from chns_jax.config import Config, Optimizer, Sampler
+from chns_jax.config import Config, Sampler
 from chns_jax.corpus import shards, synthetic
-from chns_jax.corpus.audio import read_crop
 from chns_jax.corpus.corpus import Corpus, Strings
 from chns_jax.corpus.open import open_corpus
+from chns_jax.corpus.reader import Reader
 from chns_jax.devices.sharding import make_mesh
 from chns_jax.embedding.embedder import Embedder
 from chns_jax.embedding.utterances import embed_waveforms
@@ -26,6 +30,7 @@ from chns_jax.encoders import make_encoder
 from chns_jax.encoders.features import frame_count
 from chns_jax.sampling import clusters as tables
 from chns_jax.sampling import kmeans
+from chns_jax.sampling.pipeline import training_batches
 from chns_jax.sampling.plan import plan
 from chns_jax.scoring import metrics
 
@@ -33,6 +38,9 @@ PLAN_MS = (0.2, 1.0)  # targets, for each number of speakers
 MOST_REFRESH_PERCENT = 5
 LEAST_LOADING = 4.0
 VOICEPRINT_CROPS = 10
+LEAST_OF_BARE = 0.9  # of the crops of as many threads without a pipeline
+MOST_MAIN_THREAD_SECONDS = 0.1
+WARM_UP = 5  # batches, until the memory of some is used again
 THREADS = 8
 
 
@@ -54,27 +62,28 @@ def plans(sizes: Sizes) -> Iterator[Row]:
 
 def refresh(sizes: Sizes) -> Iterator[Row]:
     """A refresh of the clusters, as a share of an epoch."""
-    x, labels = batch_of("ecapa_tdnn", sizes)
-    encoder = encoder_of("ecapa_tdnn", sizes)
-    step, forward, _ = make_steps(encoder, Optimizer(), x, labels)
+    config = config_of("ecapa_tdnn", sizes)
+    audio, labels = batch_of(config)
+    step, forward, _ = make_steps(config, audio, labels)
     seconds = alternate({"step": step, "forward": forward}, sizes.repeats)
     speakers = sizes.speakers[0]
     # A mixture, as voices are, and not white noise, of which k-means makes nothing.
     rng = np.random.default_rng(0)
-    voiceprints = rng.normal(size=(48, encoder.embedding))[rng.integers(48, size=speakers)]
+    voiceprints = rng.normal(size=(48, config.encoder.embedding))[rng.integers(48, size=speakers)]
     voiceprints = unit(voiceprints + rng.normal(size=voiceprints.shape))
     cluster = partial(kmeans.cluster, voiceprints.astype(np.float32), sizes.clusters, seed=0)
     clustering = alternate({"ours": cluster}, 1)["ours"]
     yield Row(f"k-means, {speakers:,} speakers, {sizes.clusters} clusters", clustering, "s")
-    embedding = VOICEPRINT_CROPS * speakers * seconds["forward"] / len(x)
-    epoch = sizes.epoch_utterances * seconds["step"] / len(x)
+    embedding = VOICEPRINT_CROPS * speakers * seconds["forward"] / len(audio)
+    epoch = sizes.epoch_utterances * seconds["step"] / len(audio)
     share = 100 * (embedding + clustering) / epoch
     what = f"refresh, {VOICEPRINT_CROPS} crops a speaker, of an epoch of {sizes.epoch_utterances:,}"
     yield below(what, share, "%", MOST_REFRESH_PERCENT)
 
 
 def loading(sizes: Sizes) -> Iterator[Row]:
-    """Crops from a folder of FLAC and from shards, against features of whole files."""
+    """Training batches from a folder of FLAC and from shards, against features of whole files, and
+    as large as the paper's against bare threads."""
     speakers, utterances, seconds = sizes.files
     with tempfile.TemporaryDirectory() as folder:
         root = synthetic.write_corpus(
@@ -88,25 +97,65 @@ def loading(sizes: Sizes) -> Iterator[Row]:
             shards.write(corpus, Path(folder) / kind, options, THREADS)
             packed[kind] = shards.load(Path(folder) / kind)
         samples = round(sizes.crop_seconds * Config().features.sample_rate)
-        with ThreadPoolExecutor(THREADS) as pool:
+        steps = -(-len(corpus) // (2 * speakers))
+        with ThreadPoolExecutor(THREADS) as pool, ExitStack() as opened:
             functions = {
                 "whole": lambda: list(
                     pool.map(partial(_features_of_whole, corpus, samples), range(len(corpus)))
-                ),
-                "folder": lambda: list(
-                    pool.map(partial(_crop, corpus, samples), range(len(corpus)))
-                ),
-            }
-            for kind, corpus_of in packed.items():
-                functions[kind] = lambda of=corpus_of: list(
-                    pool.map(partial(_crop, of, samples), range(len(of)))
                 )
+            }
+            for kind, corpus_of in {"folder": corpus, **packed}.items():
+                batches = opened.enter_context(closing(_batches(corpus_of, speakers, samples)))
+                functions[kind] = partial(_take, batches, steps)
             took = alternate(functions, min(3, sizes.repeats))
-    rate = {name: len(corpus) / value for name, value in took.items()}
+        pool_folder = Path(folder) / "pcm16"
+        size = Size(2 * sizes.batch_speakers, 4 * sizes.batch_speakers, 8 * sizes.batch_speakers)
+        large = shards.load(make_corpus(Path(folder), pool_folder, size))
+        yield from _loading_of_kinds(took, len(corpus), steps * 2 * speakers)
+        yield from _loading_of_paper(large, sizes, samples)
+
+
+def _loading_of_kinds(took: dict[str, float], files: int, crops: int) -> Iterator[Row]:
+    rate = {name: (files if name == "whole" else crops) / value for name, value in took.items()}
     other, whole = "features of whole files", rate["whole"]
-    yield _more("crops from a FLAC folder", rate["folder"], other, whole, LEAST_LOADING)
-    yield _more("crops from FLAC shards", rate["flac"], other, whole, LEAST_LOADING)
-    yield _more("crops from shards of raw samples", rate["pcm16"], other, whole, None)
+    yield _more("training batches from a FLAC folder", rate["folder"], other, whole, LEAST_LOADING)
+    yield _more("training batches from FLAC shards", rate["flac"], other, whole, LEAST_LOADING)
+    yield _more("training batches from raw shards", rate["pcm16"], other, whole, None)
+
+
+def _loading_of_paper(corpus: Corpus, sizes: Sizes, samples: int) -> Iterator[Row]:
+    """Batches of raw shards as large as the paper's, and what they take of the main thread."""
+    rows, reader = 2 * sizes.batch_speakers, _reader(corpus)
+    sampler = Sampler(kind="random", speakers=sizes.batch_speakers)
+    utterances = plan(0, 0, sampler, corpus, None).utterances.tolist()
+
+    def crop(slot: int) -> np.ndarray:
+        return reader.random_crop(utterances[slot], generator(0, Purpose.CROP, 0, slot), samples)
+
+    def bare() -> None:
+        for _ in range(sizes.batches):
+            for _ in pool.map(crop, range(rows)):
+                pass
+
+    cpu = []
+
+    def ours() -> None:
+        began = time.thread_time()
+        _take(batches, sizes.batches)
+        cpu.append((time.thread_time() - began) / sizes.batches)
+
+    with (
+        ThreadPoolExecutor(THREADS) as pool,
+        closing(_batches(corpus, sizes.batch_speakers, samples)) as batches,
+    ):
+        _take(batches, WARM_UP)
+        took = alternate({"ours": ours, "bare": bare}, sizes.repeats)
+    crops = sizes.batches * rows
+    what = f"training batches of {rows:,} rows from raw shards"
+    other, theirs = f"{THREADS} bare threads", crops / took["bare"]
+    yield _more(what, crops / took["ours"], other, theirs, LEAST_OF_BARE)
+    what = f"main thread's processor for a batch of {rows:,} rows"
+    yield below(what, float(np.median(cpu)), "s", MOST_MAIN_THREAD_SECONDS)
 
 
 def embedding(sizes: Sizes) -> Iterator[Row]:
@@ -172,8 +221,21 @@ def _corpus(speakers: int, utterances: int) -> Corpus:
     )
 
 
-def _crop(corpus: Corpus, samples: int, row: int) -> np.ndarray:
-    return read_crop(corpus.path(row), 0.5, samples, Config().features.sample_rate)
+def _reader(corpus: Corpus) -> Reader:
+    return Reader(corpus, Config().features.sample_rate, THREADS)
+
+
+def _batches(corpus: Corpus, speakers: int, samples: int) -> Iterator:
+    """Endless random batches."""
+    return training_batches(
+        _reader(corpus), Sampler(kind="random", speakers=speakers), None, seed=0, samples=samples,
+        first_step=0, end_step=10**6,
+    )  # fmt: skip
+
+
+def _take(batches: Iterator, count: int) -> None:
+    for _ in range(count):
+        next(batches)
 
 
 def _features_of_whole(corpus: Corpus, samples: int, row: int) -> np.ndarray:

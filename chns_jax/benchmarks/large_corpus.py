@@ -48,7 +48,8 @@ def voxceleb1_o(utterances: int) -> Size:
     """So many utterances, of speakers and recordings in VoxCeleb1-O's proportion."""
     share = utterances / VOXCELEB1_O.utterances
     speakers = max(2, round(share * VOXCELEB1_O.speakers))
-    return Size(speakers, max(speakers, round(share * VOXCELEB1_O.recordings)), utterances)
+    recordings = max(2 * speakers, round(share * VOXCELEB1_O.recordings))
+    return Size(speakers, recordings, utterances)
 
 
 def make_pool(cache: Path, sample_rate: int, source: str | Path | Pool) -> Path:
@@ -76,18 +77,18 @@ def make_corpus(cache: Path, pool: Path, size: Size, first_speaker: int = 0) -> 
 
     Raises UserError for a size that no corpus has.
     """
-    if not 2 <= size.speakers <= size.recordings <= size.utterances:
+    if not 4 <= 2 * size.speakers <= size.recordings <= size.utterances:
         raise UserError(
             f"{size.utterances} utterances of {size.recordings} recordings of {size.speakers} "
-            "speakers make no corpus: give two speakers or more, and no fewer recordings than "
-            "speakers, or utterances than recordings"
+            "speakers make no corpus: give two speakers or more, two recordings or more for each, "
+            "and no fewer utterances than recordings"
         )
     out = cache / f"repeated-{_digest(str(pool), *size, first_speaker)}"
     if out.exists():
         return out
     voices, rng = shards.load(pool), np.random.default_rng(0)
-    of_speaker = _divided(rng, size.recordings, size.speakers)
-    of_recording = _divided(rng, size.utterances, size.recordings)
+    of_speaker = _divided(rng, size.recordings, size.speakers, least=2)
+    of_recording = _divided(rng, size.utterances, size.recordings, least=1)
     recording = np.repeat(np.arange(size.recordings, dtype=np.int32), of_recording)
     speaker = np.repeat(np.arange(size.speakers, dtype=np.int32), of_speaker)[recording]
     speakers = [f"id{first_speaker + i:05d}" for i in range(size.speakers)]
@@ -118,9 +119,9 @@ def write_trials(path: Path, corpus: Corpus, count: int) -> None:
             file.write(f"{label:d} {corpus.names[one]} {corpus.names[other]}\n")
 
 
-def _divided(rng: np.random.Generator, whole: int, parts: int) -> np.ndarray:
-    """`whole` things divided at random among `parts`, one at least for each: (parts,)."""
-    return 1 + rng.multinomial(whole - parts, np.full(parts, 1 / parts))
+def _divided(rng: np.random.Generator, whole: int, parts: int, *, least: int) -> np.ndarray:
+    """`whole` things divided at random among `parts`, `least` or more for each: (parts,)."""
+    return least + rng.multinomial(whole - least * parts, np.full(parts, 1 / parts))
 
 
 def _rows(rng: np.random.Generator, voices: Corpus, speaker: np.ndarray) -> np.ndarray:

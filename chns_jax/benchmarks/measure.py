@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ class Sizes(NamedTuple):
     most_loss_rows: int = 65_536
     batch_speakers: int = 650
     speakers: tuple[int, ...] = (5_994, 120_000)
+    batches: int = 4  # read in one go
     utterances_per_speaker: int = 20
     clusters: int = 50
     epoch_utterances: int = 1_000_000
@@ -36,6 +37,9 @@ class Sizes(NamedTuple):
     crop_seconds: float = 3.0
     waveforms: int = 24
     trials: int = 581_480  # of VoxCeleb1-E
+    loop_steps: int = 60
+    loop_corpus: tuple[int, int, int] = (1_200, 4_800, 24_000)  # speakers, recordings, utterances
+    feed_seconds: float = 10.0
 
 
 QUICK = Sizes(
@@ -58,6 +62,10 @@ QUICK = Sizes(
     crop_seconds=0.5,
     waveforms=3,
     trials=1_000,
+    batches=2,
+    loop_steps=4,
+    loop_corpus=(30, 60, 240),
+    feed_seconds=0.2,
 )
 
 
@@ -101,9 +109,20 @@ def below(what: str, ours: float, unit: str, target: float) -> Row:
     return Row(what, ours, unit, target=f"< {target:g} {unit}".rstrip(), met=ours < target)
 
 
-def torch_is_here() -> bool:
-    """Whether the rows against PyTorch and SpeechBrain can be measured."""
-    return all(importlib.util.find_spec(name) for name in ("torch", "speechbrain"))
+@cache
+def why_no_torch() -> str | None:
+    """Why the rows against PyTorch and SpeechBrain cannot be measured; None when they can.
+
+    They may be there and still not import, as with a torchaudio made for another PyTorch.
+    """
+    try:
+        import torch  # noqa: F401
+        from speechbrain.lobes.features import Fbank  # noqa: F401
+        from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN  # noqa: F401
+    except Exception as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        return said[0]
+    return None
 
 
 def child(code: str, environment: Mapping[str, str] | None = None) -> str:

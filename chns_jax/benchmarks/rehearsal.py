@@ -32,7 +32,6 @@ from chns_jax.training.build import Build, build
 from chns_jax.training.logs import is_due, records
 from chns_jax.training.parts import PARTS, Parts
 
-FEED_SECONDS = 10.0
 FEED_WARM_UP = 5  # batches: until memory is used again
 FORWARD_SHARE = 1 / 3  # of a training step's time
 DEVICE_REPEATS = 3
@@ -49,6 +48,7 @@ class Rehearsal(NamedTuple):
     steps: int
     step_seconds: float | None  # None: the step is real; else it is a sleep
     embed_seconds: float | None = None  # of a batch of crops; None: in proportion to the step
+    feed_seconds: float = 10.0  # for which reading is measured alone
 
 
 def rehearse(config: Config, about: Rehearsal, train: Callable[..., None]) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def rehearse(config: Config, about: Rehearsal, train: Callable[..., None]) -> di
     if not isinstance(about.pool, Pool):
         say(f"the speech of {about.pool} stands for all")
     say(f"measuring how fast {config.data.threads} threads read")
-    fed, opened_in = _feed(shortened)
+    fed, opened_in = _feed(shortened, about.feed_seconds)
     watch = Watch()
     beside = Path(config.out).expanduser().parent
     beside.mkdir(parents=True, exist_ok=True)
@@ -264,9 +264,9 @@ def _shortened(config: Config, about: Rehearsal) -> Config:
     )  # fmt: skip
 
 
-def _feed(config: Config) -> tuple[float, float]:
+def _feed(config: Config, least: float) -> tuple[float, float]:
     """Utterances a second that the host reads when nobody makes it wait, and the seconds in which
-    it opened the corpus."""
+    it opened the corpus; reads for `least` seconds."""
     began = time.perf_counter()
     corpus = open_corpus(config.data.root, config.data.cache)
     opened_in = time.perf_counter() - began
@@ -280,6 +280,6 @@ def _feed(config: Config) -> tuple[float, float]:
         for _ in range(FEED_WARM_UP):
             next(batches)
         read, began = 0, time.perf_counter()
-        while (seconds := time.perf_counter() - began) < FEED_SECONDS:
+        while (seconds := time.perf_counter() - began) < least or not read:
             read += len(next(batches)["labels"])
     return read / seconds, opened_in

@@ -32,12 +32,10 @@ def start(sizes: Sizes) -> Iterator[Row]:
 
 def first_step(quick: bool) -> None:
     """Take one training step of the mobile ECAPA-TDNN."""
-    from chns_jax.benchmarks.training import batch_of, encoder_of, make_steps
-    from chns_jax.config import Optimizer
+    from chns_jax.benchmarks.training import batch_of, config_of, make_steps
 
-    sizes = QUICK if quick else Sizes()
-    x, labels = batch_of("ecapa_tdnn", sizes)
-    make_steps(encoder_of("ecapa_tdnn", sizes), Optimizer(), x, labels)[0]()
+    config = config_of("ecapa_tdnn", QUICK if quick else Sizes())
+    make_steps(config, *batch_of(config))[0]()
 
 
 def _seconds(call: str, environment: dict[str, str]) -> float:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from chns_jax.config import Encoder, Optimizer
+from chns_jax.config import Config, Encoder
 
 
 def make_encoder(encoder: Encoder, bands: int) -> nn.Module:
@@ -36,12 +36,17 @@ def make_encoder(encoder: Encoder, bands: int) -> nn.Module:
 
 
 def make_steps(
-    encoder: Encoder, optimizer: Optimizer, x: np.ndarray, labels: np.ndarray, device: str
+    config: Config, audio: np.ndarray, labels: np.ndarray, device: str
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """A training step of SupCon and Adam on log-mel `x` (2b, t, f), and the forward pass alone."""
+    """A training step of SupCon and Adam on crops (2b, s) int16, and the forward pass alone, both
+    from memory of the host on, with SpeechBrain's Fbank."""
+    from speechbrain.lobes.features import Fbank
+
     torch.manual_seed(0)
-    module = make_encoder(encoder, x.shape[-1]).to(device)
-    x, labels = torch.from_numpy(x).to(device), torch.from_numpy(labels).to(device)
+    optimizer, features = config.optimizer, config.features
+    module = make_encoder(config.encoder, features.bands).to(device)
+    fbank = Fbank(sample_rate=features.sample_rate, n_mels=features.bands).to(device)
+    audio, labels = torch.from_numpy(audio), torch.from_numpy(labels).to(device)
     log_temperature = torch.tensor(np.log(0.1), dtype=torch.float32, device=device)
     log_temperature.requires_grad_()
     adam = torch.optim.Adam(
@@ -50,10 +55,15 @@ def make_steps(
         weight_decay=optimizer.weight_decay,
     )
 
+    def log_mel() -> torch.Tensor:
+        with torch.no_grad():
+            x = fbank(audio.to(device).float() / 32768)
+            return x - x.mean(1, keepdim=True)
+
     def step() -> float:
         module.train()
         adam.zero_grad(set_to_none=True)
-        z = F.normalize(module(x).reshape(len(x), -1))
+        z = F.normalize(module(log_mel()).reshape(len(audio), -1))
         loss = supcon(z, labels, log_temperature.exp())
         loss.backward()
         adam.step()
@@ -62,7 +72,7 @@ def make_steps(
     def forward() -> float:
         module.eval()
         with torch.no_grad():
-            return module(x).sum().item()
+            return module(log_mel()).sum().item()
 
     return step, forward
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from chns_jax.benchmarks.measure import Row, Sizes, alternate, faster, torch_is_here
-from chns_jax.config import Ecapa, Encoder, Features, Loss, Optimizer, ThinResNet
+from chns_jax.benchmarks.measure import Row, Sizes, alternate, faster, why_no_torch
+from chns_jax.config import Config, Data, Ecapa, Encoder, Features, Sampler, ThinResNet, Training
+from chns_jax.devices.sharding import make_mesh, put
+from chns_jax.embedding.embedder import embed_step
 from chns_jax.encoders import make_encoder
 from chns_jax.encoders.features import log_mel
-from chns_jax.training.losses import init_params, training_loss
-from chns_jax.training.optimizer import make_optimizer
+from chns_jax.training.build import build
 
 NAMES = {"ecapa_tdnn": "mobile ECAPA-TDNN", "thin_resnet": "ThinResNet-34"}
 OTHERS = {"ecapa_tdnn": "SpeechBrain", "thin_resnet": "PyTorch"}
 FASTER = {"ecapa_tdnn": 2.0, "thin_resnet": 1.0}  # than PyTorch: the target
 LEAST_SHARE = {"ecapa_tdnn": 0.5}  # of the rate of a matrix product: the target
-BANDS = 80
 Kind = Literal["ecapa_tdnn", "thin_resnet"]
 
 
@@ -42,7 +42,7 @@ def features(sizes: Sizes) -> Iterator[Row]:
     waveform = np.random.default_rng(0).normal(0, 0.1, (rows, samples)).astype(np.float32)
     compute = jax.jit(lambda waveform: log_mel(waveform, config))
     functions = {"ours": lambda: compute(waveform).block_until_ready()}
-    if torch_is_here():
+    if why_no_torch() is None:
         import torch
         from speechbrain.lobes.features import Fbank
 
@@ -55,44 +55,37 @@ def features(sizes: Sizes) -> Iterator[Row]:
 
 
 def make_steps(
-    encoder: Encoder, optimizer: Optimizer, x: np.ndarray, labels: np.ndarray
+    config: Config, audio: np.ndarray, labels: np.ndarray
 ) -> tuple[Callable[[], object], Callable[[], object], float]:
-    """A training step of SupCon and Adam on log-mel `x` (2b, t, f), the forward pass alone, and the
-    step's floating-point operations."""
-    module, loss = make_encoder(encoder), Loss(kind="supcon")
-    tx = make_optimizer(optimizer, 1000)
-    frames, speakers = jnp.asarray(x), jnp.asarray(labels)
-    variables = jax.jit(lambda: module.init(jax.random.key(0), frames[:1], False))()
-    params = {
-        "encoder": variables["params"],
-        "loss": init_params(
-            loss, jax.random.key(1), embedding=encoder.embedding, classes=len(labels)
-        ),
-    }
-
-    def update(state, x):
-        params, batch_stats, moments = state
-
-        def loss_of(params):
-            tree = {"params": params["encoder"], "batch_stats": batch_stats}
-            embedding, updated = module.apply(tree, x, True, mutable=["batch_stats"])
-            return training_loss(embedding, speakers, params["loss"], loss)[0], updated
-
-        (value, updated), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
-        updates, moments = tx.update(gradient, moments, params)
-        return (optax.apply_updates(params, updates), updated["batch_stats"], moments), value
-
-    states = [jax.device_put((params, variables["batch_stats"], tx.init(params)))]
-    forward = jax.jit(lambda variables, x: module.apply(variables, x, False))
-    kept = jax.tree.map(jnp.copy, variables)  # the step is given its own arrays to overwrite
-    compiled = jax.jit(update, donate_argnums=0).lower(states[0], frames).compile()
+    """The training step of a config on crops (2b, s) int16, and embedding them in inference mode,
+    both from memory of the host on, log-mel included; and the step's floating-point operations."""
+    mesh = make_mesh(1)
+    built, batch = build(config, len(labels), mesh), {"audio": audio, "labels": labels}
+    states = [built.init()]
+    lowered = built.update.lower(states[0], built.put(batch), None)
+    flops = (lowered.compile().cost_analysis() or {})["flops"]
+    # The step is given its own arrays to overwrite.
+    kept = jax.tree.map(jnp.copy, states[0].variables)
+    encoder = make_encoder(config.encoder)
+    embed = jax.jit(partial(embed_step, config=config, encoder=encoder))
 
     def step() -> float:
-        states[0], value = compiled(states[0], frames)
-        return float(value)  # waits for the device
+        states[0], metrics = built.update(states[0], built.put(batch), None)
+        return float(metrics["loss"])  # waits for the device
 
-    flops = (compiled.cost_analysis() or {})["flops"]
-    return step, lambda: forward(kept, frames).block_until_ready(), flops
+    return step, lambda: embed(kept, put(mesh, audio)).block_until_ready(), flops
+
+
+def config_of(kind: Kind, sizes: Sizes) -> Config:
+    """SupCon and Adam with the encoder that is measured."""
+    features = Features()
+    seconds = (sizes.frames - 1) * features.hop / features.sample_rate
+    return Config(
+        data=Data(crop_seconds=seconds),
+        encoder=encoder_of(kind, sizes),
+        sampler=Sampler(kind="random", speakers=sizes.rows[kind] // 2),
+        training=Training(steps=1000),
+    )
 
 
 def encoder_of(kind: Kind, sizes: Sizes) -> Encoder:
@@ -104,34 +97,32 @@ def encoder_of(kind: Kind, sizes: Sizes) -> Encoder:
     )
 
 
-def batch_of(kind: str, sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
-    """Log-mel (2b, t, f) and labels, two rows of each speaker."""
-    rows = sizes.rows[kind]
-    x = np.random.default_rng(0).normal(size=(rows, sizes.frames, BANDS)).astype(np.float32)
-    return x, np.tile(np.arange(rows // 2), 2)
+def batch_of(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Crops (2b, s) int16 and labels, two rows of each speaker."""
+    rows = 2 * config.sampler.speakers
+    audio = np.random.default_rng(0).normal(0, 3000, (rows, config.crop_samples))
+    return audio.astype(np.int16), np.tile(np.arange(rows // 2, dtype=np.int32), 2)
 
 
 def _encoder(kind: Kind, sizes: Sizes) -> Iterator[Row]:
-    encoder, optimizer = encoder_of(kind, sizes), Optimizer()
-    x, labels = batch_of(kind, sizes)
+    config = config_of(kind, sizes)
+    audio, labels = batch_of(config)
     steps, forwards = {}, {}
-    steps["ours"], forwards["ours"], flops = make_steps(encoder, optimizer, x, labels)
-    if torch_is_here():
+    steps["ours"], forwards["ours"], flops = make_steps(config, audio, labels)
+    if why_no_torch() is None:
         import torch
 
         from chns_jax.benchmarks import torch_models
 
         on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
         device = "cuda" if on_gpu else "cpu"
-        steps["theirs"], forwards["theirs"] = torch_models.make_steps(
-            encoder, optimizer, x, labels, device
-        )
+        steps["theirs"], forwards["theirs"] = torch_models.make_steps(config, audio, labels, device)
     matrix = jnp.ones((sizes.matrix, sizes.matrix))
     product = jax.jit(lambda a: a @ a)
     steps["product"] = lambda: product(matrix).block_until_ready()
 
     seconds = alternate(steps, sizes.repeats)
-    name, size = NAMES[kind], f"{len(x)} x {sizes.frames} frames"
+    name, size = NAMES[kind], f"{len(audio)} x {config.data.crop_seconds:g} s, with log-mel"
     yield _against(f"{name} training step, {size}", seconds, OTHERS[kind], FASTER[kind])
     if kind in LEAST_SHARE:
         rate = 2 * sizes.matrix**3 / seconds["product"]

@@ -35,7 +35,7 @@ def training_picture(
         )  # fmt: skip
         if baseline_eer is not None:
             left.axhline(100 * baseline_eer, color="0.5", linestyle="--", label="MFCC baseline")
-        top = max(eers.max(), 100 * (baseline_eer or 0))
+        top = max(eers.max(), 100 * (baseline_eer or 0)) or 1.0  # an EER of 0 has no scale
         left.set(ylim=(0, 1.2 * top), xlim=(0, 1.08 * max(eer_at)))
         left.legend()
     else:
