@@ -50,7 +50,7 @@ def start(program, monkeypatch):
         process.communicate()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pair(tmp_path_factory):
     """What two hosts saw (host.py), the second of which gets SIGTERM, and how they ended: its
     dictionary, exit status and standard error of each."""
