@@ -32,6 +32,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # In programs that a test starts too: sums of as many devices are the same, and their compilations.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -43,6 +44,9 @@ from support import TINY, save_untrained, write_tone  # noqa: E402
 from chns_jax.common import errors  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
+
+hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine fails no test
+hypothesis.settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="module", autouse=True)
