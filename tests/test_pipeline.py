@@ -184,7 +184,7 @@ def test_grain_is_given_a_few_dozen_elements_a_batch():
         for rows in (1, 8, 64, 650, 1300, 5000):
             size = pipeline._slice_rows(rows, threads)
             slices = -(-rows // size)
-            assert 0.9 * min(rows, threads) <= slices <= max(32, threads)
+            assert min(2 * rows, threads) <= 2 * slices + 1 and slices <= max(32, threads)
 
 
 def test_what_a_read_raises_is_raised_where_its_batch_is_asked_for(reader):

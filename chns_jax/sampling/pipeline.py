@@ -124,9 +124,11 @@ def read_batches(
 def _slice_rows(rows: int, threads: int) -> int:
     """How many of a batch's rows are an element of grain.
 
-    Each costs it a future, and a look at all those ahead whenever it gives one.
+    Each costs it a future, and a look at all those ahead whenever it gives one. Those ahead keep
+    all threads at work.
     """
-    return max(1, -(-rows // max(MOST_SLICES, threads)), min(FEWEST_ROWS, rows // threads))
+    of_thread = BATCHES_AHEAD * rows // threads
+    return max(1, -(-rows // max(MOST_SLICES, threads)), min(FEWEST_ROWS, of_thread))
 
 
 class _Slices:
