@@ -112,7 +112,9 @@ def build(config=CONFIG, devices=1):
         return made.update(copied, made.put(mine), RIRS, clustered)
 
     state = jax.device_put(first_state(config), replicated(mesh))
-    return mesh, make_encoder(config.encoder), state, step
+    training = config.training
+    encoder = make_encoder(config.encoder, dtype=training.compute, remat=training.remat)
+    return mesh, encoder, state, step
 
 
 def save_untrained(run, seed):

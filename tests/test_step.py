@@ -75,7 +75,7 @@ NO_DECAY = Optimizer(learning_rate=0.003, weight_decay=0.0)
     "kind, augment, micro_batch",
     [
         pytest.param("supcon", AUGMENTED, None, marks=pytest.mark.long),
-        ("aam_softmax", Augment(), None),
+        pytest.param("aam_softmax", Augment(), None, marks=pytest.mark.long),
         ("supcon", AUGMENTED, 8),
     ],
 )
@@ -326,8 +326,15 @@ def test_weight_decay_is_added_to_the_gradient_as_pytorch_does():
         assert params == pytest.approx(weight, rel=1e-5)
 
 
-@pytest.mark.parametrize("micro_batch", [None, 5])
-@pytest.mark.parametrize("kind", ["supcon", "aam_softmax"])
+@pytest.mark.parametrize(
+    "kind, micro_batch",
+    [
+        ("supcon", 5),
+        ("aam_softmax", None),
+        pytest.param("supcon", None, marks=pytest.mark.long),
+        pytest.param("aam_softmax", 5, marks=pytest.mark.long),
+    ],
+)
 def test_any_number_of_devices_is_one(kind, micro_batch):
     """Ten rows on eight devices: padding is in no loss, no gradient and no statistics."""
     config = replaced(

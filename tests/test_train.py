@@ -13,10 +13,10 @@ import soundfile
 from support import TINY, finish, step_of, wait_for, write_tone
 
 from chns_jax import config as configs
-from chns_jax import train
 from chns_jax.common.errors import UserError
 from chns_jax.corpus.open import open_corpus
 from chns_jax.runs import folder
+from chns_jax.training import stopping
 from chns_jax.training.logs import records
 
 pytestmark = pytest.mark.slow
@@ -237,7 +237,7 @@ def test_a_run_does_not_go_on_with_other_speakers(command, tmp_path, monkeypatch
     arguments = [*TINY, "--data.root", root, "--data.cache", tmp_path / "cache"]
     arguments += ["--data.held_out", 0, "--out", tmp_path / "run"]
     with monkeypatch.context() as patch:  # stopped after the first step
-        patch.setattr(train, "stop_signals", lambda: nullcontext([signal.SIGTERM]))
+        patch.setattr(stopping, "stop_signals", lambda: nullcontext([signal.SIGTERM]))
         command("train", *arguments, status=128 + signal.SIGTERM)
     write_tone(root / "s6/0.wav", 0.5, hertz=300)
     write_tone(root / "s6/1.wav", 0.5, hertz=300)

@@ -48,7 +48,7 @@ def init(
 def train_step(
     state: TrainState,
     batch: dict[str, Array],
-    rirs: Float[Array, "n r"] | None,
+    rirs: Float[Array, "n r"] | None = None,
     clustered: bool = False,
     *,
     config: Config,
