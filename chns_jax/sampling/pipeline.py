@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import lru_cache
 from threading import Event, Lock
+from typing import Any
 
 import grain
 import numpy as np
@@ -36,7 +37,7 @@ def training_batches(
     end_step: int,
     noise: NoiseFiles | None = None,
     held: np.ndarray | None = None,
-) -> grain.DatasetIterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray], None, None]:
     """What the device needs of steps first_step to end_step - 1, planned with one table.
 
     "audio" (2b, s) int16 and "labels" (2b,) int32, the speakers; with `noise` also "noise" (2b, s)
@@ -75,7 +76,7 @@ def voiceprint_batches(
     samples: int,
     rows: int,
     held: np.ndarray | None = None,
-) -> grain.DatasetIterator:
+) -> Generator[Any, None, None]:
     """Random crops for voiceprints: `per_speaker` of each speaker in turn, (rows, s) int16.
 
     They are of different utterances, as far as the speaker has that many. `held` as of
@@ -98,7 +99,7 @@ def read_batches(
     count: int,
     rows: int,
     held: np.ndarray | None = None,
-) -> grain.DatasetIterator:
+) -> Generator[Any, None, None]:
     """read(0), ..., read(count - 1) by the reader's threads ahead of time, stacked in batches.
 
     A row is an array, or a dict of arrays. The last batch holds what is left of `rows`. With
