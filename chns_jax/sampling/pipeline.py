@@ -104,10 +104,10 @@ def read_batches(
 ) -> Generator[Any, None, None]:
     """read(0), ..., read(count - 1) by the reader's threads ahead of time, stacked in batches.
 
-    A row is an array or a number, or a dict of them. The last batch holds what is left of `rows`. With
-    `held`, only these rows of each batch are read; where they hold nothing of the last one, it is
-    left out. What `read` raises is raised here, when its batch is asked for. `close()` the iterator
-    to end its threads early, each with the row that it is reading.
+    A row is an array or a number, or a dict of them. The last batch holds what is left of `rows`.
+    With `held`, only these rows of each batch are read; where they hold nothing of the last one, it
+    is left out. What `read` raises is raised here, when its batch is asked for. `close()` the
+    iterator to end its threads early, each with the row that it is reading.
     """
     held = np.arange(rows) if held is None else held
     source = _Slices(read, count, rows, held, size=_slice_rows(len(held), reader.threads))
@@ -161,7 +161,7 @@ class _Slices:
             if self.stopped.is_set():
                 break
             row = self.read(batch * self.rows + slot)
-            arrays = self._arrays(batch, row)
+            arrays: Any = self._arrays(batch, row)  # shaped as the row
             if isinstance(row, dict):
                 for name, value in row.items():
                     arrays[name][place] = value
