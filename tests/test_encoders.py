@@ -31,9 +31,9 @@ def speechbrain(golden):
     config = Encoder(
         embedding=theirs["lin_neurons"],
         ecapa=Ecapa(
-            channels=theirs["channels"],
-            kernel_sizes=theirs["kernel_sizes"],
-            dilations=theirs["dilations"],
+            channels=tuple(theirs["channels"]),
+            kernel_sizes=tuple(theirs["kernel_sizes"]),
+            dilations=tuple(theirs["dilations"]),
             res2net_scale=theirs["res2net_scale"],
             se_channels=theirs["se_channels"],
             attention_channels=theirs["attention_channels"],
@@ -44,8 +44,12 @@ def speechbrain(golden):
 
 def initial(encoder, frames, rows=1, bands=BANDS, seed=0):
     """Variables, and normal features (rows, frames, bands)."""
-    x = np.random.default_rng(seed).normal(size=(rows, frames, bands)).astype(np.float32)
-    return jax.jit(lambda: encoder.init(jax.random.key(0), x, False))(), jnp.asarray(x)
+    x = normal(rows, frames, bands, seed=seed)
+    return jax.jit(lambda: encoder.init(jax.random.key(0), x, False))(), x
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -68,7 +72,7 @@ def assert_gradients(
     with jax.enable_x64(dtype == "float64"):
         encoder = make_encoder(config, dtype=dtype)
         variables = jax.tree.map(lambda x: jnp.asarray(x, dtype), variables)
-        x = arrays["train_x"].astype(dtype)
+        x = jnp.asarray(arrays["train_x"], dtype)
 
         def sum_of_squares(params):
             tree = variables | {"params": params}
@@ -94,13 +98,14 @@ def assert_outputs(variables: dict, config: Encoder, arrays: dict, given: list[s
     encoder = make_encoder(config)
     train = jax.jit(lambda variables, x: encoder.apply(variables, x, True, mutable=["batch_stats"]))
     evaluate = jax.jit(lambda variables, x: encoder.apply(variables, x, False))
-    output, updated = train(variables, arrays["train_x"])
+    output, updated = train(variables, jnp.asarray(arrays["train_x"]))
     assert relative(output, arrays["train_y"]) < 1e-4
 
     stats = jax.tree.map(undo_step, variables["batch_stats"], updated["batch_stats"])
     before = {"params": variables["params"], "batch_stats": stats}
     for i in given:
-        assert relative(evaluate(before, arrays[f"x{i}"]), arrays[f"y{i}"]) < 1e-4
+        x = jnp.asarray(arrays[f"x{i}"])
+        assert relative(evaluate(before, x), arrays[f"y{i}"]) < 1e-4
 
 
 def relative(mine, theirs):
@@ -127,8 +132,8 @@ def thin_resnet(arrays) -> tuple[dict, Encoder]:
     """The variables and the config of a stored ThinResNet of the authors."""
     theirs = json.loads(str(arrays["config"]))
     options = ThinResNet(
-        layers=theirs["layers"],
-        filters=theirs["num_filters"],
+        layers=tuple(theirs["layers"]),
+        filters=tuple(theirs["num_filters"]),
         pooling=theirs["encoder_type"].lower(),
         attend_over={"B1TF": "frequency", "B1FT": "time"}[theirs["input"]],
     )
@@ -159,7 +164,7 @@ def test_the_mobile_model_has_the_papers_size():
 
 
 def test_convolution_is_the_plain_sum():
-    x = np.random.default_rng(0).normal(size=(2, 9, 3)).astype(np.float32)
+    x = normal(2, 9, 3)
     layer = Conv1d(4, kernel_size=3, dilation=2)
     variables = layer.init(jax.random.key(0), x)
     kernel, bias = variables["params"]["kernel"], variables["params"]["bias"]
@@ -172,7 +177,7 @@ def test_convolution_is_the_plain_sum():
 
 def test_attentive_pooling_is_the_plain_sum_over_time():
     """Weights of a channel sum to one over the frames; they weigh mean and deviation."""
-    x = np.random.default_rng(0).normal(size=(2, 7, 4)).astype(np.float32)
+    x = normal(2, 7, 4)
     layer = AttentiveStatistics(3)
     variables = layer.init(jax.random.key(1), x, False)
     params = jax.device_get(variables["params"])
@@ -195,7 +200,7 @@ def test_attentive_pooling_is_the_plain_sum_over_time():
 def test_encoder_gradients_are_finite_differences():
     encoder, h = make_encoder(SMALL), 2e-4
     variables, x = initial(encoder, frames=40, rows=4)
-    weight = jnp.asarray(np.random.default_rng(1).normal(size=(4, 8)), jnp.float32)
+    weight = normal(4, 8, seed=1)
 
     @jax.jit
     def value(params):
@@ -220,12 +225,12 @@ def test_a_convolution_says_when_frames_are_too_few():
 
 
 def test_batch_norm_statistics_are_pytorchs():
-    x = np.random.default_rng(0).normal(2, 3, (4, 5, 2)).astype(np.float32)
+    x = 2 + 3 * normal(4, 5, 2)
     layer = BatchNorm()
     variables = layer.init(jax.random.key(0), x, True)
     np.testing.assert_array_equal(variables["batch_stats"]["var"], 1)  # init is not a step
     y, updated = layer.apply(variables, x, True, mutable=["batch_stats"])
-    flat = x.reshape(-1, 2)
+    flat = np.asarray(x).reshape(-1, 2)
     np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * flat.mean(0), rtol=1e-5)
     unbiased = flat.var(0, ddof=1)
     np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * unbiased, rtol=1e-5)
@@ -272,7 +277,7 @@ def test_sums_over_frames_are_float32_whatever_is_convolved():
     np.testing.assert_allclose(gradient["params"]["bias"], 64 * 300)
 
     variables = norm.init(jax.random.key(0), x, True)
-    noise = (3 + np.random.default_rng(0).normal(size=x.shape)).astype(jnp.bfloat16)
+    noise = (3 + normal(*x.shape)).astype(jnp.bfloat16)
     y, updated = norm.apply(variables, noise, True, mutable=["batch_stats"])
     exact = np.asarray(noise, np.float64).reshape(-1, 8)
     np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * exact.mean(0), rtol=1e-5)
@@ -282,10 +287,9 @@ def test_sums_over_frames_are_float32_whatever_is_convolved():
 
 
 def test_batch_norm_has_the_gradient_of_its_definition():
-    rng = np.random.default_rng(0)
-    x, dy = 3 + rng.normal(size=(2, 4, 9, 5)).astype(np.float32)
-    params = {"scale": rng.normal(size=5), "bias": rng.normal(size=5)}
-    stats = {"mean": np.zeros(5, np.float32), "var": np.ones(5, np.float32)}
+    x, dy = 3 + normal(2, 4, 9, 5)
+    params = {"scale": normal(5, seed=1), "bias": normal(5, seed=2)}
+    stats = {"mean": jnp.zeros(5), "var": jnp.ones(5)}
 
     def definition(params, x):
         mean, var = x.mean((0, 1)), x.var((0, 1))
@@ -305,9 +309,8 @@ def test_batch_norm_has_the_gradient_of_its_definition():
 
 
 def test_constant_channels_are_channels_that_repeat():
-    rng = np.random.default_rng(0)
-    x, constant = (rng.normal(size=shape).astype(np.float32) for shape in [(2, 7, 3), (2, 1, 4)])
-    repeated = np.concatenate([x, np.broadcast_to(constant, (2, 7, 4))], axis=-1)
+    x, constant = normal(2, 7, 3), normal(2, 1, 4, seed=1)
+    repeated = jnp.concatenate([x, jnp.broadcast_to(constant, (2, 7, 4))], axis=-1)
     conv = Conv1d(5)
     variables = conv.init(jax.random.key(0), repeated)
     assert variables["params"]["kernel"].shape == (1, 7, 5)

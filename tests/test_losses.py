@@ -132,7 +132,8 @@ def test_aam_softmax_is_the_authors(golden, i):
     arrays = golden("losses")
     case = json.loads(str(arrays["cases"]))[i]
     assert case["loss"] == "aam_softmax"
-    embeddings, weight, labels = (arrays[f"{i}.{k}"] for k in "embeddings weight labels".split())
+    names = ("embeddings", "weight", "labels")
+    embeddings, weight, labels = (jnp.asarray(arrays[f"{i}.{name}"]) for name in names)
     value, gradients = jax.value_and_grad(aam_softmax, argnums=(0, 1))(
         embeddings, weight, labels, margin=case["margin"], scale=case["scale"]
     )
@@ -164,7 +165,8 @@ def test_aam_softmax_is_the_plain_sum_and_falls_at_every_angle():
 
     def of_angle(angle):
         point = jnp.stack([jnp.cos(angle), jnp.sin(angle)])[None]
-        return aam_softmax(point, weight, jnp.zeros(1, int), margin=margin, scale=5.0)
+        labels = jnp.zeros(1, int)
+        return aam_softmax(point, jnp.asarray(weight), labels, margin=margin, scale=5.0)
 
     assert all(jax.grad(of_angle)(jnp.radians(x)) > 0 for x in (5.0, 60.0, 120.0, 165.0))
     assert jnp.isfinite(jax.grad(of_angle)(0.0))

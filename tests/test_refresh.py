@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from chns_jax.common.errors import UserError
+from chns_jax.sampling.clusters import SpeakerClusters
 from chns_jax.training.refresh import Refresh
+
+
+def table_of(round, weight):
+    return SpeakerClusters(np.full(2, round, np.int32), np.array([weight]))
 
 
 def never(variables, *, round):
@@ -18,21 +23,25 @@ def test_a_table_that_was_begun_is_of_the_variables_as_they_were():
 
     def beside(variables, *, round, stopped):
         assert changed.wait(10)
-        return round * np.asarray(variables["w"])
+        return table_of(round, variables["w"])
 
     refresh = Refresh(never, beside)
     refresh.begin(variables, 2)
     variables["w"].delete()  # as donation does
     changed.set()
     np.testing.assert_array_equal(refresh.variables["w"], np.ones(3))
-    np.testing.assert_array_equal(refresh.table({}, 2), 2 * np.ones(3))
+    table = refresh.table({}, 2)
+    np.testing.assert_array_equal(table.cluster, 2)
+    np.testing.assert_array_equal(table.centroids, np.ones((1, 3)))
     assert refresh.variables is None
     refresh.close()
 
 
 def test_a_table_that_was_not_begun_is_made_when_it_is_wanted():
-    refresh = Refresh(lambda variables, round: (variables, round), never)
-    assert refresh.table({"w": 1}, 3) == ({"w": 1}, 3)
+    refresh = Refresh(lambda variables, round: table_of(round, variables["w"]), never)
+    table = refresh.table({"w": np.ones(3)}, 3)
+    np.testing.assert_array_equal(table.cluster, 3)
+    np.testing.assert_array_equal(table.centroids, np.ones((1, 3)))
     refresh.close()
 
 

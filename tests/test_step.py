@@ -123,8 +123,8 @@ def test_micro_batches_have_the_gradient_of_their_definition():
     batch = noisy(audio())
     seed, slot = config.training.seed, jnp.arange(16)
     crops, labels = augment_audio(
-        {**batch, "slot": slot}, RIRS, augment, seed=seed, step=jnp.int32(0),
-        samples=config.crop_samples, speakers=8, pairs=8,
+        jax.tree.map(jnp.asarray, {**batch, "slot": slot}), jnp.asarray(RIRS), augment,
+        seed=seed, step=jnp.int32(0), samples=config.crop_samples, speakers=8, pairs=8,
     )  # fmt: skip
     frames = log_mel(crops, config.features)
     frames = mask_spectrogram(frames, augment.spec_augment, slot_keys(seed, 0, slot))
@@ -389,5 +389,6 @@ def test_running_statistics_stay_once_batches_are_from_clusters():
     after, metrics = step(state, batch, clustered=True)
     statistics = (x.variables["batch_stats"] for x in (after, state))
     jax.tree.map(np.testing.assert_array_equal, *statistics)
-    z = embed_step(state.variables, batch["audio"][:, :3200], config=config, encoder=encoder)
+    crops = jnp.asarray(batch["audio"][:, :3200])
+    z = embed_step(state.variables, crops, config=config, encoder=encoder)
     np.testing.assert_allclose(metrics["z"], unit(np.asarray(z)), atol=1e-5)

@@ -110,7 +110,7 @@ def test_a_decision_is_that_of_the_list(run, arguments, tones, capsys, tmp_path,
                 np.stack([voice.embedding for voice in voices]), encoder.cohort.embeddings, 6
             )
             sides = [Statistics(mean[i], deviation[i]) for i in (0, 1)]
-            assert as_norm(decision.cosine, *sides) == pytest.approx(
+            assert as_norm(np.array(decision.cosine), *sides) == pytest.approx(
                 float(score), rel=1e-2, abs=1e-2
             )
             expected += made["quality"]["cohort_mean"] * mean.mean()
@@ -291,10 +291,13 @@ def test_a_gallery(calibrated, tones, tmp_path, capsys):
 
 
 def test_of_two_who_enroll_one_name_at_once_the_second_is_refused(tmp_path):
-    class Other:  # enrolls while it embeds
+    class Other(SpeakerEncoder):  # enrolls while it embeds
         segments, checkpoint = None, "x"
 
-        def voiceprint(self, recordings):
+        def __init__(self):
+            pass
+
+        def voiceprint(self, recordings, *, sample_rate=None):
             if recordings == ["one"]:
                 galleries.enroll(tmp_path, "Ann", ["another"], self)
             return Voiceprint(np.ones(1), float(len(recordings[0])))

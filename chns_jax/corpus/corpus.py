@@ -30,7 +30,7 @@ class Strings(Sequence[str]):
     def __len__(self) -> int:
         return len(self.end)
 
-    def __getitem__(self, i: int) -> str:
+    def __getitem__(self, i: int | np.integer) -> str:
         start = self.end[i - 1] if i else 0
         return os.fsdecode(self.text[start : self.end[i]].tobytes())
 
@@ -85,7 +85,7 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.speaker)
 
-    def path(self, utterance: int) -> str:
+    def path(self, utterance: int | np.integer) -> str:
         """The file of an utterance."""
         return os.path.join(self.roots[self.root[utterance]], self.files[utterance])
 

@@ -177,7 +177,7 @@ def _latest_of_all(manager: ocp.CheckpointManager) -> int | None:
         return mine
     latest = int(processes.broadcast(np.int32(NO_STEP if mine is None else mine)))
     if latest != NO_STEP:
-        processes.check_seen(manager.directory / str(latest))
+        processes.check_seen(Path(manager.directory) / str(latest))
     if mine is not None and mine > latest:
         raise UserError(
             f"host {jax.process_index()} sees {manager.directory / str(mine)}, which host 0 does "

@@ -7,6 +7,7 @@ import sys
 from threading import Lock
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 
 def _references(arrays: list[np.ndarray], i: int) -> int:
@@ -29,7 +30,7 @@ class Buffers:
         self._lock = Lock()
         self._owned: list[np.ndarray] = []  # bytes
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
         """An array of unknown content."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         with self._lock:

@@ -23,7 +23,9 @@ MOST_SLICES = 32  # of a batch, each read by one thread; or as many as there are
 FEWEST_ROWS = 8  # of a slice, where threads leave so many
 PLANS_REMEMBERED = 8
 
-Row = np.ndarray | dict[str, np.ndarray]
+Value = np.ndarray | np.generic
+Row = Value | dict[str, Value]
+Rows = np.ndarray | dict[str, np.ndarray]
 
 
 def training_batches(
@@ -53,12 +55,12 @@ def training_batches(
         with planning:  # else every thread makes the same plan
             return remembered(step)
 
-    def read(i: int) -> dict[str, np.ndarray]:
+    def read(i: int) -> dict[str, Value]:
         step, slot = first_step + i // rows, i % rows
         rng = generator(seed, Purpose.CROP, step, slot)
         batch = planned(step)
         audio = reader.random_crop(int(batch.utterances[slot]), rng, samples)
-        row = {"audio": audio, "labels": np.int32(batch.labels[slot])}
+        row: dict[str, Value] = {"audio": audio, "labels": np.int32(batch.labels[slot])}
         if noise is not None:
             rng = generator(seed, Purpose.NOISE, step, slot)
             row["noise"], row["snr"] = noise.draw(rng, samples)
@@ -102,10 +104,10 @@ def read_batches(
 ) -> Generator[Any, None, None]:
     """read(0), ..., read(count - 1) by the reader's threads ahead of time, stacked in batches.
 
-    A row is an array, or a dict of arrays. The last batch holds what is left of `rows`. With
-    `held`, only these rows of each batch are read; where they hold nothing of the last one, it is
-    left out. What `read` raises is raised here, when its batch is asked for. `close()` the iterator
-    to end its threads early, each with the row that it is reading.
+    A row is an array or a number, or a dict of them. The last batch holds what is left of `rows`.
+    With `held`, only these rows of each batch are read; where they hold nothing of the last one, it
+    is left out. What `read` raises is raised here, when its batch is asked for. `close()` the
+    iterator to end its threads early, each with the row that it is reading.
     """
     held = np.arange(rows) if held is None else held
     source = _Slices(read, count, rows, held, size=_slice_rows(len(held), reader.threads))
@@ -145,7 +147,7 @@ class _Slices:
         self.left = int(np.searchsorted(held, left))  # rows of the batch after the whole ones
         self.stopped = Event()
         self._lock = Lock()
-        self._batches: dict[int, Row] = {}  # those that are being read
+        self._batches: dict[int, Rows] = {}  # those that are being read
         self._buffers = Buffers()
 
     def __len__(self) -> int:
@@ -159,7 +161,7 @@ class _Slices:
             if self.stopped.is_set():
                 break
             row = self.read(batch * self.rows + slot)
-            arrays = self._arrays(batch, row)
+            arrays: Any = self._arrays(batch, row)  # shaped as the row
             if isinstance(row, dict):
                 for name, value in row.items():
                     arrays[name][place] = value
@@ -167,20 +169,20 @@ class _Slices:
                 arrays[place] = row
         return batch
 
-    def take(self, batch: int) -> Row:
+    def take(self, batch: int) -> Rows:
         """A batch, all of whose slices were read."""
         return self._batches.pop(batch)
 
     def _length(self, batch: int) -> int:
         return len(self.held) if batch < self.whole else self.left
 
-    def _arrays(self, batch: int, row: Row) -> Row:
+    def _arrays(self, batch: int, row: Row) -> Rows:
         """Where the rows of a batch go, shaped as one of them."""
         with self._lock:
             if batch not in self._batches:
                 length = self._length(batch)
 
-                def empty(value: np.ndarray) -> np.ndarray:
+                def empty(value: Value) -> np.ndarray:
                     return self._buffers.empty((length, *np.shape(value)), value.dtype)
 
                 is_dict = isinstance(row, dict)

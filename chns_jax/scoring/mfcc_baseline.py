@@ -22,7 +22,7 @@ def mfcc_eer(reader: Reader, trials: Trials) -> float:
     """
     utterances = trials.utterances()
 
-    def statistics(utterance: int) -> np.ndarray:
+    def statistics(utterance: np.integer) -> np.ndarray:
         samples = round(float(reader.corpus.seconds[utterance]) * reader.sample_rate)
         return mfcc_statistics(reader.crop(int(utterance), 0.0, samples), reader.sample_rate)
 
