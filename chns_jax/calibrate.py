@@ -64,7 +64,9 @@ def main(argv: list[str]) -> None:
     data = dataclasses.replace(encoder.config.data, cache=chosen.cache)
     config = dataclasses.replace(encoder.config, data=data)
     trained_on = training_speakers(folder, config, encoder.step)
-    speakers = scored.speakers[np.union1d(scored.enrolment_speaker, scored.test_speaker)]
+    enrolment, test = scored.enrolment_speaker, scored.test_speaker
+    assert enrolment is not None and test is not None  # as by_speaker asks
+    speakers = scored.speakers[np.union1d(enrolment, test)]
     if trained_on is not None and np.isin(speakers, trained_on).any():
         known = speakers[np.isin(speakers, trained_on)]
         say(
@@ -76,8 +78,8 @@ def main(argv: list[str]) -> None:
         scored.trials.labels,
         scored.scores,
         {name: scored.qualities[name] for name in dict.fromkeys(chosen.quality)},
-        scored.enrolment_speaker,
-        scored.test_speaker,
+        enrolment,
+        test,
         made_by=scored.made_by,
         false_accept_rate=rate,
         prior=chosen.prior,

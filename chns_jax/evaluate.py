@@ -120,10 +120,11 @@ def _write_report(
 
     from chns_jax.reports.evaluation_page import trial_genders, write_report
 
-    scored = result.scored
+    scored, llrs = result.scored, result.log_likelihood_ratios
     of_trials = None
-    if genders is not None and scored.enrolment_speaker is not None:
-        sides = np.stack([scored.enrolment_speaker, scored.test_speaker], axis=1)
+    enrolment, test = scored.enrolment_speaker, scored.test_speaker
+    if genders is not None and enrolment is not None and test is not None:
+        sides = np.stack([enrolment, test], axis=1)
         of_trials = trial_genders(scored.speakers[sides], genders)
     set_for = None
     if calibration is not None:
@@ -133,7 +134,7 @@ def _write_report(
         chosen.report,
         title=f"{chosen.model} on {chosen.trials}",
         labels=scored.trials.labels,
-        scores=scored.scores if calibration is None else result.log_likelihood_ratios,
+        scores=scored.scores if llrs is None else llrs,
         enrolment=scored.trials.enrolment,
         test=scored.trials.test,
         seconds=scored.seconds,

@@ -72,7 +72,7 @@ def _identify(folder: Path, options: Namespace) -> None:
         cosines = {
             name: float(other.embedding @ voice.embedding) for name, other in enrolled.items()
         }
-        nearest = sorted(cosines, key=cosines.get, reverse=True)[: options.names]
+        nearest = sorted(cosines, key=cosines.__getitem__, reverse=True)[: options.names]
         found = [{"name": name, "cosine": cosines[name]} for name in nearest]
         print(json.dumps({"calibrated": False, "nearest": found}))
         return

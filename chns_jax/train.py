@@ -80,7 +80,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     # ------------------------------------------------------------------ corpus
     corpus, validation, trials, broken = make_split(config)
     plan.check(sampler, corpus)
-    if config.training.start_from and trials is not None:
+    if config.training.start_from and validation is not None and trials is not None:
         validating = np.unique(validation.speaker[trials.utterances()])
         check_unheard(config, validation.speakers[validating])
     start_table = tables.load(sampler.table, corpus.speakers) if sampler.table else None
@@ -96,7 +96,9 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     skipped.record({file.path: file.why for file in broken})
     skipped.limit()
     opened.callback(lambda: skipped.record(reader.skipped))
-    trial_reader = Reader(validation, sample_rate, reader.threads) if trials else None
+    trial_reader = None
+    if validation is not None:
+        trial_reader = Reader(validation, sample_rate, reader.threads)
     round_length = rounds.length(sampler, config.training, len(corpus))
     say(
         f"training on {len(corpus.speakers)} speakers, {len(corpus)} utterances, "
@@ -218,26 +220,27 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
         result = parts.validate(embedder, state.variables, trial_reader, trials,
                                 samples=config.segment_samples)  # fmt: skip
     bar.close()
-    best = min(eer_at, key=eer_at.get, default=None)
+    best = min(eer_at, key=eer_at.__getitem__, default=None)
     summary = {
         "step": steps,
         "eer": result and result["eer"],
         "min_dcf": result and result["min_dcf"],
         "best_step": best,
-        "best_eer": eer_at.get(best),
+        "best_eer": None if best is None else eer_at[best],
         "seconds": progress.seconds,
         "utterances_per_second": 2 * sampler.speakers * steps / progress.seconds,
         "parameters_sha256": sha256(state.variables),
     }
-    composed = {"CHNS batches": table} if table is not None else {}
-    composed["random batches"] = None
+    composed: dict[str, tables.SpeakerClusters | None] = {"random batches": None}
+    if table is not None:
+        composed = {"CHNS batches": table, **composed}
     negatives = {
         name: negatives_of(embedder, state.variables, reader, config, made_of)
         for name, made_of in composed.items()
     }
     if not processes.is_first():
         return
-    if config.validation.floor and trials is not None:
+    if config.validation.floor and trial_reader is not None and trials is not None:
         summary["floor_eer"] = mfcc_eer(trial_reader, trials)
     training_picture(
         folder.picture, eer_at=eer_at, baseline_eer=summary.get("floor_eer"), negatives=negatives

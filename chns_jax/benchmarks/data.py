@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -99,7 +100,7 @@ def loading(sizes: Sizes) -> Iterator[Row]:
         samples = round(sizes.crop_seconds * Config().features.sample_rate)
         steps = -(-len(corpus) // (2 * speakers))
         with ThreadPoolExecutor(THREADS) as pool, ExitStack() as opened:
-            functions = {
+            functions: dict[str, Callable[[], object]] = {
                 "whole": lambda: list(
                     pool.map(partial(_features_of_whole, corpus, samples), range(len(corpus)))
                 )
@@ -225,7 +226,7 @@ def _reader(corpus: Corpus) -> Reader:
     return Reader(corpus, Config().features.sample_rate, THREADS)
 
 
-def _batches(corpus: Corpus, speakers: int, samples: int) -> Iterator:
+def _batches(corpus: Corpus, speakers: int, samples: int) -> Generator[Any, None, None]:
     """Endless random batches."""
     return training_batches(
         _reader(corpus), Sampler(kind="random", speakers=speakers), None, seed=0, samples=samples,

@@ -24,7 +24,7 @@ def loop(sizes: Sizes) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         report = rehearsed(sizes, Path(folder))
     rate = {who: report[f"{who}_utterances_per_second"] for who in ("loop", "host", "device")}
-    slower = min(("host", "device"), key=rate.get)
+    slower = min(("host", "device"), key=rate.__getitem__)
     other = {"host": "its loader alone", "device": "its device alone"}[slower]
     share = rate["loop"] / rate[slower]
     yield Row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from chns_jax.benchmarks import large_corpus
 from chns_jax.benchmarks.large_corpus import Pool, Size
@@ -86,7 +88,7 @@ def rehearse(config: Config, about: Rehearsal, train: Callable[..., None]) -> di
         "training_utterances": about.training.utterances,
         "step_is_a_sleep_of": about.step_seconds,
         "host_utterances_per_second": fed,
-        "device_utterances_per_second": device or rows / about.step_seconds,
+        "device_utterances_per_second": device or rows / (about.step_seconds or math.inf),
         "loop_utterances_per_second": rows / step,
         "seconds_per_step": step,
         "main_thread_cpu_seconds_per_step": watch.cpu_per_step(),
@@ -142,21 +144,23 @@ class Watch:
 
     def parts(self, config: Config, about: Rehearsal) -> Parts:
         """Those of training, timed; with a device that sleeps, if it is to."""
-        make_build, make_embedder = build, Embedder
-        if about.step_seconds is not None:
+        make_build: Callable[[Config, int, Mesh], Build] = build
+        make_embedder: Callable[[Config, Mesh], Embedder] = Embedder
+        sleep = about.step_seconds
+        if sleep is not None:
             device, rows = SleepingDevice(), 2 * config.sampler.speakers
-            per_row = FORWARD_SHARE * about.step_seconds / rows
+            per_row = FORWARD_SHARE * sleep / rows
 
-            def make_embedder(config, mesh):
+            def sleeping_embedder(config: Config, mesh: Mesh) -> Embedder:
                 embedder = SleepingEmbedder(config, mesh, device)
                 seconds = about.embed_seconds
                 embedder.seconds = per_row * embedder.rows if seconds is None else seconds
                 return embedder
 
-            def make_build(config, speakers, mesh):
-                return sleeping_build(
-                    build(config, speakers, mesh), config, device, about.step_seconds
-                )
+            def build_sleeping(config: Config, speakers: int, mesh: Mesh) -> Build:
+                return sleeping_build(build(config, speakers, mesh), config, device, sleep)
+
+            make_build, make_embedder = build_sleeping, sleeping_embedder
 
         return Parts(
             build=lambda *arguments: self._timed_build(make_build(*arguments)),

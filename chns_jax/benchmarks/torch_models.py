@@ -46,25 +46,24 @@ def make_steps(
     optimizer, features = config.optimizer, config.features
     module = make_encoder(config.encoder, features.bands).to(device)
     fbank = Fbank(sample_rate=features.sample_rate, n_mels=features.bands).to(device)
-    audio, labels = torch.from_numpy(audio), torch.from_numpy(labels).to(device)
-    log_temperature = torch.tensor(np.log(0.1), dtype=torch.float32, device=device)
-    log_temperature.requires_grad_()
+    waveforms, speakers = torch.from_numpy(audio), torch.from_numpy(labels).to(device)
+    temperature = torch.tensor(0.1, device=device, requires_grad=True)
     adam = torch.optim.Adam(
-        [*module.parameters(), log_temperature],
+        [*module.parameters(), temperature],
         lr=optimizer.learning_rate,
         weight_decay=optimizer.weight_decay,
     )
 
     def log_mel() -> torch.Tensor:
         with torch.no_grad():
-            x = fbank(audio.to(device).float() / 32768)
+            x = fbank(waveforms.to(device).float() / 32768)
             return x - x.mean(1, keepdim=True)
 
     def step() -> float:
         module.train()
         adam.zero_grad(set_to_none=True)
         z = F.normalize(module(log_mel()).reshape(len(audio), -1))
-        loss = supcon(z, labels, log_temperature.exp())
+        loss = supcon(z, speakers, temperature)
         loss.backward()
         adam.step()
         return loss.item()  # waits for the device

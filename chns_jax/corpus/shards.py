@@ -184,7 +184,7 @@ def write_repeated(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
         staged = Path(beside) / out.name
         staged.mkdir()
-        np.savez(staged / INDEX, **arrays)
+        np.savez(staged / INDEX, **arrays)  # pyright: ignore  (no name is an option of it)
         for name in shard_names(len(held["shard_bytes"])):
             (staged / name).symlink_to(root / name)
         try:

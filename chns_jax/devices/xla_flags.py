@@ -39,7 +39,7 @@ def _all_know_the_flag() -> bool:
 
 def _accelerators() -> set[tuple[str, str | None]]:
     """Name and release of all that JAX may start beside jaxlib, found as JAX finds it."""
-    plugins = {
+    plugins: set[tuple[str, str | None]] = {
         (point.dist.name, point.dist.version) if point.dist else (point.name, None)
         for point in entry_points(group="jax_plugins")
     }

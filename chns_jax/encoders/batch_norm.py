@@ -168,8 +168,8 @@ def of_each_layer(function: Callable, *trees: Any) -> Any:
     return traverse_util.unflatten_dict(done)
 
 
-def _layers(tree: Any) -> dict[tuple[str, ...], dict[str, jax.Array]]:
-    layers: dict[tuple[str, ...], dict[str, jax.Array]] = {}
+def _layers(tree: Any) -> dict[tuple[str, ...], dict[str, Any]]:
+    layers: dict[tuple[str, ...], dict[str, Any]] = {}
     for (*path, name), value in traverse_util.flatten_dict(tree).items():
         layers.setdefault(tuple(path), {})[name] = value
     return layers

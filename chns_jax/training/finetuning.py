@@ -52,6 +52,7 @@ def check_unheard(config: Config, validating: np.ndarray) -> None:
     `validating` (n,) are their names, by which they are known again. Says so when nobody knows who
     that run was trained on.
     """
+    assert config.training.start_from is not None
     run = Path(config.training.start_from).expanduser()
     steps = [int(path.name) for path in RunFolder(run).checkpoints.glob("[0-9]*")]
     heard = training_speakers(run, read_config(run), max(steps, default=0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -122,10 +123,10 @@ def train_step(
         gradient, (moments, metrics) = jax.grad(loss_of, has_aux=True)(params)
     metrics["learning_rate"] = schedule(config.optimizer, config.training.steps)(step)
     updates, optimizer = tx.update(gradient, state.optimizer, params)
-    params = optax.apply_updates(params, updates)
-    if "loss" in params:
-        params = params | {"loss": bounded(params["loss"], config.loss)}
+    moved: dict[str, Any] = dict(optax.apply_updates(params, updates))  # pyright: ignore
+    if "loss" in moved:
+        moved["loss"] = bounded(moved["loss"], config.loss)
     if moments:
         batch_stats = of_each_layer(updated, batch_stats, moments)
-    variables = {"params": params, "batch_stats": batch_stats}
+    variables = {"params": moved, "batch_stats": batch_stats}
     return TrainState(step + 1, variables, optimizer), metrics
