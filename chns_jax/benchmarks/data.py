@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from chns_jax.benchmarks.large_corpus import Size, make_corpus
@@ -164,7 +165,7 @@ def embedding(sizes: Sizes) -> Iterator[Row]:
     config = Config(encoder=encoder_of("ecapa_tdnn", sizes))
     encoder, rng = make_encoder(config.encoder), np.random.default_rng(0)
     frames = frame_count(config.crop_samples, config.features)
-    x = np.zeros((1, frames, config.features.bands), np.float32)
+    x = jnp.zeros((1, frames, config.features.bands))
     initial = jax.jit(lambda: encoder.init(jax.random.key(0), x, False))()
     variables = {
         "params": {"encoder": initial["params"]},
