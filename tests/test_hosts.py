@@ -170,7 +170,7 @@ def assert_lost(process):
     JAX's heartbeat is the first to notice. Returns what it said."""
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2, errors
-    assert f"error: {LOST}" in errors.splitlines()[-1]
+    assert f"error: {LOST}" in errors.rstrip().splitlines()[-1], errors
     return errors
 
 

@@ -109,10 +109,9 @@ def test_a_decision_is_that_of_the_list(run, arguments, tones, capsys, tmp_path,
             mean, deviation = statistics(
                 np.stack([voice.embedding for voice in voices]), encoder.cohort.embeddings, 6
             )
-            sides = [Statistics(mean[i], deviation[i]) for i in (0, 1)]
-            assert as_norm(np.array(decision.cosine), *sides) == pytest.approx(
-                float(score), rel=1e-2, abs=1e-2
-            )
+            sides = [Statistics(mean[[i]], deviation[[i]]) for i in (0, 1)]
+            (normed,) = as_norm(np.array([decision.cosine]), *sides)
+            assert normed == pytest.approx(float(score), rel=1e-2, abs=1e-2)
             expected += made["quality"]["cohort_mean"] * mean.mean()
             expected += made["quality"]["duration"] * np.log(min(seconds[one], seconds[other]))
         assert decision.log_likelihood_ratio == pytest.approx(expected, rel=2e-2, abs=2e-2)
