@@ -157,6 +157,7 @@ def test_micro_batches_have_the_gradient_of_their_definition():
         np.testing.assert_allclose(moved, expected, rtol=0.02, atol=1e-4)
 
 
+@pytest.mark.long
 def test_one_micro_batch_is_the_plain_step():
     batch = noisy(audio())
     afters = {}
@@ -202,7 +203,11 @@ def test_no_audio_and_no_frames_change_their_device(micro_batch):
     assert moves and max(sizes) <= 16 * 8, moves  # embeddings, (2b, d)
 
 
-@pytest.mark.parametrize("encoder", [SHALLOW, RESNET], ids=lambda encoder: encoder.kind)
+@pytest.mark.parametrize(
+    "encoder",
+    [SHALLOW, pytest.param(RESNET, marks=pytest.mark.long)],
+    ids=lambda encoder: encoder.kind,
+)
 def test_bfloat16_is_near_float32_and_keeps_its_state_in_float32(encoder):
     batch = {"audio": audio(), "labels": LABELS}
     metrics, gradients = {}, {}
@@ -330,7 +335,7 @@ def test_weight_decay_is_added_to_the_gradient_as_pytorch_does():
     "kind, micro_batch",
     [
         ("supcon", 5),
-        ("aam_softmax", None),
+        pytest.param("aam_softmax", None, marks=pytest.mark.long),
         pytest.param("supcon", None, marks=pytest.mark.long),
         pytest.param("aam_softmax", 5, marks=pytest.mark.long),
     ],
