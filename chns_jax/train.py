@@ -80,7 +80,8 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     # ------------------------------------------------------------------ corpus
     corpus, validation, trials, broken = make_split(config)
     plan.check(sampler, corpus)
-    if config.training.start_from and validation is not None and trials is not None:
+    starts = config.training.start_from and not folder.is_begun()  # going on needs no parent
+    if starts and validation is not None and trials is not None:
         validating = np.unique(validation.speaker[trials.utterances()])
         check_unheard(config, validation.speakers[validating])
     start_table = tables.load(sampler.table, corpus.speakers) if sampler.table else None

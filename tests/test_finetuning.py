@@ -1,4 +1,7 @@
 import dataclasses
+import shutil
+import signal
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from chns_jax.runs import checkpoint
 from chns_jax.runs.checkpoint import Progress
 from chns_jax.sampling import clusters as tables
 from chns_jax.sampling.clusters import SpeakerClusters
+from chns_jax.training import stopping
 from chns_jax.training.finetuning import check_unheard, start_from
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -153,3 +157,18 @@ def test_large_margin_fine_tuning_goes_on_where_training_ended(tiny, tmp_path):
         for run in ("first", "second")
     ]
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), *encoders)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_a_run_goes_on_without_the_one_that_it_started_from(tiny, tmp_path, monkeypatch):
+    first, second = tmp_path / "first", tmp_path / "second"
+    train.main([*tiny, "--training.steps", "1", "--out", str(first)])
+    arguments = [*tiny, "--training.steps", "3", "--out", str(second)]
+    arguments += ["--training.start_from", str(first)]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):  # after the first step
+        patch.setattr(stopping, "stop_signals", lambda: nullcontext([signal.SIGTERM]))
+        train.main(arguments)
+    shutil.rmtree(first)
+    train.main(arguments)
+    assert (second / "summary.json").exists()

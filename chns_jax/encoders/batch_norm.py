@@ -25,8 +25,7 @@ class BatchNorm(nn.Module):
 
     Unlike `flax.linen.BatchNorm`, the running variance is the unbiased one and the momentum weighs
     the new value (0.1), so that statistics agree with PyTorch's after every training step. Where
-    "moments" is a mutable collection, they hold the statistics of the batch, for
-    `updated`.
+    "moments" is a mutable collection, they hold the statistics of the batch, for `updated`.
     """
 
     epsilon: float = 1e-5

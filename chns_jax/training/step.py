@@ -73,11 +73,11 @@ def train_step(
     slot = jnp.arange(padded)
     batch = {**batch, "slot": slot}
     frozen = clustered and config.training.batch_statistics == "running"
-    counted = slot < rows
-    if clustered and config.training.batch_statistics == "easy":
-        counted &= slot % config.sampler.speakers >= hard_count(config.sampler)
-        batch["counted"] = counted.astype(jnp.float32)
-    elif padded > rows:
+    only_easy = clustered and config.training.batch_statistics == "easy"
+    if only_easy or padded > rows:
+        counted = slot < rows
+        if only_easy:
+            counted &= slot % config.sampler.speakers >= hard_count(config.sampler)
         batch["counted"] = counted.astype(jnp.float32)
 
     def make_frames(batch, step, rirs):
