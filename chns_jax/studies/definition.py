@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,7 +122,6 @@ def _section(name: str, value: Any, where: str) -> dict[Any, Any]:
 
 def _name(name: Any, where: str) -> str:
     """Which names folders and a column of a table."""
-    fits = isinstance(name, str) and name.replace("_", "").replace(".", "").isalnum()
-    if not fits or name.startswith("."):
-        raise UserError(f"the name {name}{where} must be letters, digits, _ and .")
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(f"the name {name}{where} must be letters, digits, _, . and -")
     return name

@@ -24,14 +24,15 @@ def score_runs(
 
     Embeddings are kept in the runs' cache, so that a list costs little the second time.
     """
-    rows = []
-    for name, (trials, root) in lists.items():
-        scored: dict[str, list[evaluation.Scores]] = {}
-        for one in runs:
-            encoder = model.load(one.config.out, checkpoint)
+    scored: dict[str, dict[str, list[evaluation.Scores]]] = {name: {} for name in lists}
+    for one in runs:
+        encoder = model.load(one.config.out, checkpoint)
+        for name, (trials, root) in lists.items():
             of_run = evaluation.score(encoder, trials, root, one.config.data.cache)
-            scored.setdefault(one.arm, []).append(of_run)
-        of_list = scored[baseline][0]
+            scored[name].setdefault(one.arm, []).append(of_run)
+    rows = []
+    for name, by_arm in scored.items():
+        of_list = by_arm[baseline][0]
         enrolment, test = of_list.enrolment_speaker, of_list.test_speaker
         assert enrolment is not None and test is not None  # `score` says who speaks
         rows += comparison.compare(
@@ -39,7 +40,7 @@ def score_runs(
             of_list.trials.labels,
             enrolment,
             test,
-            {arm: [of_run.scores for of_run in of_arm] for arm, of_arm in scored.items()},
+            {arm: [of_run.scores for of_run in of_arm] for arm, of_arm in by_arm.items()},
             baseline=baseline,
             seed=seed,
             count=replicates,
