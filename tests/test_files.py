@@ -47,7 +47,7 @@ def test_only_what_was_left_unfinished_is_removed(tmp_path):
     for name in (".notes.2024.md", ".thesis.1.tex.swp", "kept.txt"):
         (tmp_path / name).write_text("mine")
     (tmp_path / ".old.2024").mkdir()
-    by_another = f".x.{socket.gethostname()}.{os.getppid()}{UNFINISHED}"  # who is alive
+    by_another = f".x.{socket.gethostname()}.{os.getppid()}.0a{UNFINISHED}"  # who is alive
     (tmp_path / by_another).write_text("being written")
     mine = {path.name for path in tmp_path.iterdir()}
     with replacing(tmp_path / "table.csv") as file:  # killed in the middle: the rename never comes
