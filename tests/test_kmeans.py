@@ -118,6 +118,16 @@ def test_files_that_are_no_table(tmp_path):
         {"cluster": np.array([0, -1])},
         {"speakers": np.array([], str), "cluster": np.array([], int)},
         {"centroids": np.zeros(2)},
+        {"centroids": np.array([[0, np.nan], [0, 1]])},
+        {"centroids": np.full((2, 2), 1e300)},
+        {"centroids": np.array([["a"], ["b"]])},
+        {"cluster": np.array([[0, 1]])},
+        {"cluster": np.array(["0", "1"])},
+        {"cluster": np.array([0, np.nan])},
+        {"cluster": np.array([0, 1j])},
+        {"speakers": np.array([["a", "b"]])},
+        {"speakers": np.array([1, 2])},
+        {"speakers": np.array(["a", "a"])},
     ):
         np.savez(tmp_path / "u.npz", **{**good, **wrong})
         with pytest.raises(UserError, match="u.npz is not a table"):
