@@ -14,9 +14,7 @@ from chns_jax.corpus.audio import AudioError, check, read_crop, read_header, rea
 
 RATE = 16_000
 READERS = (read_header, lambda path: read_crop(path, 0.5, 100, RATE), lambda p: read_whole(p, RATE))
-needs_ffmpeg = pytest.mark.skipif(
-    shutil.which("ffmpeg") is None, reason="needs ffmpeg on the PATH"
-)
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg on the PATH")
 
 
 @pytest.fixture
@@ -214,20 +212,14 @@ def test_ffmpeg_opens_no_other_file(tmp_path, monkeypatch):
     soundfile.write("x.wav", 0.1 * np.sin(np.arange(RATE)), RATE)
     for name in ("other.m4a", "other.ts"):
         subprocess.run(["ffmpeg", "-v", "error", "-i", "x.wav", name], check=True)
-    for name in ("concat:other.m4a", "-x.m4a", "a:b.m4a"):
-        shutil.copy("other.m4a", name)
-        assert read_header(name).seconds == pytest.approx(1, abs=0.1)
-        assert len(read_whole(name, RATE)) == pytest.approx(RATE, abs=0.1 * RATE)
-    playlists = {
-        "hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{tmp_path}/other.ts\n"
-        "#EXT-X-ENDLIST\n",
-        "concat": f"ffconcat version 1.0\nfile '{tmp_path}/other.m4a'\n",
-    }
-    for name, text in playlists.items():
-        (tmp_path / f"{name}.m4a").write_text(text)
-        for read in READERS:
-            with pytest.raises(AudioError, match=f"{name}.m4a"):
-                read(f"{name}.m4a")
+    shutil.copy("other.m4a", "concat:other.m4a")
+    assert len(read_whole("concat:other.m4a", RATE)) == pytest.approx(RATE, abs=0.1 * RATE)
+    (tmp_path / "list.m4a").write_text(
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{tmp_path}/other.ts\n#EXT-X-ENDLIST\n"
+    )
+    for read in (read_header, lambda path: read_whole(path, RATE)):
+        with pytest.raises(AudioError, match="list.m4a cannot be decoded: "):
+            read("list.m4a")
 
 
 def edited(path, at, value):

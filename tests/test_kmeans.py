@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from chns_jax import cluster
 from chns_jax.common.errors import UserError
 from chns_jax.common.vectors import unit
 from chns_jax.sampling import clusters as tables
@@ -103,6 +104,16 @@ def test_a_table_comes_back_for_the_speakers_asked(tmp_path):
     np.testing.assert_array_equal(back.centroids, table.centroids)
     with pytest.raises(UserError, match="lacks 2 of the 3 training speakers, d first"):
         tables.load(tmp_path / "t.npz", np.array(["a", "d", "zz"]))
+
+
+def test_the_tables_of_a_run_are_not_overwritten(tmp_path):
+    (tmp_path / "run" / "tables").mkdir(parents=True)
+    table = tmp_path / "run" / "tables" / "step_0000000.npz"
+    table.write_bytes(b"kept")
+    with pytest.raises(UserError, match="step_0000000.npz is read or written for something else"):
+        where = ["--model", tmp_path / "run", "--root", tmp_path, "--out", table]
+        cluster.main([str(argument) for argument in where])
+    assert table.read_bytes() == b"kept"
 
 
 def test_files_that_are_no_table(tmp_path):

@@ -240,6 +240,12 @@ def test_what_is_no_speech(calibrated, tones, odd, tmp_path, name, message):
         gallery.main(["identify", str(odd / name), *where])
 
 
+def test_no_request_leaves_for_a_name(calibrated, tones):
+    for name in ("http://127.0.0.1:9/x.m4a", "http://127.0.0.1:9/x.array_record:0+99"):
+        with pytest.raises(UserError, match="does not exist|is no file"):
+            verify.main([str(tones / NAMES[0]), name, "--model", str(calibrated)])
+
+
 def test_stereo_at_8_khz_is_speech(calibrated, odd, capsys):
     path = str(odd / "stereo.wav")
     verify.main([path, path, "--model", str(calibrated)])

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 MOST_TIMES = 100  # what a file may hold of its own size, compressed
+END = 22  # bytes of a zip's last record, which says how many members there are
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
@@ -33,9 +34,13 @@ def load(source: str | os.PathLike | io.BufferedIOBase) -> dict[str, np.ndarray]
         with open(source, "rb") as file:
             return load(file)
     size = source.seek(0, os.SEEK_END)
+    source.seek(-min(size, END), os.SEEK_END)
+    end = source.read(END)  # where NumPy writes no comment
     try:
         with zipfile.ZipFile(source) as archive:
             members = archive.infolist()
+            if end.startswith(b"PK\5\6") and int.from_bytes(end[10:12], "little") != len(members):
+                raise ValueError("its list of members is cut short")
             if sum(member.file_size for member in members) > MOST_TIMES * size:
                 raise ValueError("its members are too large for it")
             return {

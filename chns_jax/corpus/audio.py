@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 import subprocess
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import soundfile
@@ -177,7 +177,7 @@ def _libsndfile_crop(
     return to_int16(block, rate, sample_rate)
 
 
-def _read(file: soundfile.SoundFile, wanted: int, dtype: str) -> np.ndarray:
+def _read(file: soundfile.SoundFile, wanted: int, dtype: Literal["int16", "float32"]) -> np.ndarray:
     """As many samples (s, channels) as there are, `wanted` at most."""
     at_once = BLOCK // file.channels
     blocks = [file.read(min(wanted, at_once), dtype=dtype, always_2d=True)]
@@ -278,8 +278,9 @@ def _run_ffmpeg(path: str, program: str, *arguments: str) -> bytes:
     command = [program, "-v", "error", *arguments]
     done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
-        reason = done.stderr.decode(errors="replace").strip().splitlines()
-        raise AudioError(path, f"cannot be decoded: {reason[-1] if reason else program}")
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        reason = said[-1].removeprefix(f"file:{path}: ") if said else program
+        raise AudioError(path, f"cannot be decoded: {reason}")
     return done.stdout
 
 

@@ -211,14 +211,14 @@ def _load(path: Path) -> _Found | None:
         held = arrays.load(path)
         if int(arrays.need(held, "format", "i", 0)) != CACHE_FORMAT:
             return None
-        strings = {
+        fields: dict[str, Any] = {
             field: Strings.held(held, f"{field}.")
             for field in ("names", "files", "reasons")
             if f"{field}.text" in held
         }
-        strings.setdefault("files", strings["names"])
-        plain = {name: arrays.need(held, name, kind, 1) for name, kind in PLAIN.items()}
-        found = _Found(**strings, **plain)
+        fields.setdefault("files", fields["names"])
+        fields |= {name: arrays.need(held, name, kind, 1) for name, kind in PLAIN.items()}
+        found = _Found(**fields)
     except (OSError, KeyError, TypeError, arrays.Damaged):
         return None
     rows = (value for name, value in vars(found).items() if name not in ("speakers", "reasons"))

@@ -65,7 +65,9 @@ def read_wav_scp(root: str, table: str) -> dict[str, str]:
                 "supported: write its output to a file and list that"
             )
         if not records.names_file(path):
-            raise UserError(f"{os.path.join(root, table)} has {path!r} for {name}, which is no file")
+            raise UserError(
+                f"{os.path.join(root, table)} has {path!r} for {name}, which is no file"
+            )
     return paths
 
 

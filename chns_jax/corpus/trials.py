@@ -87,8 +87,8 @@ def read(path: Path | str) -> NamedTrials:
     if twice is not None:
         first, second = twice
         raise UserError(
-            f"{path} line {numbers[second]} labels {enrolment[second]} and {test[second]} otherwise "
-            f"than line {numbers[first]} does: leave one of them out"
+            f"{path} line {numbers[second]} labels {enrolment[second]} and {test[second]} "
+            f"otherwise than line {numbers[first]} does: leave one of them out"
         )
     return named
 

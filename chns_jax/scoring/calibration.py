@@ -217,7 +217,14 @@ def load(path: Path) -> Calibration | None:
         if not _is_whole(made):
             raise ValueError
         return made
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise UserError(
             f"{path} is not what chns_jax.calibrate writes: remove it and calibrate again"
         ) from error
