@@ -89,7 +89,8 @@ def main(argv: list[str]) -> None:
     check_replicates(chosen.replicates)
     outputs = [f"{prefix}.md", f"{prefix}.csv"] if prefix is not None else []
     for path in outputs:
-        check_file(path, [*chosen.trials, *chosen.root])
+        runs = [folder for folders in systems.values() for folder in folders]
+        check_file(path, [*chosen.trials, *chosen.root, *runs])
     for path in chosen.trials:  # what is wrong with them is said before much is loaded
         trial_lists.read(path)
     models = {

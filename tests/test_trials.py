@@ -34,6 +34,8 @@ def test_a_list_is_read_and_located(corpus, tmp_path):
         ("a b target\na b 0\n", "line 2 is not '<enrolment> <test> <target or nontarget>'"),
         ("a b 1\na b\n", "line 2 is not '<enrolment> <test> <1 or 0>'"),
         ("1 a b\n", "needs both"),
+        ("1 a b\n0 a c\n\n0 a b\n", "line 4 labels a and b otherwise than line 1 does"),
+        ("0 a b\n1 a c\n1 b a\n", "line 3 labels b and a otherwise than line 1 does"),
         ("", "needs both"),
     ],
 )

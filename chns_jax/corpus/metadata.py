@@ -26,7 +26,10 @@ def read_genders(path: Path | str) -> dict[str, str]:
         raise UserError(f"the metadata {path} cannot be read: {reason}") from error
     lines = text.splitlines()
     separator = "\t" if lines and "\t" in lines[0] else ","
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
+    except csv.Error as error:
+        raise UserError(f"the metadata {path} cannot be read: {error}") from error
     head = rows[0] if rows else []
     speaker, gender = (
         next((i for i, name in enumerate(head) if wanted.search(name)), None)

@@ -65,9 +65,10 @@ def read(path: Path | str) -> NamedTrials:
     """A trial list: VoxCeleb's lines "<1 or 0> <enrolment> <test>", Kaldi's "<enrolment> <test>
     <target or nontarget>", or CN-Celeb's "<enrolment> <test> <1 or 0>".
 
-    The first line says which of them. Raises UserError.
+    The first line says which of them. Raises UserError, also for a pair, in either order, that is
+    labelled both ways.
     """
-    labels, enrolment, test = [], [], []
+    labels, enrolment, test, numbers = [], [], [], []
     layout = None
     for number, line in _lines(path, "the trial list"):
         parts = line.split()
@@ -78,9 +79,18 @@ def read(path: Path | str) -> NamedTrials:
         names = parts[1:] if layout.label == 0 else parts[:2]
         enrolment.append(names[0])
         test.append(names[1])
+        numbers.append(number)
     if all(labels) or not any(labels):
         raise UserError(f"{path} needs both target (1) and impostor (0) trials")
-    return NamedTrials(np.array(labels), enrolment, test)
+    named = NamedTrials(np.array(labels), enrolment, test)
+    twice = _labelled_both_ways(named)
+    if twice is not None:
+        first, second = twice
+        raise UserError(
+            f"{path} line {numbers[second]} labels {enrolment[second]} and {test[second]} "
+            f"otherwise than line {numbers[first]} does: leave one of them out"
+        )
+    return named
 
 
 def read_enrolment(path: Path | str) -> dict[str, list[str]]:
@@ -167,6 +177,20 @@ def make(corpus: Corpus, *, max_trials: int, seed: int) -> Trials:
     kept = np.concatenate([target, impostor])
     labels = np.arange(len(kept)) < len(target)
     return Trials(labels, first[kept], second[kept])
+
+
+def _labelled_both_ways(named: NamedTrials) -> tuple[int, int] | None:
+    """Two trials, the earlier first, of one pair in either order, of which one is a target."""
+    number = {name: i for i, name in enumerate(dict.fromkeys([*named.enrolment, *named.test]))}
+    sides = [[number[name] for name in names] for names in (named.enrolment, named.test)]
+    low, high = np.sort(np.array(sides, np.int64), axis=0)
+    pair = low * len(number) + high
+    both = np.intersect1d(pair[named.labels], pair[~named.labels])
+    if not len(both):
+        return None
+    trials = np.flatnonzero(pair == both[0])
+    other = trials[named.labels[trials] != named.labels[trials[0]]]
+    return int(trials[0]), int(other[0])
 
 
 def _layout(parts: list[str]) -> Layout:
