@@ -9,6 +9,7 @@ from pathlib import Path
 from chns_jax.common.command_line import add_cache, add_checkpoint, add_segments, make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import NonNegativeInt, PositiveInt
+from chns_jax.config import read_run
 
 
 def main(argv: list[str]) -> None:
@@ -71,6 +72,10 @@ def main(argv: list[str]) -> None:
     if prefix is not None and (not os.path.basename(prefix) or os.path.isdir(prefix)):
         raise UserError(f"--out {chosen.out} names a folder: add how the files' names begin")
 
+    for folders in systems.values():
+        for folder in folders:
+            read_run(folder)  # what is wrong is said before JAX is imported
+
     from chns_jax.common.files import check_file, replacing
     from chns_jax.corpus import trials as trial_lists
     from chns_jax.embedding import model
@@ -132,7 +137,7 @@ def parse_systems(arguments: Sequence[str]) -> dict[str, list[str]]:
         if not all(runs) or (is_named and not name):
             raise UserError(f"{argument} is neither RUN nor NAME=RUN,RUN: name the missing part")
         if not is_named:
-            name = Path(argument).expanduser().resolve().name
+            name = os.path.basename(os.path.realpath(os.path.expanduser(argument)))
             unnamed.add(name)
         for folder in runs:
             real = os.path.realpath(os.path.expanduser(folder))
