@@ -225,8 +225,14 @@ def test_differences_name_the_keys_that_matter():
         (["--loss.temperature", "0.001"], "loss.temperature must lie above"),
         (["--data.crop_seconds", "0.02"], "data.crop_seconds"),
         (["--data.crop_seconds", "inf"], "data.crop_seconds"),
-        (["--optimizer.learning_rate", "inf"], "learning_rate inf must be a number from 1e-10 to 100"),
-        (["--augment.noise.noise_snr", "[0,.inf]"], r"noise_snr \[0,.inf\] must be a list of 2, each a number from -100 to 100"),
+        (
+            ["--optimizer.learning_rate", "inf"],
+            "learning_rate inf must be a number from 1e-10 to 100",
+        ),
+        (
+            ["--augment.noise.noise_snr", "[0,.inf]"],
+            r"noise_snr \[0,.inf\] must be a list of 2, each a number from -100 to 100",
+        ),
         (["--features.f_min", ".nan"], "features.f_min must be finite"),
         (["--features.window_ms", "inf"], "features.window_ms must be finite"),
         (["--training.seed", "4294967296"], "training.seed 4294967296 must be 4294967295 at most"),
@@ -267,7 +273,10 @@ def test_mistakes_in_a_file_are_named(tmp_path):
         ("trainin: {steps: 3}", "trainin in .*c.yaml is unknown"),
         ("training: [", "c.yaml is not YAML in line 1: expected the node content"),
         ("a: b\n\tc: d", "c.yaml is not YAML in line 2"),
-        ("out: !!python/none", "c.yaml line 1 has the tag tag:yaml.org,2002:python/none: leave it out"),
+        (
+            "out: !!python/none",
+            "c.yaml line 1 has the tag tag:yaml.org,2002:python/none: leave it out",
+        ),
         ("3", "c.yaml holds no keys of a config"),
         ("sampler: 5", "sampler in .*c.yaml is a section: write its keys under it, not 5"),
         ("sampler: {hard_ratio: 2}", "sampler.hard_ratio 2 in .*c.yaml must be a number from 0 to"),

@@ -95,8 +95,9 @@ def parse(parser: Parser, argv: list[str], given: dict[str, Any] | None = None) 
 
 def did_you_mean(name: str, known: list[str]) -> str:
     """The end of a sentence about an unknown name; empty when no known one is near."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f": did you mean {near[0]}?" if near else ""
+    bare = {other.lstrip("-"): other for other in known}  # dashes are alike in all
+    near = difflib.get_close_matches(name.lstrip("-"), bare, n=1)
+    return f": did you mean {bare[near[0]]}?" if near else ""
 
 
 def _read_by_annotation(name: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -85,6 +85,8 @@ def _sentence(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         where = f" at {error.filename}" if error.filename else ""
         return f"no space is left{where}: free some and run the same command again"
+    if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
+        return f"{error.filename} is a file, or below one, and no folder: give another name"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename} cannot be used: {error.strerror}"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):

@@ -50,6 +50,7 @@ def add_keys(parser: Parser, cls: type) -> None:
     parser.add_argument(
         "--config",
         action=_ReadFile,
+        type=str,
         keys=keys_of(cls),
         metavar="FILE",
         help="YAML file of keys; of several, and of what is given after it, the last wins. A file "
