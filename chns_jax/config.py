@@ -369,15 +369,13 @@ class Speed:
 
     probability: ClosedUnitInterval = 0.0
     """Share of the crops."""
-    factors: tuple[PositiveFloat, ...] = (0.9, 1.1)
+    factors: tuple[Annotated[float, between(0.5, 2)], ...] = (0.9, 1.1)
     """Speeds, of which each such crop gets one."""
     new_speakers: bool = False
     """A speaker at another speed counts as another speaker."""
 
     def check(self) -> None:
-        if self.probability and not (
-            self.factors and 0.5 <= min(self.factors) <= max(self.factors) <= 2
-        ):
+        if self.probability and not self.factors:
             raise UserError("augment.speed.factors must be one or more speeds from 0.5 to 2")
 
 

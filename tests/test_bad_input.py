@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -148,6 +149,26 @@ def test_every_row_ends_with_its_sentence(places, loaded_once, capfd, monkeypatc
             wrong.append(f"{row.line}\n    {row.status} {row.sentence}\n  but {status} {said}")
     assert not wrong, "\n".join(wrong)
     assert contents(Path(places["run"]).parent) == before
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no backend\n..."), AssertionError()])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "verify {wav} {wav} --model {edited}",
+        "bench --rows plans",
+        "train {tiny} --data.root {gone}",
+    ],
+)
+def test_a_platform_without_devices_is_named(line, error, places, capfd, monkeypatch):
+    def devices():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", devices)
+    status, said = ended(fill(line, places), capfd, monkeypatch)
+    assert status == 2
+    *_, last = said.splitlines()
+    assert last.startswith("error: JAX finds no device for JAX_PLATFORMS=")
 
 
 def test_every_command_has_rows():

@@ -305,6 +305,30 @@ def test_what_yaml_takes_for_text_may_be_a_number(tmp_path):
     assert [type(number) for number in numbers] == [int, int, float]
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["", "# nothing\n", "---\n", "training:\n#  steps: 5\n", "training: {}\ndata:\n  voices:\n"],
+)
+def test_what_is_empty_is_as_by_default(text, tmp_path):
+    (tmp_path / "c.yaml").write_text(text)
+    assert configs.load(["--config", str(tmp_path / "c.yaml")]) == Config()
+
+
+def test_few_aliases_are_values(tmp_path):
+    (tmp_path / "c.yaml").write_text("loss: {beta: &b 0.5, margin: *b}\n")
+    config = configs.load(["--config", str(tmp_path / "c.yaml")])
+    assert config.loss.beta == config.loss.margin == 0.5
+
+
+def test_a_config_that_was_edited_is_named():
+    config = Config(out="elsewhere", optimizer=Optimizer(learning_rate=0.02))
+    saved = configs.to_yaml(Config()).replace("keep: 2", "gone: 3")
+    with pytest.raises(UserError, match=r"put back optimizer.learning_rate \(was 0.01\)$"):
+        configs.check_unedited(config, saved, "run")
+    configs.check_unedited(config, saved, "run", ("features", "encoder"))
+    configs.check_unedited(config, "", "run")
+
+
 def test_null_is_nothing():
     assert configs.load(["--data.trials", "null"]).data.trials is None
     assert configs.load(["--training.micro_batch", "null"]).training.micro_batch is None
@@ -386,6 +410,19 @@ def test_odd_values_are_named_or_taken():
         optional = [name for name, key in keys.items() if key.default is None]
         for name in optional:
             load({other: value for other in optional if other != name})
+
+
+def test_no_number_is_absurd():
+    """No key of numbers takes what float32 does not hold."""
+    parser = make_parser("")
+    configs.add_keys(parser)
+    for name, key in keys_of(Config).items():
+        if "str" in str(key.annotation):
+            continue
+        for value in ("1e39", "-1e39", "inf", "nan"):
+            with pytest.raises(UserError):
+                given = f"[{value},{value}]" if isinstance(key.default, tuple) else value
+                configs.read(parser, [], defaults={name: given})
 
 
 def test_odd_words_of_a_command_line_are_named_or_taken():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -26,6 +27,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     """
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     signal.signal(signal.SIGTERM, _interrupt)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes of no letter
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             main(sys.argv[1:])
@@ -88,7 +91,8 @@ def _sentence(error: BaseException) -> str | None:
     if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
         return f"{error.filename} is a file, or below one, and no folder: give another name"
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename} cannot be used: {error.strerror}"
+        advice = ": give another name, or the right to it" if error.errno == errno.EACCES else ""
+        return f"{error.filename} cannot be used: {error.strerror}{advice}"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return "there is not enough memory: give smaller sizes, or fewer things at a time"
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's

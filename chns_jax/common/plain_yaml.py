@@ -72,10 +72,10 @@ def _refuse(where: yaml.Event | yaml.Node, problem: str) -> NoReturn:
 for _tag, _pattern, _first in (
     ("null", "null|Null|NULL|~|", ["n", "N", "~", ""]),
     ("bool", "true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", rf"[-+]?(0|[1-9][0-9_]{{0,{LONGEST_INTEGER}}})", list("-+0123456789")),
+    ("int", rf"[-+]?(0|[1-9][0-9]{{0,{LONGEST_INTEGER}}})", list("-+0123456789")),
     (
         "float",
-        r"[-+]?(0|[1-9][0-9_]*)\.[0-9_]*([eE][-+][0-9]+)?|\.[0-9][0-9_]*([eE][-+][0-9]+)?"
+        r"[-+]?(0|[1-9][0-9]*)\.[0-9]*([eE][-+][0-9]+)?|\.[0-9]+([eE][-+][0-9]+)?"
         r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
         list("-+.0123456789"),
     ),
