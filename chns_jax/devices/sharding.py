@@ -15,7 +15,7 @@ from chns_jax.common.errors import UserError
 AXIS = "data"  # of the mesh, over which the rows of a batch are split
 
 
-def find_devices() -> list[jax.Device]:
+def find_devices() -> list[Any]:
     """All devices that JAX may use. Raises UserError where it finds none."""
     try:
         return jax.devices()
