@@ -72,23 +72,24 @@ def main(argv: list[str]) -> None:
     if prefix is not None and (not os.path.basename(prefix) or os.path.isdir(prefix)):
         raise UserError(f"--out {chosen.out} names a folder: add how the files' names begin")
 
-    for folders in systems.values():
-        for folder in folders:
-            read_run(folder)  # what is wrong is said before JAX is imported
-
     from chns_jax.common.files import check_file, replacing
     from chns_jax.corpus import trials as trial_lists
-    from chns_jax.embedding import model
-    from chns_jax.scoring import comparison
     from chns_jax.scoring.bootstrap import check_replicates
-    from chns_jax.verification import evaluation
 
     check_replicates(chosen.replicates)
     outputs = [f"{prefix}.md", f"{prefix}.csv"] if prefix is not None else []
     for path in outputs:
         check_file(path, [*chosen.trials, *chosen.root])
-    for path in chosen.trials:  # what is wrong with them is said before much is loaded
+    for path in chosen.trials:  # what is wrong is said before JAX is imported
         trial_lists.read(path)
+    for folders in systems.values():
+        for folder in folders:
+            read_run(folder)
+
+    from chns_jax.embedding import model
+    from chns_jax.scoring import comparison
+    from chns_jax.verification import evaluation
+
     models = {
         system: [model.load(folder, chosen.checkpoint) for folder in folders]
         for system, folders in systems.items()

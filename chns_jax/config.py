@@ -666,7 +666,15 @@ def check_unedited(
 ) -> None:
     """Raises UserError when keys of `sections`, all when not given, are not what they were when the
     run saved its config with a checkpoint, as YAML; a key that was unknown then may be anything."""
-    then = dict(_leaves(plain_yaml.load(saved) or {}))
+    if not saved:  # there is no checkpoint yet
+        return
+    try:
+        tree = plain_yaml.load(saved)
+    except yaml.YAMLError:
+        tree = None
+    if not isinstance(tree, dict):
+        raise UserError(f"the config in a checkpoint of {run} is damaged")
+    then = dict(_leaves(tree))
     changed = [
         f"{key} (was {shown_as(then[key])})"
         for key, value in _leaves(plain_yaml.load(to_yaml(config)))

@@ -327,6 +327,9 @@ def test_a_config_that_was_edited_is_named():
         configs.check_unedited(config, saved, "run")
     configs.check_unedited(config, saved, "run", ("features", "encoder"))
     configs.check_unedited(config, "", "run")
+    for damaged in ("[", "out", "- out"):
+        with pytest.raises(UserError, match="of run is damaged"):
+            configs.check_unedited(config, damaged, "run")
 
 
 def test_null_is_nothing():

@@ -35,7 +35,7 @@ EXAMPLE = configs.to_yaml(Config()).encode()
 @settings(max_examples=40)
 def test_what_yaml_writes_is_read_again(tree):
     assert plain_yaml.load(yaml.safe_dump(tree)) == tree
-    flow = yaml.safe_dump(tree, default_flow_style=True, allow_unicode=True)
+    flow = yaml.safe_dump(tree, default_flow_style=True)
     assert plain_yaml.load(flow) == tree
 
 

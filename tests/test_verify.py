@@ -216,7 +216,7 @@ BAD = [
     ("short.wav", "short.wav has 0.05 s, too short"),
     ("nan.wav", "nan.wav holds NaN"),
     ("text.wav", "text.wav cannot be decoded"),
-    ("gone.wav", "gone.wav .*does not exist"),
+    ("gone.wav", "gone.wav is not there"),
 ]
 
 
@@ -310,7 +310,9 @@ def test_of_two_who_enroll_one_name_at_once_the_second_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["", " Ann", "a\nb", "unknown", "n" * 300, "\udcff"])
 def test_what_is_no_name(calibrated, tones, tmp_path, name):
     where = ["--model", str(calibrated), "--gallery", str(tmp_path / "g")]
-    with pytest.raises(UserError, match="cannot be a speaker's name|too long for a file"):
+    with pytest.raises(
+        UserError, match="cannot be a speaker's name|too long for a file|name is empty"
+    ):
         gallery.main(["enroll", name, str(tones / NAMES[0]), *where])
 
 

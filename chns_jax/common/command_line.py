@@ -29,7 +29,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's, which would ask for what is missing before it says what is unknown."""
-        for word in () if self._subparsers else args:  # a subcommand's own parser looks at its own
+        for word in (
+            () if self._subparsers else args or ()
+        ):  # a subcommand's own parser looks at its own
             name = word.partition("=")[0]
             if word == "--":
                 break

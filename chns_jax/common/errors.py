@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import select
 import signal
 import sys
 import time
@@ -39,8 +40,11 @@ def run(main: Callable[[list[str]], None]) -> None:
         leave(error)  # XLA may be compiling in a thread, which crashes where the interpreter ends
     except Exception as error:
         status = report(error)
-        if isinstance(error, OSError):  # nor can it be written when the interpreter ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        try:
+            if sys.stdout:
+                sys.stdout.flush()
+        except OSError:  # which the interpreter would meet again when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(status)
 
 
@@ -60,7 +64,7 @@ def report(error: BaseException) -> int:
         number = signal.Signals(error.args[0] if error.args else signal.SIGINT)
         print(f"stopped by {number.name}", file=sys.stderr)
         return 128 + number
-    if isinstance(error, BrokenPipeError):  # who read the output wants no more of it
+    if isinstance(error, BrokenPipeError) and _nobody_reads():
         return 128 + signal.SIGPIPE
     sentence = _sentence(error)
     if sentence is None:
@@ -72,6 +76,14 @@ def report(error: BaseException) -> int:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(number)
+
+
+def _nobody_reads() -> bool:
+    """Whether the output or the errors go to a pipe that its reader has closed."""
+    waiting = select.poll()
+    for descriptor in (1, 2):
+        waiting.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in waiting.poll(0))
 
 
 def _one_line(sentence: str) -> str:

@@ -140,7 +140,7 @@ def latest_config(manager: ocp.CheckpointManager) -> str:
         return ""
     with _reading(manager, step):
         items = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
-    return items["about"]["config"]
+        return items["about"]["config"]
 
 
 def save_variables(manager: ocp.CheckpointManager, variables: dict[str, Any], config: str) -> None:
@@ -178,8 +178,8 @@ def restore_variables(run: Path, which: str, sharding: jax.sharding.Sharding) ->
                 variables=ocp.args.StandardRestore(shapes), about=ocp.args.JsonRestore()
             )
             items = manager.restore(step, args=args)
-        about = items["about"]
-        return Saved(step, items["variables"], about.get("speakers"), about["config"])
+            about = items["about"]
+            return Saved(step, items["variables"], about.get("speakers"), about["config"])
 
 
 def _latest_of_all(manager: ocp.CheckpointManager) -> int | None:
