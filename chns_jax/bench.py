@@ -37,6 +37,7 @@ def main(argv: list[str]) -> None:
     import jax
 
     from chns_jax.benchmarks import contrast, data, loop, measure, start, training
+    from chns_jax.devices.sharding import find_devices
 
     groups = {
         "ecapa": training.ecapa,
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> None:
         "loop": loop.loop,
     }
     sizes = measure.QUICK if chosen.quick else measure.Sizes()
-    device = jax.devices()[0].device_kind
+    device = find_devices()[0].device_kind
     why = measure.why_no_torch()
     if why is not None:
         print(

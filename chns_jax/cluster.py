@@ -9,6 +9,7 @@ from typing import Literal
 from chns_jax.common.command_line import add_cache, add_model, make_parser, parse
 from chns_jax.common.errors import run
 from chns_jax.common.values import NonNegativeInt, PositiveInt
+from chns_jax.config import read_run
 
 
 def main(argv: list[str]) -> None:
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of crops and k-means.")
     add_cache(parser)
     chosen = parse(parser, argv)
+    read_run(chosen.model)  # what is wrong is said before JAX is imported
 
     from chns_jax.common.files import check_file
     from chns_jax.corpus.open import open_corpus

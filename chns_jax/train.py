@@ -77,6 +77,8 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
         say(f"{folder.path} is complete: {folder.summary.read_text()}")
         return
 
+    mesh = make_mesh(config.training.devices)  # what is wrong with devices waits for no corpus
+
     # ------------------------------------------------------------------ corpus
     corpus, validation, trials, broken = make_split(config)
     plan.check(sampler, corpus)
@@ -110,7 +112,6 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     # ------------------------------------------------------------------ encoder and state
     if config.training.compilation_cache is not None:
         keep_compiled(Path(config.data.cache, config.training.compilation_cache).expanduser())
-    mesh = make_mesh(config.training.devices)
     training = parts.build(config, len(corpus.speakers), mesh)
     state = training.init()
     rirs = make_rirs(config.augment.reverberation, sample_rate, seed)
@@ -134,6 +135,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     data = corpus_digest(corpus, trials)
     processes.check_same(data, "utterances or trials", "data.root and data.trials")
     table, progress = None, Progress(round=0, seconds=0.0, speakers=names, data=data)
+    configs.check_unedited(config, checkpoint.latest_config(manager), folder.path)
     restored = checkpoint.restore(manager, state)
     if restored is not None:
         state, table, progress, copied = restored

@@ -121,8 +121,9 @@ def save_untrained(run, seed):
     """Make a run folder of the encoder with which training with TINY begins; returns it."""
     run.mkdir(exist_ok=True)
     config = configs.load([*TINY, "--training.seed", str(seed), "--out", str(run)])
-    (run / "config.yaml").write_text(configs.to_yaml(config))
+    text = configs.to_yaml(config)
+    (run / "config.yaml").write_text(text)
     state = first_state(config, speakers=9)
     with checkpoint.open_manager(run / "checkpoints") as manager:
-        checkpoint.save(manager, state, None, checkpoint.Progress(0, 0.0, "", ""), "", None)
+        checkpoint.save(manager, state, None, checkpoint.Progress(0, 0.0, "", ""), text, None)
     return run

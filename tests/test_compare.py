@@ -58,7 +58,7 @@ def test_lists_and_their_roots():
         (["--trials", "x", "--root", "y"], r"required: \[NAME=\]RUN"),
         (["a", "--trials", "x"], "required: --root"),
         (["a", "b", "--trials", "x", "--root", "y", "--baseline", "c"], "c is not among .* a, b$"),
-        (["a", "--trials", "{tmp}/gone", "--root", "y"], "gone cannot be read"),
+        (["a", "--trials", "{tmp}/gone", "--root", "y"], "gone is not there: give a trial list"),
         (["a", "--trials", "{tmp}/gone", "--root", "y", "--out", "{tmp}/f/o"], "is not a folder"),
         (["a", "--trials", "x", "--root", "y", "--out", "{tmp}/new/"], "new/ names a folder: add"),
         (

@@ -31,7 +31,7 @@ def test_a_table_without_the_columns(tmp_path, text):
 
 def test_no_table(tmp_path):
     (tmp_path / "meta.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="it is not text"):
+    with pytest.raises(UserError, match="meta.csv is not text in UTF-8"):
         read_genders(tmp_path / "meta.csv")
     with pytest.raises(UserError, match="gone.csv cannot be read: No such file"):
         read_genders(tmp_path / "gone.csv")

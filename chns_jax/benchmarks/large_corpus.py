@@ -39,6 +39,15 @@ class Size(NamedTuple):
     recordings: int
     utterances: int
 
+    def check(self) -> None:
+        """Raises UserError when no corpus has this size."""
+        if not 4 <= 2 * self.speakers <= self.recordings <= self.utterances:
+            raise UserError(
+                f"{self.utterances} utterances of {self.recordings} recordings of {self.speakers} "
+                "speakers make no corpus: give two speakers or more, two recordings or more for "
+                "each, and no fewer utterances than recordings"
+            )
+
 
 VOXCELEB2 = Size(speakers=5_994, recordings=145_569, utterances=1_092_009)  # its dev part
 VOXCELEB1_O = Size(speakers=40, recordings=677, utterances=4_708)
@@ -77,12 +86,7 @@ def make_corpus(cache: Path, pool: Path, size: Size, first_speaker: int = 0) -> 
 
     Raises UserError for a size that no corpus has.
     """
-    if not 4 <= 2 * size.speakers <= size.recordings <= size.utterances:
-        raise UserError(
-            f"{size.utterances} utterances of {size.recordings} recordings of {size.speakers} "
-            "speakers make no corpus: give two speakers or more, two recordings or more for each, "
-            "and no fewer utterances than recordings"
-        )
+    size.check()
     out = cache / f"repeated-{_digest(str(pool), *size, first_speaker)}"
     if out.exists():
         return out

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from chns_jax.common.errors import UserError
+from chns_jax.common.reading import read_text
 
 SPEAKER = re.compile(r"speaker|(?<![a-z])id(?![a-z])", re.IGNORECASE)
 GENDER = re.compile(r"gender", re.IGNORECASE)
@@ -19,11 +20,7 @@ def read_genders(path: Path | str) -> dict[str, str]:
     with "speaker" or "id" in it holds the speakers, as in VoxCeleb's vox1_meta.csv, and that with
     "gender" words that begin with f or m. Raises UserError when it has no such columns.
     """
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise UserError(f"the metadata {path} cannot be read: {reason}") from error
+    text = read_text(path, "a table of speakers and genders")
     lines = text.splitlines()
     separator = "\t" if lines and "\t" in lines[0] else ","
     try:

@@ -11,6 +11,7 @@ import numpy as np
 
 from chns_jax.common.errors import UserError
 from chns_jax.common.randomness import Purpose, generator
+from chns_jax.common.reading import check_readable
 from chns_jax.corpus.corpus import Corpus
 
 MOST_UTTERANCES = 4_000  # eight million pairs
@@ -70,7 +71,7 @@ def read(path: Path | str) -> NamedTrials:
     """
     labels, enrolment, test, numbers = [], [], [], []
     layout = None
-    for number, line in _lines(path, "the trial list"):
+    for number, line in _lines(path, "a trial list"):
         parts = line.split()
         layout = layout or _layout(parts)
         if len(parts) != 3 or parts[layout.label] not in layout.values:
@@ -99,7 +100,7 @@ def read_enrolment(path: Path | str) -> dict[str, list[str]]:
     Raises UserError for a model without utterances, or one that comes twice.
     """
     models: dict[str, list[str]] = {}
-    for number, line in _lines(path, "the enrolment list"):
+    for number, line in _lines(path, "an enrolment list"):
         model, *utterances = line.split()
         if not utterances:
             raise UserError(f"{path} line {number} names no utterance of the model {model}")
@@ -204,9 +205,10 @@ def _layout(parts: list[str]) -> Layout:
 
 def _lines(path: Path | str, what: str) -> Iterator[tuple[int, str]]:
     """The lines of a list that are not empty, with their numbers."""
+    file = check_readable(path, what)
     try:
-        with open(Path(path).expanduser(), encoding="utf-8-sig") as lines:
+        with open(file, encoding="utf-8-sig") as lines:
             yield from ((i, line) for i, line in enumerate(lines, start=1) if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise UserError(f"{what} {path} cannot be read: {reason}") from error
+        raise UserError(f"{path} cannot be read: {reason}: give {what}") from error
