@@ -69,8 +69,9 @@ class Data:
     chns_jax.prepare wrote, folder or URL; or builtin:voices."""
     more_roots: tuple[str, ...] = ()
     """Further folders of training speech, of other speakers."""
-    trials: str | None = None
-    """Validation trials, lines of "1 enrolment test"; their speakers never appear in training."""
+    trials: str | None | tuple[str, ...] = None
+    """Validation trials, lines of "1 enrolment test", in a file or several; their speakers never
+    appear in training. The first file's EER is that of the run and chooses its best checkpoint."""
     trials_root: str | None = None
     """Folder of the trials' files; data.root when not given."""
     held_out: NonNegativeInt = 0

@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     NOISE = 11
     RIRS = 12
     PAIRS = 13
+    FORECAST = 14
 
 
 def generator(seed: int, purpose: Purpose, *position: int) -> np.random.Generator:
