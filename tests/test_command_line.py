@@ -47,7 +47,7 @@ print(json.dumps([light, sorted(sys.modules), helps, said]))
     light, imported, helps, said = json.loads(child.stdout)
     assert not HEAVY & set(imported)
     assert not {"numpy", "yaml"} & set(light)  # `import chns_jax` alone
-    assert len(COMMANDS) == 13 and set(helps) == set(said) == set(COMMANDS)
+    assert len(COMMANDS) == 14 and set(helps) == set(said) == set(COMMANDS)
     assert all("usage: " in text and "--help" in text for text in helps.values())
 
 

@@ -274,7 +274,7 @@ def test_mistakes_in_a_file_are_named(tmp_path):
         ("out: 3", "out 3 in .*c.yaml must be text in quotes"),
         (
             "data: {trials: 2024-01-01}",
-            "data.trials 2024-01-01 in .*c.yaml must be text in quotes or null",
+            r"data.trials 2024-01-01 in .*c.yaml must be text in quotes, null or a list such as",
         ),
         ("training: {steps: true}", "training.steps true in .*c.yaml must be an integer"),
         ("training: {steps: null}", "training.steps null in .*c.yaml must be an integer"),
@@ -294,6 +294,19 @@ def test_what_yaml_takes_for_text_may_be_a_number(tmp_path):
     assert (config.optimizer.learning_rate, config.training.steps) == (1e-4, 1000)
     numbers = config.training.steps, config.training.keep, config.loss.beta
     assert [type(number) for number in numbers] == [int, int, float]
+
+
+def test_one_list_of_trials_or_several(tmp_path):
+    (tmp_path / "c.yaml").write_text("data: {trials: [a.txt, b c.txt]}")
+    of_file = configs.load(["--config", str(tmp_path / "c.yaml")])
+    assert of_file.data.trials == ("a.txt", "b c.txt")
+    (tmp_path / "again.yaml").write_text(configs.to_yaml(of_file))
+    assert configs.load(["--config", str(tmp_path / "again.yaml")]) == of_file
+    for given, read in [
+        ("[a.txt,b.txt]", ("a.txt", "b.txt")), ("a.txt", "a.txt"), ("7", "7"), ("[a", "[a"),
+        ("a: b", "a: b"), ("@a", "@a"),
+    ]:  # fmt: skip
+        assert configs.load(["--data.trials", given]).data.trials == read
 
 
 def test_null_is_nothing():

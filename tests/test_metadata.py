@@ -3,7 +3,7 @@
 import pytest
 
 from chns_jax.common.errors import UserError
-from chns_jax.corpus.metadata import read_genders
+from chns_jax.corpus.metadata import read_column, read_genders
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,13 @@ def test_no_table(tmp_path):
         read_genders(tmp_path / "meta.csv")
     with pytest.raises(UserError, match="gone.csv cannot be read: No such file"):
         read_genders(tmp_path / "gone.csv")
+
+
+def test_any_column(tmp_path):
+    (tmp_path / "meta.csv").write_text("speaker,Age group\na,6 to 9\nb,\nc\nd, 20 \n")
+    assert read_column(tmp_path / "meta.csv", "age GROUP") == {"a": "6 to 9", "d": "20"}
+    with pytest.raises(UserError, match="no column sex: it names speaker, Age group"):
+        read_column(tmp_path / "meta.csv", "sex")
+    (tmp_path / "meta.csv").write_text("name,age\na,6\n")
+    with pytest.raises(UserError, match="no column of speakers"):
+        read_column(tmp_path / "meta.csv", "age")

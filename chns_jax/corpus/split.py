@@ -53,7 +53,7 @@ def make_split(config: Config) -> Split:
     elif data.held_out:
         withheld = _draw_held_out(main, data.held_out, config.training.seed)
         validation = main.select(np.isin(main.speakers, withheld))
-        trials = _make_trials(validation, config)
+        trials = make_trials(validation, config)
     lonely = np.diff(everyone.speaker_start) < 2
     if lonely.any():
         warnings.warn(
@@ -79,6 +79,23 @@ def validating_speakers(validation: Corpus, trials: Mapping[str, Trials]) -> np.
 def draw_speakers(corpus: Corpus, count: int, seed: int) -> np.ndarray:
     """Names of `count` speakers."""
     return generator(seed, Purpose.HELD_OUT).choice(corpus.speakers, count, replace=False)
+
+
+def make_trials(held_out: Corpus, config: Config) -> dict[str, Trials]:
+    """Trials of all held-out speakers; of built-in voices also with impostors of one family, where
+    two are of one."""
+    make = partial(
+        trial_lists.make, held_out, max_trials=config.validation.max_trials,
+        seed=config.training.seed,
+    )  # fmt: skip
+    made = {"all": make()}
+    if config.data.root == BUILTIN_VOICES:
+        from chns_jax.corpus.synthetic import families_of
+
+        family = families_of(config.data.voices.seed, held_out.speakers)
+        if len(np.unique(family)) < len(family):
+            made["same_family"] = make(impostors=trial_lists.sharing(family))
+    return made
 
 
 def corpus_digest(training: Corpus, trials: Mapping[str, Trials]) -> str:
@@ -122,20 +139,3 @@ def _draw_held_out(corpus: Corpus, count: int, seed: int) -> np.ndarray:
             f"{corpus.roots[0]} has {len(corpus.speakers)} speakers"
         )
     return draw_speakers(corpus, count, seed)
-
-
-def _make_trials(held_out: Corpus, config: Config) -> dict[str, Trials]:
-    """Trials of all held-out speakers; of built-in voices also with impostors of one family, where
-    two are of one."""
-    make = partial(
-        trial_lists.make, held_out, max_trials=config.validation.max_trials,
-        seed=config.training.seed,
-    )  # fmt: skip
-    made = {"all": make()}
-    if config.data.root == BUILTIN_VOICES:
-        from chns_jax.corpus.synthetic import families_of
-
-        family = families_of(config.data.voices.seed, held_out.speakers)
-        if len(np.unique(family)) < len(family):
-            made["same_family"] = make(impostors=trial_lists.sharing(family))
-    return made
