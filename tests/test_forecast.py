@@ -84,6 +84,7 @@ def test_it_warns_where_chns_cannot_matter(speakers, hard_ratio, warns):
     assert not warns or (said[1].startswith("warning: CHNS can hardly") and warns in said[1])
 
 
+@pytest.mark.long
 def test_the_papers_corpus_takes_no_time():
     voiceprints, table = voices(50, 120, d=192)
     sampler, began = Sampler(speakers=650, hard_ratio=1.0), time.perf_counter()

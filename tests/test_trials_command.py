@@ -63,8 +63,8 @@ def test_impostors_of_one_gender_and_further_columns(made, metadata, capsys):
 
 
 @pytest.mark.parametrize("encoder", ["MFCC", "untrained"])
-def test_the_nearest_are_neighbours_in_pitch(made, untrained, encoder):
-    model = ["--model", untrained] if encoder == "untrained" else []
+def test_the_nearest_are_neighbours_in_pitch(made, request, encoder):
+    model = ["--model", request.getfixturevalue(encoder)] if encoder == "untrained" else []
     targets, impostors = made("--kind", "nearest", "--nearest", 2, *model)
     assert targets == set(range(12)) and 12 <= len(impostors) <= 24
     assert {i for pair in impostors for i in pair} == set(range(12))

@@ -14,7 +14,7 @@ from chns_jax.sampling.plan import draw_speakers
 
 NEAREST = 10  # speakers who are an anchor's hardest negatives
 BATCHES = 300
-ANCHORS = 2000  # of all batches: shares are exact to about 0.3 %
+ANCHORS = 2000  # of all batches: a share's standard error is 0.3 % at most
 # Below so many times as many of them as in a random batch, the loss is hardly another.
 LEAST_GAIN = 1.5
 
@@ -34,8 +34,8 @@ class Forecast(NamedTuple):
         shares = f"{100 * self.nearest_chns:.3g} % of a speaker's {NEAREST} nearest"
         random = f"{100 * self.nearest_random:.3g} %"
         said = [
-            f"a CHNS batch will hold {shares}, a random one {random}; mean cosine of voiceprints "
-            f"in it {self.voiceprint_cosine_chns:.3f}, in a random one "
+            f"a CHNS batch of {sampler.speakers} will hold {shares}, a random one {random}; mean "
+            f"cosine of voiceprints in it {self.voiceprint_cosine_chns:.3f}, in a random one "
             f"{self.voiceprint_cosine_random:.3f}; speakers over batch "
             f"{self.speakers_over_batch:.3g}, cluster over batch {self.cluster_over_batch:.3g}"
         ]
