@@ -87,8 +87,9 @@ class Data:
     chns_jax.prepare wrote, folder or URL; or builtin:voices."""
     more_roots: tuple[str, ...] = ()
     """Further folders of training speech, of other speakers."""
-    trials: str | None = None
-    """Validation trials, lines of "1 enrolment test"; their speakers never appear in training."""
+    trials: str | None | tuple[str, ...] = None
+    """Validation trials, lines of "1 enrolment test", in a file or several; their speakers never
+    appear in training. The first file's EER is that of the run and chooses its best checkpoint."""
     trials_root: str | None = None
     """Folder of the trials' files; data.root when not given."""
     held_out: NonNegativeInt = 0
@@ -100,6 +101,11 @@ class Data:
     cache: str = "~/.cache/chns_jax"
     """Folder for corpus indices and the built-in corpus."""
     voices: Voices = field(default_factory=Voices)
+
+    @property
+    def trial_lists(self) -> tuple[str, ...]:
+        """The files of trials: none, one or several."""
+        return (self.trials,) if isinstance(self.trials, str) else self.trials or ()
 
 
 @dataclass(frozen=True)
