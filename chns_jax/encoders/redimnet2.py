@@ -48,7 +48,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b *n c"]) -> Float[Array, "b *m d"]:
         shape = (*self.size, x.shape[-1] // self.groups, self.channels)
-        kernel = self.param("kernel", torch_uniform, shape).astype(x.dtype)
+        kernel = jnp.asarray(self.param("kernel", torch_uniform, shape), x.dtype)
         if math.prod(self.size) == self.groups == 1:
             y = matmul(x, kernel.reshape(shape[-2:]))
         else:
@@ -102,7 +102,7 @@ class Attention(nn.Module):
         query, key, value = (
             Conv(channels, name=name)(x).reshape(heads) for name in ("q_proj", "k_proj", "v_proj")
         )
-        attended = _attend(query, key, value, frames_b).reshape(x.shape)
+        attended = attend(query, key, value, frames_b).reshape(x.shape)
         x = _layer_norm(x.dtype, "layer_norm")(x + Conv(channels, name="out_proj")(attended))
         hidden = nn.gelu(Conv(channels, name="intermediate_dense")(x), approximate=True)
         x = x + Conv(channels, name="output_dense")(hidden)
@@ -309,7 +309,7 @@ class ReDimNet2(nn.Module):
         return Conv(self.embedding, name="linear")(BatchNorm(name="bn")(pooled, train, counted_b))
 
 
-def _attend(
+def attend(
     query: Float[Array, "b t h c"],
     key: Float[Array, "b t h c"],
     value: Float[Array, "b t h c"],
