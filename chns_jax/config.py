@@ -198,7 +198,7 @@ class ThinResNet:
 
 @dataclass(frozen=True)
 class ReDimNet2:
-    """ReDimNet2, by default B1: one entry for each stage, but for what is a single number."""
+    """ReDimNet2, by default its paper's B1: lists have one entry for each stage."""
 
     channels: PositiveInt = 16
     """Channels of each mel bin at the start."""
@@ -213,10 +213,10 @@ class ReDimNet2:
     reductions: tuple[PositiveInt, ...] = (32, 32, 32, 32, 16, 16)
     """By what the channels of all bins are divided for the convolutions and attention over time."""
     head: Literal["1d", "2d"] = "2d"
-    """What is pooled: 1d: the channels of all bins, as wespeaker's B0 to B3; 2d: those of each bin,
-    as the authors' own."""
-    head_channels: PositiveInt | None = 64
-    """To which they are made fewer before; null: they are not."""
+    """What is pooled. 1d: the channels of all bins together, as wespeaker's B0 to B3; 2d: those of
+    each bin, as the paper's."""
+    head_channels: PositiveInt | None = None
+    """Channels to which a product maps them before; null: none does."""
     group_norm: NonNegativeInt = 0
     """Groups of channels by which the output of each stage is normalised; 0: it is not."""
 

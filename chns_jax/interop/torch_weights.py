@@ -227,8 +227,13 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
 
     Raises UserError for another file, one that is cut off, and one without tensors.
     """
+    return unwrap(load_file(path))
+
+
+def load_file(path: Path) -> Any:
+    """What a file holds, as `read_file` does, with what stands beside a state dict."""
     readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
-    return unwrap(readers.get(path.suffix, _read_torch)(path))
+    return readers.get(path.suffix, _read_torch)(path)
 
 
 def unwrap(loaded: Any) -> dict[str, np.ndarray]:
