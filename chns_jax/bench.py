@@ -10,7 +10,7 @@ from chns_jax.common.errors import UserError, run
 
 ROWS = (
     "ecapa", "thin_resnet", "features", "losses", "plans", "refresh", "loading", "embedding",
-    "error_rates", "start", "loop",
+    "error_rates", "start", "loop", "encoders",
 )  # fmt: skip
 HEADER = "| what | ours | compared with | theirs | ratio | target | met |"
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
 
     import jax
 
-    from chns_jax.benchmarks import contrast, data, loop, measure, start, training
+    from chns_jax.benchmarks import contrast, data, encoders, loop, measure, start, training
 
     groups = {
         "ecapa": training.ecapa,
@@ -50,6 +50,7 @@ def main(argv: list[str]) -> None:
         "error_rates": data.error_rates,
         "start": start.start,
         "loop": loop.loop,
+        "encoders": encoders.encoders,
     }
     sizes = measure.QUICK if chosen.quick else measure.Sizes()
     device = jax.devices()[0].device_kind

@@ -100,6 +100,7 @@ def test_the_references_weights_come_back_bit_for_bit(golden, name):
     assert set(back) == set(state)
 
 
+@pytest.mark.long
 def test_wespeakers_weights_come_back_bit_for_bit(golden):
     arrays = golden("redimnet2_small")
     state = {k.removeprefix("state."): v for k, v in arrays.items() if k.startswith("state.")}

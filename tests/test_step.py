@@ -77,7 +77,7 @@ NO_DECAY = Optimizer(learning_rate=0.003, weight_decay=0.0)
         pytest.param(SHALLOW, "supcon", AUGMENTED, None, marks=pytest.mark.long),
         pytest.param(SHALLOW, "aam_softmax", Augment(), None, marks=pytest.mark.long),
         (SHALLOW, "supcon", AUGMENTED, 8),
-        (REDIMNET2, "supcon", Augment(), None),
+        pytest.param(REDIMNET2, "supcon", Augment(), None, marks=pytest.mark.long),
     ],
 )
 def test_eight_devices_are_one(encoder, kind, augment, micro_batch):
