@@ -335,10 +335,10 @@ def attend(
 
 
 def _zero_outside(frames_b: Array | None, x: Float[Array, "b t *c"]) -> Float[Array, "b t *c"]:
-    if frames_b is None:
-        return x
     where = valid(frames_b, x.shape[1])
-    return jnp.where(where if x.ndim == 3 else where[..., None], x, 0)
+    return (
+        x if where is None else jnp.where(where.reshape(*x.shape[:2], *(1,) * (x.ndim - 2)), x, 0)
+    )
 
 
 def _layer_norm(dtype, name: str) -> nn.LayerNorm:
