@@ -10,7 +10,7 @@ from chns_jax.common.errors import UserError, run
 
 ROWS = (
     "ecapa", "thin_resnet", "features", "losses", "plans", "refresh", "loading", "embedding",
-    "error_rates", "start", "loop",
+    "error_rates", "start", "loop", "encoders",
 )  # fmt: skip
 HEADER = "| what | ours | compared with | theirs | ratio | target | met |"
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
 
     import jax
 
-    from chns_jax.benchmarks import contrast, data, loop, measure, start, training
+    from chns_jax.benchmarks import contrast, data, encoders, loop, measure, start, training
     from chns_jax.devices.sharding import find_devices
 
     groups = {
@@ -51,6 +51,7 @@ def main(argv: list[str]) -> None:
         "error_rates": data.error_rates,
         "start": start.start,
         "loop": loop.loop,
+        "encoders": encoders.encoders,
     }
     sizes = measure.QUICK if chosen.quick else measure.Sizes()
     device = find_devices()[0].device_kind

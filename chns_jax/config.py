@@ -112,9 +112,10 @@ class Data:
 class Features:
     """Log-mel features."""
 
-    kind: Literal["speechbrain", "kaldi", "kaldi_hamming"] = "speechbrain"
-    """Definition; kaldi_hamming: Hamming window and samples in the range of int16, as wespeaker's.
-    Kaldi's own f_min is 20."""
+    kind: Literal["speechbrain", "kaldi", "kaldi_hamming", "redimnet2"] = "speechbrain"
+    """Definition; kaldi_hamming: Hamming window and samples in the range of int16, as wespeaker's;
+    redimnet2: of waveforms of mean 0 and deviation 1, as ReDimNet2's authors'. Kaldi's own f_min is
+    20, and theirs too, with an f_max of 7600 and 72 bands."""
     sample_rate: SampleRate = 16_000
     """Hz; audio of other rates is resampled."""
     bands: Annotated[int, between(1, 1000)] = 80
@@ -225,15 +226,73 @@ class ThinResNet:
 
 
 @dataclass(frozen=True)
+class ReDimNet2:
+    """ReDimNet2, by default its paper's B1: lists have one entry for each stage."""
+
+    channels: PositiveInt = 16
+    """Channels of each mel bin at the start."""
+    frequency_strides: tuple[PositiveInt, ...] = (1, 2, 1, 2, 1, 2)
+    """By what a stage divides the number of bins, and multiplies their channels."""
+    time_strides: tuple[PositiveInt, ...] = (1, 1, 2, 1, 2, 1)
+    """By what a stage divides the number of frames that the one before it has."""
+    blocks: tuple[PositiveInt, ...] = (2, 3, 4, 5, 4, 3)
+    """Residual blocks."""
+    expansions: tuple[PositiveFloat, ...] = (2.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    """How many times the channels the residual blocks have."""
+    reductions: tuple[PositiveInt, ...] = (32, 32, 32, 32, 16, 16)
+    """By what the channels of all bins are divided for the convolutions and attention over time."""
+    head: Literal["1d", "2d"] = "2d"
+    """What is pooled. 1d: the channels of all bins together, as wespeaker's B0 to B3; 2d: those of
+    each bin, as the paper's."""
+    head_channels: PositiveInt | None = None
+    """Channels to which a product maps them before; null: none does."""
+    group_norm: NonNegativeInt = 0
+    """Groups of channels by which the output of each stage is normalised; 0: it is not."""
+
+    def check(self) -> None:
+        stages = {
+            name: len(value)
+            for name, value in vars(self).items()
+            if isinstance(value, (list, tuple))
+        }
+        if len(set(stages.values())) > 1 or not self.blocks:
+            raise UserError(
+                f"encoder.redimnet2.{', '.join(stages)} need one entry a stage, 1 or more: they "
+                f"have {', '.join(map(str, stages.values()))}"
+            )
+
+    def check_bands(self, bands: int) -> None:
+        """Raises UserError where log-mel of so many bands cannot be divided as it says."""
+        sizes = bands * self.channels, math.prod(self.frequency_strides)
+        if bands % sizes[1]:
+            raise UserError(
+                f"features.bands {bands} must be a multiple of {sizes[1]}, the product of "
+                f"encoder.redimnet2.frequency_strides"
+            )
+        if any((sizes[0] // reduction or 1) % 4 for reduction in self.reductions):
+            raise UserError(
+                f"encoder.redimnet2.reductions {list(self.reductions)} must leave a multiple of 4, "
+                f"the heads of attention, of {sizes[0]}: features.bands times "
+                f"encoder.redimnet2.channels"
+            )
+        if self.group_norm and sizes[0] % self.group_norm:
+            raise UserError(
+                f"encoder.redimnet2.group_norm {self.group_norm} must divide {sizes[0]}: "
+                f"features.bands times encoder.redimnet2.channels"
+            )
+
+
+@dataclass(frozen=True)
 class Encoder:
     """What turns log-mel into a speaker embedding."""
 
-    kind: Literal["ecapa_tdnn", "thin_resnet"] = "ecapa_tdnn"
+    kind: Literal["ecapa_tdnn", "thin_resnet", "redimnet2"] = "ecapa_tdnn"
     """Architecture."""
     embedding: PositiveInt = 192
     """Dimensions of a speaker embedding."""
     ecapa: Ecapa = field(default_factory=Ecapa)
     thin_resnet: ThinResNet = field(default_factory=ThinResNet)
+    redimnet2: ReDimNet2 = field(default_factory=ReDimNet2)
 
 
 @dataclass(frozen=True)
@@ -600,7 +659,11 @@ class Config:
             )
         if sampler.refresh_ahead and self.hosts.several:
             raise UserError("sampler.refresh_ahead works on one host: leave it 0 with hosts.*")
-        fewest = max(10, (self.encoder.ecapa.reach + 1) // 2 + 1)  # reflection needs that many
+        if self.encoder.kind == "redimnet2":
+            self.encoder.redimnet2.check_bands(features.bands)
+        # Reflection needs so many, and so do strides.
+        reflected = (self.encoder.ecapa.reach + 1) // 2 + 1
+        fewest = max(10, reflected, math.prod(self.encoder.redimnet2.time_strides))
         lengths = {
             "data.crop_seconds": self.data.crop_seconds,
             "validation.segment_seconds": self.validation.segment_seconds,

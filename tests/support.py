@@ -10,7 +10,16 @@ import numpy as np
 import soundfile
 
 from chns_jax import config as configs
-from chns_jax.config import Config, Ecapa, Encoder, Features, Optimizer, Sampler, Training
+from chns_jax.config import (
+    Config,
+    Ecapa,
+    Encoder,
+    Features,
+    Optimizer,
+    ReDimNet2,
+    Sampler,
+    Training,
+)
 from chns_jax.devices.sharding import make_mesh, replicated
 from chns_jax.encoders import make_encoder
 from chns_jax.runs import checkpoint
@@ -70,6 +79,14 @@ SHALLOW = Encoder(
     ecapa=Ecapa(
         channels=(8, 16, 16), kernel_sizes=(5, 3, 1), dilations=(1, 2, 1), res2net_scale=2,
         se_channels=4, attention_channels=4,
+    ),
+)  # fmt: skip
+REDIMNET2 = Encoder(
+    kind="redimnet2",
+    embedding=8,
+    redimnet2=ReDimNet2(
+        channels=4, frequency_strides=(2,), time_strides=(3,), blocks=(1,), expansions=(1.5,),
+        reductions=(20,), head="2d", head_channels=3, group_norm=4,
     ),
 )  # fmt: skip
 CONFIG = Config(

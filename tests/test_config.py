@@ -74,6 +74,8 @@ def shrunk(cache, tones) -> list[str]:
         "--encoder.ecapa.dilations", "[1,2,1]", "--encoder.ecapa.res2net_scale", "2",
         "--encoder.ecapa.se_channels", "4", "--encoder.ecapa.attention_channels", "4",
         "--encoder.thin_resnet.layers", "[1,1]", "--encoder.thin_resnet.filters", "[8,8]",
+        "--encoder.redimnet2.channels", "1", "--encoder.redimnet2.blocks", "[1,1,1,1,1,1]",
+        "--encoder.redimnet2.reductions", "[18,18,18,18,18,18]",
         "--encoder.embedding", "8",
         "--data.root", str(tones), "--data.cache", str(cache), "--data.held_out", "3",
         "--data.crop_seconds", "0.3", "--data.threads", "2", "--data.voices.speakers", "8",
@@ -86,8 +88,20 @@ RUNS = [
     *([strategy] for strategy in STRATEGIES),
     *([strategy, "thinresnet"] for strategy in STRATEGIES),
     ["ntxent"], ["chns_aug"], ["chns", "ecapa512"], ["chns", "ecapa1024"],
+    pytest.param(["redimnet2_chns"], marks=pytest.mark.long),
 ]  # fmt: skip
-PARAMETERS = {"thinresnet": 1_420_374, "ecapa512": 6_194_048, "ecapa1024": 14_660_416}
+PARAMETERS = {
+    "thinresnet": 1_420_374, "ecapa512": 6_194_048, "ecapa1024": 14_660_416,
+    "redimnet2_chns": 2_161_488, "redimnet2_b0": 1_115_220, "redimnet2_b1": 2_161_488,
+    "redimnet2_b2": 3_677_760, "redimnet2_b3": 4_181_576,
+}  # fmt: skip
+
+
+def parameters(config) -> int:
+    frames = jax.ShapeDtypeStruct((1, 50, config.features.bands), np.float32)
+    encoder = make_encoder(config.encoder)
+    shapes = jax.eval_shape(lambda x: encoder.init(jax.random.key(0), x, False), frames)
+    return sum(x.size for x in jax.tree.leaves(shapes["params"]))
 
 
 @pytest.mark.slow
@@ -95,11 +109,7 @@ PARAMETERS = {"thinresnet": 1_420_374, "ecapa512": 6_194_048, "ecapa1024": 14_66
 def test_every_config_trains(names, tones, tmp_path):
     files = [word for name in names for word in ("--config", str(FOLDER / f"{name}.yaml"))]
     config = configs.load(files)
-    frames = jax.ShapeDtypeStruct((1, 50, 80), np.float32)
-    encoder = make_encoder(config.encoder)
-    shapes = jax.eval_shape(lambda x: encoder.init(jax.random.key(0), x, False), frames)
-    count = sum(x.size for x in jax.tree.leaves(shapes["params"]))
-    assert count == PARAMETERS.get(names[-1], 2_049_952)
+    assert parameters(config) == PARAMETERS.get(names[-1], 2_049_952)
     assert (config.sampler.speakers, config.optimizer.learning_rate) == (650, 0.01)
 
     more = shrunk(tmp_path / "cache", tones)
@@ -108,6 +118,39 @@ def test_every_config_trains(names, tones, tmp_path):
     config = configs.load([*files, *more])
     losses = two_steps(config)
     assert np.isfinite(losses).all() and len(losses) == 2
+
+
+@pytest.mark.parametrize(
+    "name, count",
+    [
+        ("redimnet2_b0", 703_060),
+        ("redimnet2_b1", 1_254_992),
+        ("redimnet2_b2", 2_530_208),
+        ("redimnet2_b3", 2_364_712),
+    ],
+)
+@pytest.mark.long
+def test_wespeakers_redimnet2_has_its_size(name, count):
+    keys = ["--encoder.redimnet2.head", "1d", "--encoder.redimnet2.head_channels", "64"]
+    if name == "redimnet2_b3":
+        keys += ["--encoder.redimnet2.expansions", "[2,1,1,1,1,1]"]
+        keys += ["--encoder.redimnet2.reductions", "[36,36,36,36,18,18]"]
+    config = configs.load(["--config", str(FOLDER / f"{name}.yaml"), *keys])
+    assert parameters(config) == count
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "redimnet2_b0",
+        "redimnet2_b1",
+        *(pytest.param(f"redimnet2_b{i}", marks=pytest.mark.long) for i in (2, 3)),
+    ],
+)
+def test_redimnet2_has_the_size_of_its_paper(name):
+    """Which are 1.1, 2.1, 3.6 and 4.1 M there, rounded down."""
+    config = configs.load(["--config", str(FOLDER / f"{name}.yaml")])
+    assert parameters(config) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -246,6 +289,17 @@ def test_differences_name_the_keys_that_matter():
         (["--validation.segment_seconds", "0.03"], "validation.segment_seconds"),
         (["--encoder.ecapa.dilations", "[1,400,3,4,1]"], "data.crop_seconds 3 must hold 401"),
         (["--encoder.thin_resnet.filters", "[4,8,8,8]"], "encoder.thin_resnet.filters"),
+        (["--encoder.redimnet2.blocks", "[1]"], "blocks, .* one entry a stage, .* 6, 6, 1, 6, 6"),
+        (["--encoder.kind", "redimnet2", "--features.bands", "60"], "must be a multiple of 8"),
+        (
+            ["--encoder.kind", "redimnet2", "--encoder.redimnet2.channels", "3"],
+            "encoder.redimnet2.reductions .* must leave a multiple of 4",
+        ),
+        (
+            ["--encoder.kind", "redimnet2", "--encoder.redimnet2.group_norm", "7"],
+            "must divide 1280",
+        ),
+        (["--encoder.redimnet2.time_strides", "[9,9,9,1,1,1]"], "crop_seconds 3 must hold 729"),
         (["--sampler.kind", "utterances"], "sampler.kind utterances gives no pairs"),
         (["--augment.noise.probability", "0.5"], "augment.noise.root"),
         (["--augment.noise.music_snr", "[9,5]"], "augment.noise: the lowest"),

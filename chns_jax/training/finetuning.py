@@ -70,10 +70,11 @@ def check_unheard(config: Config, validating: np.ndarray) -> None:
 
 def _check_config(run: Path, config: Config) -> None:
     """Raises UserError where keys that make an embedding are not those of `run`."""
-    unused = {"ecapa_tdnn": "thin_resnet", "thin_resnet": "ecapa"}[config.encoder.kind]
+    kinds = {"ecapa_tdnn": "ecapa", "thin_resnet": "thin_resnet", "redimnet2": "redimnet2"}
+    unused = set(kinds.values()) - {kinds[config.encoder.kind]}
     for key in differences(config, read_run(run)):
         part, *inner = key.split(".")
-        if part in ("features", "encoder") and inner[0] != unused:
+        if part in ("features", "encoder") and inner[0] not in unused:
             raise UserError(
                 f"training.start_from {run} was trained with another {key}: give features.* and "
                 "encoder.* as its config.yaml has them"
