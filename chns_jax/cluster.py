@@ -51,6 +51,7 @@ def main(argv: list[str]) -> None:
     from chns_jax.embedding import model
     from chns_jax.embedding.clustering import make_table
     from chns_jax.sampling import clusters as tables
+    from chns_jax.sampling.forecast import forecast
 
     check_file(chosen.out, [chosen.root, chosen.model])
     encoder = model.load(chosen.model, chosen.checkpoint)
@@ -60,11 +61,12 @@ def main(argv: list[str]) -> None:
     sampler = dataclasses.replace(
         config.sampler,
         clusters=chosen.clusters,
+        cluster_by="voice",
         kmeans=chosen.kmeans,
         utterances_per_speaker=chosen.utterances_per_speaker,
         normalise_first=chosen.normalise_first,
     )
-    table = make_table(
+    table, voiceprints = make_table(
         encoder.embedder,
         encoder.variables,
         reader,
@@ -79,6 +81,9 @@ def main(argv: list[str]) -> None:
         f"{table.sizes.min()} to {table.sizes.max()}: {chosen.out}",
         file=sys.stderr,
     )
+    if sampler.speakers <= len(corpus.speakers):
+        for line in forecast(voiceprints, table, sampler, seed=chosen.seed, step=0).lines(sampler):
+            print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,8 @@ def main(argv: list[str]) -> None:
     names = list(path_of)
     embedding_files.check(out, names)
     for path in (*embedding_files.written(out), listed):
-        check_file(path, [*chosen.inputs, chosen.model])
+        listed_there = path_of.values() if path.exists() else ()
+        check_file(path, [*chosen.inputs, chosen.model, *listed_there])
     encoder = model.load(chosen.model, chosen.checkpoint)
     config = encoder.config
     sample_rate = config.features.sample_rate

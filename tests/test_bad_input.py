@@ -51,6 +51,7 @@ def places(tmp_path_factory, tones, untrained) -> dict[str, str]:
         "text.wav": "no audio\n",
         "listed.txt": "gone.wav\n",
         "config.yaml": "training: {steps: 5}\n",
+        "study.yaml": "baseline: random\nseeds: [0]\narms: {random: {sampler.kind: random}}\n",
         "meta.csv": "id,gender\ns00,f\n",
         "trials.txt": f"1 {pair}\n0 {other}\n",
         "targets.txt": f"1 {pair}\n",

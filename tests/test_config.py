@@ -24,7 +24,7 @@ from chns_jax.training.optimizer import make_optimizer
 from chns_jax.training.step import init, train_step
 
 FOLDER = Path(__file__).parents[1] / "configs"
-CONFIGS = sorted(FOLDER.glob("*.yaml"))
+CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(FOLDER.rglob("*.study.yaml")))
 
 HOSTS = ["--hosts.coordinator", "localhost:7890", "--hosts.count", "2", "--hosts.index", "0"]
 
@@ -33,7 +33,12 @@ HOSTS = ["--hosts.coordinator", "localhost:7890", "--hosts.count", "2", "--hosts
 def test_every_config_loads_and_is_headed_by_what_to_expect(path):
     configs.load(["--config", str(path)])
     head = path.read_text().split("\nout:")[0]
-    for word in ("python -m chns_jax.train --config", f"configs/{path.name}", "Hardware:", "EER"):
+    for word in (
+        "python -m chns_jax.train --config",
+        f"configs/{path.relative_to(FOLDER)}",
+        "Hardware:",
+        "EER",
+    ):
         assert word in head, word
 
 
@@ -283,7 +288,7 @@ def test_mistakes_in_a_file_are_named(tmp_path):
         ("out: 3", "out 3 in .*c.yaml must be text in quotes"),
         (
             "data: {trials: false}",
-            "data.trials false in .*c.yaml must be text in quotes or null",
+            "data.trials false in .*c.yaml must be text in quotes, null or a list such as",
         ),
         ("training: {steps: true}", "training.steps true in .*c.yaml must be an integer"),
         ("training: {steps: null}", "training.steps null in .*c.yaml must be an integer"),
@@ -330,6 +335,19 @@ def test_a_config_that_was_edited_is_named():
     for damaged in ("[", "out", "- out"):
         with pytest.raises(UserError, match="of run is damaged"):
             configs.check_unedited(config, damaged, "run")
+
+
+def test_one_list_of_trials_or_several(tmp_path):
+    (tmp_path / "c.yaml").write_text("data: {trials: [a.txt, b c.txt]}")
+    of_file = configs.load(["--config", str(tmp_path / "c.yaml")])
+    assert of_file.data.trials == ("a.txt", "b c.txt")
+    (tmp_path / "again.yaml").write_text(configs.to_yaml(of_file))
+    assert configs.load(["--config", str(tmp_path / "again.yaml")]) == of_file
+    for given, read in [
+        ("[a.txt,b.txt]", ("a.txt", "b.txt")), ("a.txt", "a.txt"), ("7", "7"), ("[a", "[a"),
+        ("a: b", "a: b"), ("@a", "@a"),
+    ]:  # fmt: skip
+        assert configs.load(["--data.trials", given]).data.trials == read
 
 
 def test_null_is_nothing():

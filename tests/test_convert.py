@@ -224,6 +224,19 @@ def test_the_tensor_that_misleads_about_the_architecture_is_named(
         convert_to_run(tmp_path, state)
 
 
+@pytest.mark.parametrize(
+    "encoder, name, missing",
+    [
+        (RESNET, "layer1.999.bn1.bias", "layer1.1.bn1.weight"),
+        (ECAPA, "blocks.1.res2net_block.blocks.999.x", "blocks.1.res2net_block.blocks.3.conv"),
+    ],
+)
+def test_a_name_alone_makes_no_thousand_layers(encoder, name, missing):
+    state = {**state_of(encoder), name: np.ones(1, np.float32)}
+    with pytest.raises(UserError, match=f"tensor {missing}.* (is missing|begin with)"):
+        torch_weights.infer(state, encoder.kind)
+
+
 def test_a_tensor_of_a_kind_that_numpy_does_not_have_is_named(tmp_path):
     state = {"fc.weight": np.ones(3, ml_dtypes.float8_e4m3fn)}
     save_file(state, tmp_path / "w.safetensors")
@@ -334,9 +347,9 @@ def test_bad_files_and_names(tmp_path):
         ("gone.safetensors", "new", "gone.safetensors does not exist"),
         ("cut.safetensors", "new", "cut.safetensors: it is no file of safetensors, or cut off"),
         ("text.safetensors", "new", "it is no file of safetensors"),
-        ("text.npz", "new", "text.npz: it is no .npz of arrays"),
-        ("empty.npz", "new", "it is no .npz of arrays"),
-        ("pickled.npz", "new", "it is no .npz of arrays"),
+        ("text.npz", "new", "text.npz: it is no .npz of plain arrays"),
+        ("empty.npz", "new", "it is no .npz of plain arrays"),
+        ("pickled.npz", "new", "it is no .npz of plain arrays"),
         ("other.npz", "new", "other.npz: no name ends with"),
         ("w.txt", "new", "w.txt is none of .pt, .pth, .ckpt, .safetensors, .npz"),
         ("lacking.safetensors", "new", "lacking.safetensors: tensor fc.weight is missing"),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import closing
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +41,6 @@ LEAST_LOADING = 4.0
 VOICEPRINT_CROPS = 10
 LEAST_OF_BARE = 0.9  # of the crops of as many threads without a pipeline
 MOST_MAIN_THREAD_SECONDS = 0.1
-WARM_UP = 5  # batches, until the memory of some is used again
 THREADS = 8
 
 
@@ -99,16 +97,15 @@ def loading(sizes: Sizes) -> Iterator[Row]:
             shards.write(corpus, Path(folder) / kind, options, THREADS)
             packed[kind] = shards.load(Path(folder) / kind)
         samples = round(sizes.crop_seconds * Config().features.sample_rate)
-        steps = -(-len(corpus) // (2 * speakers))
-        with ThreadPoolExecutor(THREADS) as pool, ExitStack() as opened:
+        steps = sizes.loaded_crops // (2 * speakers)
+        with ThreadPoolExecutor(THREADS) as pool:
             functions: dict[str, Callable[[], object]] = {
                 "whole": lambda: list(
                     pool.map(partial(_features_of_whole, corpus, samples), range(len(corpus)))
                 )
             }
             for kind, corpus_of in {"folder": corpus, **packed}.items():
-                batches = opened.enter_context(closing(_batches(corpus_of, speakers, samples)))
-                functions[kind] = partial(_take, batches, steps)
+                functions[kind] = partial(_read, corpus_of, speakers, samples, steps)
             took = alternate(functions, min(3, sizes.repeats))
         pool_folder = Path(folder) / "pcm16"
         size = Size(2 * sizes.batch_speakers, 4 * sizes.batch_speakers, 8 * sizes.batch_speakers)
@@ -143,14 +140,10 @@ def _loading_of_paper(corpus: Corpus, sizes: Sizes, samples: int) -> Iterator[Ro
 
     def ours() -> None:
         began = time.thread_time()
-        _take(batches, sizes.batches)
+        _read(corpus, sizes.batch_speakers, samples, sizes.batches)
         cpu.append((time.thread_time() - began) / sizes.batches)
 
-    with (
-        ThreadPoolExecutor(THREADS) as pool,
-        closing(_batches(corpus, sizes.batch_speakers, samples)) as batches,
-    ):
-        _take(batches, WARM_UP)
+    with ThreadPoolExecutor(THREADS) as pool:
         took = alternate({"ours": ours, "bare": bare}, sizes.repeats)
     crops = sizes.batches * rows
     what = f"training batches of {rows:,} rows from raw shards"
@@ -227,17 +220,16 @@ def _reader(corpus: Corpus) -> Reader:
     return Reader(corpus, Config().features.sample_rate, THREADS)
 
 
-def _batches(corpus: Corpus, speakers: int, samples: int) -> Generator[Any, None, None]:
-    """Endless random batches."""
-    return training_batches(
-        _reader(corpus), Sampler(kind="random", speakers=speakers), None, seed=0, samples=samples,
-        first_step=0, end_step=10**6,
-    )  # fmt: skip
-
-
-def _take(batches: Iterator, count: int) -> None:
-    for _ in range(count):
-        next(batches)
+def _read(corpus: Corpus, speakers: int, samples: int, steps: int) -> None:
+    """So many random batches, by a pipeline that begins and ends here: one that went on would read
+    ahead while something else is timed."""
+    sampler = Sampler(kind="random", speakers=speakers)
+    batches = training_batches(
+        _reader(corpus), sampler, None, seed=0, samples=samples, first_step=0, end_step=steps
+    )
+    with closing(batches):
+        for _ in batches:
+            pass
 
 
 def _features_of_whole(corpus: Corpus, samples: int, row: int) -> np.ndarray:

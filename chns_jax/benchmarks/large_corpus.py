@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from chns_jax.common.errors import UserError
-from chns_jax.common.files import replacing
-from chns_jax.corpus import shards, synthetic
+from chns_jax.corpus import shards, synthetic, trials
 from chns_jax.corpus.corpus import Corpus, Strings
 from chns_jax.corpus.open import open_corpus
+from chns_jax.corpus.trials import Trials
 
 POOL_SHARD_MB = 256
 MOST_POOLED = 2_000  # utterances: of 8 s, 512 MB
@@ -118,9 +118,7 @@ def write_trials(path: Path, corpus: Corpus, count: int) -> None:
     of_anyone = rng.integers(len(corpus), size=count)
     test = np.where(np.arange(count) % 2, of_speaker, of_anyone)
     same = corpus.speaker[enrolment] == corpus.speaker[test]
-    with replacing(path) as file:
-        for label, one, other in zip(same, enrolment.tolist(), test.tolist(), strict=True):
-            file.write(f"{label:d} {corpus.names[one]} {corpus.names[other]}\n")
+    trials.write(path, Trials(same, enrolment, test), corpus)
 
 
 def _divided(rng: np.random.Generator, whole: int, parts: int, *, least: int) -> np.ndarray:

@@ -29,7 +29,8 @@ class Sizes(NamedTuple):
     most_loss_rows: int = 65_536
     batch_speakers: int = 650
     speakers: tuple[int, ...] = (5_994, 120_000)
-    batches: int = 4  # read in one go
+    batches: int = 8  # of the paper's size, read in one go
+    loaded_crops: int = 1_920  # in small batches
     utterances_per_speaker: int = 20
     clusters: int = 50
     epoch_utterances: int = 1_000_000
@@ -63,6 +64,7 @@ QUICK = Sizes(
     waveforms=3,
     trials=1_000,
     batches=2,
+    loaded_crops=32,
     loop_steps=4,
     loop_corpus=(30, 60, 240),
     feed_seconds=0.2,

@@ -72,9 +72,8 @@ def add_keys(parser: Parser, cls: type) -> None:
         )
 
 
-def make(cls: type, chosen: Namespace) -> Any:
-    """The dataclass of what was chosen on a command line with `add_keys`."""
-    values = vars(chosen)
+def make(cls: type, values: dict[str, Any]) -> Any:
+    """The dataclass of values of all its keys, among which there may be other names."""
     return _make(cls, {name: values[name] for name in keys_of(cls)}, "")
 
 
@@ -104,20 +103,50 @@ def read_file(keys: dict[str, Key], path: str, above: tuple[str, ...] = ()) -> d
         raise UserError(
             f"{above[0]} has more than {MOST_BASES} bases, one below another: join some"
         )
-    written = _load(path)
+    written = read_yaml(path)
     values = {}
     if BASE in written:
         base = read_value(BASE, str, written.pop(BASE), where=where)
         values = read_file(keys, str(Path(path).parent / base), (*above, path))
+    return {**values, **read_keys(keys, dotted(keys, written, where), where)}
+
+
+def dotted(keys: dict[str, Key], tree: dict[Any, Any], where: str = "") -> dict[str, Any]:
+    """The keys and values of nested sections, or of names that are dotted already.
+
+    Raises UserError, which ends with `where`, for a section that is none.
+    """
     sections = {
         name[:dot] for name in keys for dot, letter in enumerate(name) if letter == "."
     }  # of a.b.c, a and a.b
     given = {}
-    for name, value in _flatten(written, sections, "", where):
+    for name, value in _flatten(tree, sections, "", where):
         if name in given:  # as a.b: and as a: {b: }
             raise UserError(f"{name}{where} is given a second time: leave one out")
         given[name] = value
-    return {**values, **read_keys(keys, given, where)}
+    return given
+
+
+def read_yaml(path: str) -> dict[Any, Any]:
+    """What a YAML file holds at its top. Raises UserError for one that is no YAML or no mapping."""
+    text = read_text(path, "a YAML file of keys, as in configs/")
+    if len(text) > LARGEST:
+        raise UserError(f"{path} has more than {LARGEST} characters, which no config has")
+    try:
+        written = plain_yaml.load(text)
+    except plain_yaml.Refused as error:
+        assert error.problem_mark is not None
+        raise UserError(f"{path} line {error.problem_mark.line + 1} {error.problem}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path} is not YAML{line}: {error.problem}") from error
+    except yaml.YAMLError as error:  # a character that is none of a text
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if written is None:
+        return {}
+    if not isinstance(written, dict):
+        raise UserError(f"{path} holds no keys of a config, such as sampler: {{kind: chns}}")
+    return written
 
 
 def flat(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -151,27 +180,6 @@ class _OnlyInFiles(Action):
 
 def _real(path: str) -> str:
     return os.path.realpath(os.path.expanduser(path))
-
-
-def _load(path: str) -> dict[Any, Any]:
-    text = read_text(path, "a YAML file of keys, as in configs/")
-    if len(text) > LARGEST:
-        raise UserError(f"{path} has more than {LARGEST} characters, which no config has")
-    try:
-        written = plain_yaml.load(text)
-    except plain_yaml.Refused as error:
-        assert error.problem_mark is not None
-        raise UserError(f"{path} line {error.problem_mark.line + 1} {error.problem}") from error
-    except yaml.MarkedYAMLError as error:
-        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path} is not YAML{line}: {error.problem}") from error
-    except yaml.YAMLError as error:  # a character that is none of a text
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if written is None:
-        return {}
-    if not isinstance(written, dict):
-        raise UserError(f"{path} holds no keys of a config, such as sampler: {{kind: chns}}")
-    return written
 
 
 def _flatten(

@@ -130,11 +130,11 @@ def _convert(annotation: Any, given: Any) -> Any:
 
 
 def _first_of(annotations: tuple, given: Any) -> Any:
-    """As the first of the types that it fits; null is nothing before it is text."""
-    for annotation in sorted(annotations, key=lambda x: x is not types.NoneType):
+    """As one of the types that it fits; null is nothing, and [a] a list, before it is text."""
+    for annotation in sorted(annotations, key=lambda x: (x is not types.NoneType, x is str)):
         try:
             return _convert(annotation, given)
-        except (ValueError, OverflowError):
+        except (ValueError, OverflowError, yaml.YAMLError):
             continue
     raise ValueError
 

@@ -7,12 +7,14 @@ from concurrent.futures import CancelledError
 from threading import Event
 from typing import Any
 
+import numpy as np
+
 from chns_jax.config import Sampler
 from chns_jax.corpus.reader import Reader
 from chns_jax.devices import processes
 from chns_jax.embedding.embedder import Embedder
 from chns_jax.embedding.utterances import embed_crops
-from chns_jax.sampling import kmeans
+from chns_jax.sampling import clusters, kmeans
 from chns_jax.sampling.clusters import SpeakerClusters
 from chns_jax.sampling.pipeline import voiceprint_batches
 
@@ -27,8 +29,9 @@ def make_table(
     seed: int,
     round: int,
     stopped: Event | None = None,
-) -> SpeakerClusters:
-    """Clusters of the reader's speakers, by their voices as the encoder hears them now.
+) -> tuple[SpeakerClusters, np.ndarray]:
+    """Clusters of the reader's speakers, by their voices as the encoder hears them now; and these
+    voiceprints (n, d), L2-normalised.
 
     Embeds `sampler.utterances_per_speaker` random crops of each speaker, a function of seed and
     round. Several hosts read a part each, and all get the table of host 0. Raises CancelledError
@@ -49,8 +52,10 @@ def make_table(
     table = kmeans.cluster(
         voiceprints, sampler.clusters, seed=seed, round=round, kmeans=sampler.kmeans
     )
+    if sampler.cluster_by == "chance":
+        table = clusters.by_chance(table, seed=seed, round=round)
     # Another version of a library, or another processor, may cluster otherwise.
-    return SpeakerClusters(*processes.broadcast((table.cluster, table.centroids)))
+    return SpeakerClusters(*processes.broadcast((table.cluster, table.centroids))), voiceprints
 
 
 def _until(stopped: Event, batches: Iterator) -> Iterator:

@@ -101,14 +101,14 @@ def _kaldi(waveform_bxs, features: Features, where_bxtx1):
 def _frames(signal_bxs, frames: int, features: Features):
     """(b, t, window): frame i begins at sample i * hop; zeros follow the signal."""
     window, hop = features.window, features.hop
-    # A frame is `window` samples from `hop`-sized blocks: slices instead of a gather.
-    blocks_per_frame = -(-window // hop)
-    length = (frames - 1 + blocks_per_frame) * hop
+    length = (frames - 1) * hop + window
     kept = signal_bxs[:, :length]
     padded = jnp.pad(kept, ((0, 0), (0, length - kept.shape[-1])))
-    blocks = padded.reshape(padded.shape[0], -1, hop)
-    slices = [blocks[:, i : i + frames] for i in range(blocks_per_frame)]
-    return jnp.concatenate(slices, axis=-1)[..., :window]
+
+    def frame(first):
+        return jax.lax.dynamic_slice_in_dim(padded, first, window, axis=1)
+
+    return jax.vmap(frame, out_axes=1)(jnp.arange(frames) * hop)
 
 
 def _mel_energies(framed_bxtxw, fft: int, features: Features):

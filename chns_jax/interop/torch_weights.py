@@ -7,13 +7,13 @@ ThinResNet (`ResNetSE`), which the authors of CHNS use. A state dict is a dict n
 from __future__ import annotations
 
 import re
-import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from chns_jax.common import arrays
 from chns_jax.common.errors import UserError
 from chns_jax.config import Encoder
 
@@ -160,8 +160,10 @@ def infer(state_dict: dict[str, np.ndarray], kind: str) -> dict[str, Any]:
         outer, inner = [layer("blocks.0.conv.conv", 3)], []
         for i in range(1, 1 + max(1, last("blocks."))):
             outer.append(layer(f"blocks.{i}.tdnn1.conv.conv", 3, inputs=outer[-1][0]))
-            group = outer[-1][0] // scale
-            inner.append(layer(f"blocks.{i}.res2net_block.blocks.0.conv.conv", 3, inputs=group))
+            group, inside = outer[-1][0] // scale, f"blocks.{i}.res2net_block.blocks."
+            inner.append(layer(f"{inside}0.conv.conv", 3, inputs=group))
+            for j in range(1, scale - 1):
+                shape(f"{inside}{j}.conv.conv.weight", 3)
         aggregation = layer("mfa.conv.conv", 3, inputs=sum(s[0] for s in outer[1:]))
         keys = {
             "features.bands": outer[0][1],
@@ -175,10 +177,14 @@ def infer(state_dict: dict[str, np.ndarray], kind: str) -> dict[str, Any]:
     else:
         stages = range(1, 1 + max(1, last("layer")))
         filters = tuple(shape(f"layer{stage}.0.bn1.weight", 1)[0] for stage in stages)
+        layers = tuple(1 + last(f"layer{stage}.") for stage in stages)
+        for stage, blocks in zip(stages, layers, strict=True):
+            for block in range(blocks):  # a name of the last makes no others
+                shape(f"layer{stage}.{block}.bn1.weight", 1)
         embedding, pooled = layer("fc", 2)
         keys = {  # bands are averaged over, whatever their number
             "encoder.embedding": embedding,
-            "encoder.thin_resnet.layers": tuple(1 + last(f"layer{stage}.") for stage in stages),
+            "encoder.thin_resnet.layers": layers,
             "encoder.thin_resnet.filters": filters,
             "encoder.thin_resnet.pooling": "sap" if pooled == filters[-1] else "asp",
         }
@@ -351,7 +357,6 @@ def _read_safetensors(path: Path) -> Any:
 
 def _read_npz(path: Path) -> Any:
     try:
-        with open(path, "rb") as file, np.load(file) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError("it is no .npz of arrays, or cut off") from error
+        return arrays.load(path)
+    except arrays.Damaged as error:
+        raise UserError(f"it {error}") from error
