@@ -28,6 +28,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument(
         "--trials",
+        type=str,
         action="append",
         required=True,
         metavar="LIST",
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument(
         "--root",
+        type=str,
         action="append",
         required=True,
         metavar="DIR",

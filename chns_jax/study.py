@@ -30,6 +30,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument(
         "--trials",
+        type=str,
         action="append",
         default=[],
         metavar="LIST",
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument(
         "--root",
+        type=str,
         action="append",
         default=[],
         metavar="DIR",

@@ -281,18 +281,25 @@ def test_a_speaker_who_cannot_be_read_stops_the_run_and_is_listed(command, tmp_p
     "name, arguments, message",
     [
         ("evaluate", [], "required"),
-        ("evaluate", ["--model", "x", "--trials", "gone", "--root", "y"], "gone cannot be read"),
+        ("evaluate", ["--model", "{run}", "--trials", "gone", "--root", "y"], "gone is not there"),
         ("verify", ["gone.wav", "b.wav", "--model", "x"], "x is not a run folder"),
         ("calibrate", [], "required"),
         ("gallery", ["remove", "Ann", "--gallery", "{tmp}"], "nobody is enrolled as Ann"),
         ("cluster", ["--clusters", "0"], "clusters"),
-        ("cluster", ["--model", "x", "--root", "y", "--out", "{tmp}"], "is a folder"),
-        ("cluster", ["--model", "x", "--root", "y", "--out", "{tmp}/f/t.npz"], "is not a folder"),
+        ("cluster", ["--model", "{run}", "--root", "y", "--out", "{tmp}"], "is a folder"),
+        (
+            "cluster",
+            ["--model", "{run}", "--root", "y", "--out", "{tmp}/f/t.npz"],
+            "is not a folder",
+        ),
     ],
 )
 def test_mistakes_at_other_commands_get_one_sentence(command, tmp_path, name, arguments, message):
     (tmp_path / "f").write_text("")
-    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("")
+    places = {"tmp": tmp_path, "run": tmp_path / "run"}
+    arguments = [argument.format(**places) for argument in arguments]
     _, errors = command(name, *arguments, status=2)
     assert errors.startswith("error: ") and len(errors.splitlines()) == 1 and message in errors
 
@@ -316,7 +323,7 @@ def test_a_disk_that_fills_up(program, command, tiny, tmp_path):
         (["--data.root", "{tmp}/gone"], "gone does not exist"),
         (["--data.root", "{tmp}"], "holds no audio"),
         (["--sampler.speakers", "64"], "set sampler.speakers to at most 9"),
-        (["--data.trials", "{tmp}/gone.txt"], "gone.txt cannot be read"),
+        (["--data.trials", "{tmp}/gone.txt"], "gone.txt is not there"),
         (["--sampler.table", "{tmp}/gone.npz"], "gone.npz does not exist"),
         (["--no.such_key", "1"], "no.such_key"),
     ],
