@@ -58,6 +58,7 @@ def main(argv: list[str]) -> None:
     sampler = dataclasses.replace(
         config.sampler,
         clusters=chosen.clusters,
+        cluster_by="voice",
         kmeans=chosen.kmeans,
         utterances_per_speaker=chosen.utterances_per_speaker,
         normalise_first=chosen.normalise_first,

@@ -50,6 +50,12 @@ def main(argv: list[str]) -> None:
         help="Also write the table to PREFIX.md, and its plain numbers, rates and changes as "
         "fractions, to PREFIX.csv.",
     )
+    parser.add_argument(
+        "--paired",
+        action="store_true",
+        help="The runs of every system are of the same seeds, in one order: intervals cover the "
+        "seeds as well as the speakers, and the table counts the seeds that beat the baseline.",
+    )
     add_segments(parser)
     add_checkpoint(parser)
     parser.add_argument(
@@ -66,6 +72,8 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"the baseline {chosen.baseline} is not among the systems: {', '.join(systems)}"
         )
+    if chosen.paired and len({len(runs) for runs in systems.values()}) > 1:
+        raise UserError("--paired needs as many runs of every system, of the same seeds in order")
     lists = pair_lists(chosen.trials, chosen.root)
     prefix = None if chosen.out is None else os.path.expanduser(chosen.out)
     if prefix is not None and (not os.path.basename(prefix) or os.path.isdir(prefix)):
@@ -109,8 +117,9 @@ def main(argv: list[str]) -> None:
             baseline=chosen.baseline,
             seed=chosen.seed,
             count=chosen.replicates,
+            paired=chosen.paired,
         )
-    tables = [comparison.to_markdown(rows), comparison.to_csv(rows)]
+    tables = [comparison.to_markdown(rows, paired=chosen.paired), comparison.to_csv(rows)]
     print(tables[0], end="")
     for path, table in zip(outputs, tables, strict=False):
         with replacing(path) as file:

@@ -254,6 +254,9 @@ class Sampler:
     kmeans: Literal["auto", "full", "sampled"] = "auto"
     """full: k-means of all speakers; sampled: of a sixth of them, then ten iterations over all, for
     a fifth of the time; auto: full below 20,000 speakers."""
+    cluster_by: Literal["voice", "chance"] = "voice"
+    """voice: similar speakers share a cluster; chance: clusters are as large, of speakers that are
+    drawn, a control: what it gains is not for the voices."""
     fill: Literal["pool", "whole"] = "pool"
     """pool: draw the hard speakers from all those of the clusters drawn; whole: take clusters
     whole, one after another, until there are enough (harder)."""
@@ -612,12 +615,21 @@ def read(parser: Parser, argv: list[str], *, defaults: dict[str, Any] | None = N
     """
     known = keys.read_keys(keys.keys_of(Config), defaults or {})
     chosen = parse(parser, argv, known)
-    config = keys.make(Config, chosen)
+    config = keys.make(Config, vars(chosen))
     _check(config)
     if chosen.print_config:
         print(to_yaml(config), end="")
         sys.exit()
     return config
+
+
+def replaced(config: Config, values: dict[str, Any], where: str = "") -> Config:
+    """The config with other values of dotted keys; raises UserError as `load`, which ends with
+    `where` for a key that is unknown or does not fit."""
+    known = keys.keys_of(Config)
+    made = keys.make(Config, {**dict(keys.flat(config)), **keys.read_keys(known, values, where)})
+    _check(made)
+    return made
 
 
 def to_yaml(config: Config) -> str:

@@ -4,6 +4,7 @@ import io
 import numpy as np
 import pytest
 
+from chns_jax.common.randomness import Purpose, generator
 from chns_jax.scoring import metrics
 from chns_jax.scoring.bootstrap import speaker_weights
 from chns_jax.scoring.comparison import METRICS, compare, to_csv, to_markdown
@@ -140,3 +141,40 @@ def test_the_markdown_is_one_table(rows):
     assert cells[5].startswith(f"{100 * eer.change:+.1f} [")
     assert "+0.0 [+0.0, +0.0]" in table[2]
     assert "27 target and 324 impostor trials of 9 speakers" in text
+
+
+def test_paired_runs_are_resampled_with_the_speakers(trials):
+    labels, one, other = trials
+    scores = {
+        "base": [scores_of(trials, seed, 1.0) for seed in range(3)],
+        "good": [scores_of(trials, seed + 5, 1.0 + seed / 2) for seed in range(3)],
+    }
+    made = compare("x", *trials, scores, baseline="base", seed=1, count=50, paired=True)
+    eers = {
+        (system, run, replicate): metrics.eer(
+            labels,
+            scores[system][run],
+            speaker_weights(labels, one, other, SPEAKERS, seed=1, replicate=replicate),
+        )
+        for system in scores
+        for run in range(3)
+        for replicate in range(50)
+    }
+    changes = []
+    for replicate in range(50):
+        runs = generator(1, Purpose.BOOTSTRAP_RUNS, replicate).integers(3, size=3)
+        base, good = (
+            np.mean([eers[system, run, replicate] for run in runs]) for system in ("base", "good")
+        )
+        changes.append(good / base - 1)
+    changes.sort()
+    row = made[3]
+    assert (row.change_low, row.change_high) == pytest.approx((changes[1], changes[48]))
+    alone = compare("x", *trials, scores, baseline="base", seed=1, count=50)[3]
+    assert alone.better is None and row.value == alone.value
+    eer_of = {system: [metrics.eer(labels, run) for run in runs] for system, runs in scores.items()}
+    assert row.better == np.less(eer_of["good"], eer_of["base"]).sum() > 0
+    assert f" {row.better} of 3 |" in to_markdown(made, paired=True)
+    with pytest.raises(ValueError, match="as many runs"):
+        compare("x", *trials, {"base": scores["base"], "good": scores["good"][:2]},
+                baseline="base", seed=1, count=20, paired=True)  # fmt: skip

@@ -24,7 +24,7 @@ from chns_jax.training.optimizer import make_optimizer
 from chns_jax.training.step import init, train_step
 
 FOLDER = Path(__file__).parents[1] / "configs"
-CONFIGS = sorted(FOLDER.glob("*.yaml"))
+CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(FOLDER.rglob("*.study.yaml")))
 
 HOSTS = ["--hosts.coordinator", "localhost:7890", "--hosts.count", "2", "--hosts.index", "0"]
 
@@ -33,7 +33,12 @@ HOSTS = ["--hosts.coordinator", "localhost:7890", "--hosts.count", "2", "--hosts
 def test_every_config_loads_and_is_headed_by_what_to_expect(path):
     configs.load(["--config", str(path)])
     head = path.read_text().split("\nout:")[0]
-    for word in ("python -m chns_jax.train --config", f"configs/{path.name}", "Hardware:", "EER"):
+    for word in (
+        "python -m chns_jax.train --config",
+        f"configs/{path.relative_to(FOLDER)}",
+        "Hardware:",
+        "EER",
+    ):
         assert word in head, word
 
 

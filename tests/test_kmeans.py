@@ -128,3 +128,16 @@ def test_files_that_are_no_table(tmp_path):
     for name in ("u.npz", "v.npy", "w.npz"):
         with pytest.raises(UserError, match="is not a table"):
             tables.load(tmp_path / name, np.array(["a"]))
+
+
+def test_clusters_by_chance_are_as_large_and_of_others():
+    table = SpeakerClusters(np.repeat(np.arange(5), [3, 9, 20, 1, 7]), np.eye(5))
+    drawn = tables.by_chance(table, seed=1, round=2)
+    assert (drawn.sizes == table.sizes).all() and (drawn.centroids == table.centroids).all()
+    assert (drawn.cluster == tables.by_chance(table, seed=1, round=2).cluster).all()
+    assert (drawn.cluster != tables.by_chance(table, seed=1, round=3).cluster).any()
+    # Two speakers of a cluster meet again as often as any two do: of 40, about one pair in four.
+    together = [
+        np.mean(tables.by_chance(table, seed=0, round=r).cluster[12:32] == 2) for r in range(200)
+    ]
+    assert np.mean(together) == pytest.approx(20 / 40, abs=0.02)

@@ -66,9 +66,8 @@ def add_keys(parser: Parser, cls: type) -> None:
         )
 
 
-def make(cls: type, chosen: Namespace) -> Any:
-    """The dataclass of what was chosen on a command line with `add_keys`."""
-    values = vars(chosen)
+def make(cls: type, values: dict[str, Any]) -> Any:
+    """The dataclass of values of all its keys, among which there may be other names."""
     return _make(cls, {name: values[name] for name in keys_of(cls)}, "")
 
 
@@ -94,16 +93,42 @@ def read_file(keys: dict[str, Key], path: str, above: tuple[str, ...] = ()) -> d
     where = f" in {path}"
     if _real(path) in map(_real, above):
         raise UserError(f"{path} is its own base: remove the key base from one of {above}")
-    written = _load(path)
+    written = read_yaml(path)
     values = {}
     if BASE in written:
         base = read_value(BASE, str, written.pop(BASE), where=where)
         values = read_file(keys, str(Path(path).parent / base), (*above, path))
+    return {**values, **read_keys(keys, dotted(keys, written, where), where)}
+
+
+def dotted(keys: dict[str, Key], tree: dict[Any, Any], where: str = "") -> dict[str, Any]:
+    """The keys and values of nested sections, or of names that are dotted already.
+
+    Raises UserError, which ends with `where`, for a section that is none.
+    """
     sections = {
         name[:dot] for name in keys for dot, letter in enumerate(name) if letter == "."
     }  # of a.b.c, a and a.b
-    given = dict(_flatten(written, sections, "", where))
-    return {**values, **read_keys(keys, given, where)}
+    return dict(_flatten(tree, sections, "", where))
+
+
+def read_yaml(path: str) -> dict[Any, Any]:
+    """What a YAML file holds at its top. Raises UserError for one that is no YAML or no mapping."""
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+        written = yaml.safe_load(text)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path} is not YAML{line}: {error.problem}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not YAML in UTF-8: give a file of keys and values") from error
+    if written is None:
+        return {}
+    if not isinstance(written, dict):
+        raise UserError(f"{path} holds no keys of a config, such as sampler: {{kind: chns}}")
+    return written
 
 
 def flat(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -137,24 +162,6 @@ class _OnlyInFiles(Action):
 
 def _real(path: str) -> Path:
     return Path(path).expanduser().resolve()
-
-
-def _load(path: str) -> dict[Any, Any]:
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-        written = yaml.safe_load(text)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except yaml.MarkedYAMLError as error:
-        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path} is not YAML{line}: {error.problem}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not YAML in UTF-8: give a file of keys and values") from error
-    if written is None:
-        return {}
-    if not isinstance(written, dict):
-        raise UserError(f"{path} holds no keys of a config, such as sampler: {{kind: chns}}")
-    return written
 
 
 def _flatten(

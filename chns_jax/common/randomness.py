@@ -23,6 +23,8 @@ class Purpose(IntEnum):
     NOISE = 11
     RIRS = 12
     PAIRS = 13
+    CHANCE = 14
+    BOOTSTRAP_RUNS = 15
 
 
 def generator(seed: int, purpose: Purpose, *position: int) -> np.random.Generator:

@@ -12,7 +12,7 @@ from chns_jax.corpus.reader import Reader
 from chns_jax.devices import processes
 from chns_jax.embedding.embedder import Embedder
 from chns_jax.embedding.utterances import embed_crops
-from chns_jax.sampling import kmeans
+from chns_jax.sampling import clusters, kmeans
 from chns_jax.sampling.clusters import SpeakerClusters
 from chns_jax.sampling.pipeline import voiceprint_batches
 
@@ -49,6 +49,8 @@ def make_table(
     table = kmeans.cluster(
         voiceprints, sampler.clusters, seed=seed, round=round, kmeans=sampler.kmeans
     )
+    if sampler.cluster_by == "chance":
+        table = clusters.by_chance(table, seed=seed, round=round)
     # Another version of a library, or another processor, may cluster otherwise.
     return SpeakerClusters(*processes.broadcast((table.cluster, table.centroids)))
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from chns_jax.common.errors import UserError
 from chns_jax.common.files import replacing
+from chns_jax.common.randomness import Purpose, generator
 from chns_jax.common.vectors import unit
 
 
@@ -48,6 +49,13 @@ class SpeakerClusters:
     def speakers_of(self, cluster: int | np.integer) -> np.ndarray:
         """The speakers of one cluster."""
         return self.members[self.start[cluster] : self.start[cluster + 1]]
+
+
+def by_chance(table: SpeakerClusters, *, seed: int, round: int) -> SpeakerClusters:
+    """Clusters of the same sizes whose speakers are drawn: what batches from clusters do where the
+    voices in them are not alike. The centroids stay, and mean nothing."""
+    drawn = generator(seed, Purpose.CHANCE, round).permutation(table.cluster)
+    return SpeakerClusters(drawn, table.centroids)
 
 
 def save(path: Path | str, table: SpeakerClusters, speakers: Sequence[str] | np.ndarray) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from chns_jax.common.randomness import Purpose, generator
 from chns_jax.scoring import metrics
 from chns_jax.scoring.bootstrap import FEWEST_SPEAKERS, interval, replicates
 
@@ -31,6 +32,7 @@ class ComparedMetric:
     change: float | None  # relative to the baseline; None without one
     change_low: float | None  # 95 % interval, both systems on the same resampled speakers
     change_high: float | None
+    better: int | None  # paired runs with a lower value than the baseline's; None if not paired
     targets: int
     nontargets: int
     speakers: int
@@ -46,32 +48,39 @@ def compare(
     baseline: str | None,
     seed: int,
     count: int,
+    paired: bool = False,
 ) -> list[ComparedMetric]:
     """The rows of one trial list: each system by each metric, in order.
 
     `enrolment` and `test` (m,) are the speakers of the trials, `scores` the scores (m,) of each run
-    of each system, `baseline` one of the systems; `count` replicates are drawn. Raises ValueError
-    as `metrics` does.
+    of each system, `baseline` one of the systems; `count` replicates are drawn. `paired`: run i of
+    every system is of one seed, and replicates draw runs too, the same of all systems, so that the
+    intervals cover speakers and seeds. Raises ValueError as `metrics` does, and when `paired`
+    systems have different numbers of runs.
     """
     labels = np.asarray(labels).astype(bool)
     rankings = [metrics.rank(labels, run) for runs in scores.values() for run in runs]
-    ends = np.cumsum([len(runs) for runs in scores.values()])[:-1]
+    counts = [len(runs) for runs in scores.values()]
+    if paired and len(set(counts)) > 1:
+        raise ValueError(f"paired systems have as many runs each, not {counts}")
+    ends = np.cumsum(counts)[:-1]
 
     def of_runs(weights: np.ndarray | None) -> np.ndarray:
         """(runs of all systems, metrics)"""
         return np.array([_figures(ranking, weights) for ranking in rankings])
-
-    def of_systems(weights: np.ndarray) -> np.ndarray:
-        """(systems, metrics)"""
-        return np.stack([runs.mean(axis=0) for runs in np.split(of_runs(weights), ends)])
 
     by_system = dict(zip(scores, np.split(of_runs(None), ends), strict=True))
     speakers = len(np.union1d(enrolment, test))
     about = int(np.count_nonzero(labels)), int(np.count_nonzero(~labels)), speakers
     drawn_by_system = None
     if speakers >= FEWEST_SPEAKERS:
-        drawn = replicates(of_systems, labels, enrolment, test, seed=seed, count=count)
-        drawn_by_system = dict(zip(scores, np.moveaxis(drawn, 1, 0), strict=True))
+        drawn = replicates(of_runs, labels, enrolment, test, seed=seed, count=count)
+        of_systems = np.split(drawn, ends, axis=1)
+        if paired:
+            picked = _picked_runs(counts[0], seed=seed, count=count)[:, :, None]
+            of_systems = [np.take_along_axis(runs, picked, axis=1) for runs in of_systems]
+        means = [runs.mean(axis=1) for runs in of_systems]  # each (count, metrics)
+        drawn_by_system = dict(zip(scores, means, strict=True))
     rows = []
     for system, runs in by_system.items():
         value, none = runs.mean(axis=0), [None] * len(METRICS)
@@ -83,10 +92,13 @@ def compare(
         if baseline is not None and drawn_by_system is not None:
             changes = _relative(drawn_by_system[system], drawn_by_system[baseline])
             change_low, change_high = (end.tolist() for end in interval(changes))
+        better = none
+        if baseline is not None and paired:
+            better = np.count_nonzero(runs < by_system[baseline], axis=0).tolist()
         rows += [
             ComparedMetric(trials, system, metric, float(value[i]), low[i], high[i], len(runs),
                 float(runs[:, i].min()), float(runs[:, i].max()),
-                change[i], change_low[i], change_high[i], *about)
+                change[i], change_low[i], change_high[i], better[i], *about)
             for i, metric in enumerate(METRICS)
         ]  # fmt: skip
     return rows
@@ -102,17 +114,20 @@ def to_csv(rows: Sequence[ComparedMetric]) -> str:
     return text.getvalue()
 
 
-def to_markdown(rows: Sequence[ComparedMetric]) -> str:
-    """One table, a line for each system on each trial list, and what its columns mean."""
+def to_markdown(rows: Sequence[ComparedMetric], *, paired: bool = False) -> str:
+    """One table, a line for each system on each trial list, and what its columns mean; `paired` as
+    of `compare`."""
     by_line: dict[tuple[str, str], list[ComparedMetric]] = {}
     for row in rows:
         by_line.setdefault((row.trials, row.system), []).append(row)
     any_change = any(row.change is not None for row in rows)
     any_spread = any(row.runs > 1 for row in rows)
+    any_better = any(row.better is not None for row in rows)
     head = ["trials", "system"] + ["runs"] * any_spread
     for metric in METRICS:
         name = "EER (%)" if metric == "eer" else f"minDCF {metric.removeprefix('min_dcf_')}"
         head += [name] + ["over runs"] * any_spread + ["change (%)"] * any_change
+        head += ["better"] * any_better
     lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2)]
     for (trials, system), of_line in by_line.items():
         cells = [_escaped(trials), _escaped(system)] + [str(of_line[0].runs)] * any_spread
@@ -127,6 +142,8 @@ def to_markdown(rows: Sequence[ComparedMetric]) -> str:
                 cells.append(
                     _with_interval(row.change, row.change_low, row.change_high, 100, "+.1f")
                 )
+            if any_better:
+                cells.append("" if row.better is None else f"{row.better} of {row.runs}")
         lines.append(cells)
     table = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
     lists = {row.trials: row for row in rows}.values()
@@ -141,12 +158,21 @@ def to_markdown(rows: Sequence[ComparedMetric]) -> str:
             f"Without intervals: {', '.join(few)}, of fewer than {FEWEST_SPEAKERS} speakers."
         )
     if len(few) < len(lists):
-        notes.append(
-            "In brackets: 95 % intervals from resampling the speakers of the trials; the runs stay."
-        )
+        drawn = "speakers of the trials and the seeds" if paired else "speakers of the trials"
+        stay = "" if paired else "; the runs stay"
+        notes.append(f"In brackets: 95 % intervals from resampling the {drawn}{stay}.")
         if any_change:
-            notes.append("The interval of a change resamples the same speakers for both systems.")
+            both = "speakers and seeds" if paired else "speakers"
+            notes.append(f"The interval of a change resamples the same {both} for both systems.")
+    if any_better:
+        notes.append("Better: runs below the baseline's of the same seed.")
     return f"{table}\n{' '.join(notes)}\n"
+
+
+def _picked_runs(runs: int, *, seed: int, count: int) -> np.ndarray:
+    """(count, runs): the runs that count in each replicate, drawn with replacement."""
+    draws = (generator(seed, Purpose.BOOTSTRAP_RUNS, replicate) for replicate in range(count))
+    return np.stack([rng.integers(runs, size=runs) for rng in draws])
 
 
 def _figures(ranking: metrics.Ranking, weights: np.ndarray | None) -> list[float]:

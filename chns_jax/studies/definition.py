@@ -1,0 +1,127 @@
+"""A study: runs of one config that differ in a few keys and in the seed, to be compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from chns_jax import config as configs
+from chns_jax.common import keys
+from chns_jax.common.errors import UserError
+from chns_jax.common.values import NonNegativeInt, read_value
+from chns_jax.config import LARGEST_SEED, Config
+
+FIELDS = ("base", "baseline", "seeds", "arms", "lists")
+OF_STUDY = ("out", "training.seed")  # which an arm leaves alone
+MOST_SEEDS = 1000
+
+
+class TrialList(NamedTuple):
+    """Where runs are scored."""
+
+    trials: str
+    root: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study file says."""
+
+    base: dict[str, Any]  # values of dotted keys that all arms share
+    baseline: str  # the arm that the changes of the others refer to
+    seeds: tuple[int, ...]
+    arms: dict[str, dict[str, Any]]  # the keys of each in which it differs
+    lists: dict[str, TrialList]  # by name; none: each run's own validation trials
+    path: str
+
+
+class Run(NamedTuple):
+    """One training of a study."""
+
+    arm: str
+    seed: int
+    config: Config
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-{self.seed}"
+
+
+def read(path: str) -> Study:
+    """A study file. Raises UserError for one that is none.
+
+    base: a config, relative to the file; baseline: an arm; seeds: numbers; arms: each a name and
+    the keys that it changes; lists: each a name with trials and root.
+    """
+    written = keys.read_yaml(path)
+    where = f" in {path}"
+    unknown = next((name for name in written if name not in FIELDS), None)
+    if unknown is not None:
+        raise UserError(f"{unknown}{where} is unknown: a study has {', '.join(FIELDS)}")
+    known, base = keys.keys_of(Config), {}
+    if "base" in written:
+        of_base = read_value("base", str, written["base"], where=where)
+        base = keys.read_file(known, str(Path(path).expanduser().parent / of_base))
+    arms = {
+        _name(arm, where): keys.dotted(known, _section(f"arms.{arm}", changes, where), where)
+        for arm, changes in _section("arms", written.get("arms"), where).items()
+    }
+    baseline = read_value("baseline", str, written.get("baseline"), where=where)
+    if baseline not in arms:
+        raise UserError(f"baseline {baseline}{where} is none of the arms: {', '.join(arms)}")
+    taken = next(((a, key) for a, of in arms.items() for key in OF_STUDY if key in of), None)
+    if taken is not None:
+        raise UserError(f"the arm {taken[0]}{where} sets {taken[1]}, which the study sets: drop it")
+    seeds = read_value("seeds", tuple[NonNegativeInt, ...], written.get("seeds"), where=where)
+    if not seeds or len(set(seeds)) < len(seeds) or max(seeds) > LARGEST_SEED:
+        raise UserError(f"seeds{where} must be one or more different numbers below 2**32")
+    lists = {}
+    for name, of_list in _section("lists", written.get("lists") or {}, where).items():
+        of_list = _section(f"lists.{name}", of_list, where)
+        if set(of_list) != set(TrialList._fields):
+            raise UserError(f"lists.{name}{where} needs trials and root, and nothing else")
+        lists[_name(name, where)] = TrialList(
+            *(read_value(f"lists.{name}", str, of_list[key], where=where) for key in of_list)
+        )
+    return Study(base, baseline, seeds, arms, lists, path)
+
+
+def runs_of(study: Study, config: Config) -> list[Run]:
+    """Every training, seed by seed, so that what is done early can be compared early.
+
+    `config` is what all share; each run lies in a folder of its own under its `out`. Raises
+    UserError for an arm that makes no config, or two that are alike.
+    """
+    runs = []
+    for seed in study.seeds:
+        for arm, changes in study.arms.items():
+            made = configs.replaced(config, changes, f" of the arm {arm} in {study.path}")
+            training = dataclasses.replace(made.training, seed=seed)
+            out = str(Path(config.out, "runs", f"{arm}-{seed}"))
+            runs.append(Run(arm, seed, dataclasses.replace(made, out=out, training=training)))
+    first = runs[: len(study.arms)]
+    for i, run in enumerate(first):
+        for other in first[:i]:
+            if not configs.differences(run.config, other.config):
+                raise UserError(
+                    f"the arms {other.arm} and {run.arm} in {study.path} are one: drop one"
+                )
+    return runs
+
+
+def _section(name: str, value: Any, where: str) -> dict[Any, Any]:
+    if value is None and name.startswith("arms."):  # an arm that changes nothing
+        return {}
+    if not isinstance(value, dict) or not (value or name != "arms"):
+        raise UserError(f"{name}{where} must have names with something under them")
+    return value
+
+
+def _name(name: Any, where: str) -> str:
+    """Which names folders and a column of a table."""
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(f"the name {name}{where} must be letters, digits, _, . and -")
+    return name

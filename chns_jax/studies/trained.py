@@ -1,0 +1,55 @@
+"""Runs of a study: which are trained, how long the others will take, and training them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import jax
+
+from chns_jax.common.console import say
+from chns_jax.common.errors import UserError
+from chns_jax.config import Config
+from chns_jax.runs.folder import RunFolder, is_complete
+from chns_jax.studies.definition import Run
+
+
+def train_run(one: Run, runs: Sequence[Run], train: Callable[[Config, ExitStack], None]) -> None:
+    """Train one of the `runs` with `train`, that of chns_jax.train, unless it is complete.
+
+    Raises UserError as that does, with the run's name.
+    """
+    if is_complete(folder_of(one), one.config):
+        return
+    say(f"run {runs.index(one) + 1} of {len(runs)}: {one.name}{time_left(runs)}")
+    try:
+        with ExitStack() as opened:
+            train(one.config, opened)
+    except UserError as error:
+        raise UserError(f"the run {one.name} ended: {error}") from error
+    jax.clear_caches()  # of a night of runs, none uses the functions of another
+
+
+def time_left(runs: Sequence[Run]) -> str:
+    """The end of a sentence: how long the runs that are not complete will take, by the utterances
+    a second of those that are; empty when none is."""
+    seconds = trained = left = 0.0
+    for one in runs:
+        utterances = one.config.training.steps * one.config.sampler.speakers
+        summary = folder_of(one).summary
+        if summary.exists():
+            seconds += json.loads(summary.read_text())["seconds"]
+            trained += utterances
+        else:
+            left += utterances
+    if not trained:
+        return ""
+    minutes = round(seconds / trained * left / 60)
+    return f"; all take about {minutes // 60} h {minutes % 60} min more"
+
+
+def folder_of(one: Run) -> RunFolder:
+    """Where the run lies."""
+    return RunFolder(Path(one.config.out).expanduser())

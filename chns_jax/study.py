@@ -1,0 +1,121 @@
+"""Train the arms of a study, and compare them: `python -m chns_jax.study`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chns_jax import config as configs
+from chns_jax.common.command_line import add_checkpoint, make_parser, parse
+from chns_jax.common.errors import UserError, run
+from chns_jax.common.values import NonNegativeInt, PositiveInt
+from chns_jax.compare import pair_lists
+
+if TYPE_CHECKING:
+    from chns_jax.config import Config
+    from chns_jax.studies.definition import Study, TrialList
+
+
+def main(argv: list[str]) -> None:
+    parser = make_parser(
+        "Train every arm of a study with every seed, score all on the same trials, and write a "
+        "table (table.md, table.csv) and a page (study.html) to --out, again after each seed. A "
+        "run that is complete is left as it is, and one that was stopped goes on: the same command "
+        "goes on after a kill. Keys of a config that are given here stand above those of the "
+        "study's base; those of an arm stand above both."
+    )
+    parser.add_argument(
+        "study", type=str, metavar="STUDY", help="YAML file of base, baseline, seeds and arms."
+    )
+    parser.add_argument(
+        "--trials",
+        action="append",
+        default=[],
+        metavar="LIST",
+        help="Trials to score, in place of the study's lists; may be given several times. Those of "
+        "--data.trials when there are neither.",
+    )
+    parser.add_argument(
+        "--root",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="Folder of the files that --trials name: one for all, or one for each list.",
+    )
+    add_checkpoint(parser)
+    parser.add_argument(
+        "--replicates",
+        type=PositiveInt,
+        default=1000,
+        help="Times that speakers and seeds are resampled, 20 or more.",
+    )
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of the resampling.")
+    configs.add_keys(parser)
+    chosen = parse(parser, argv)
+
+    from chns_jax.studies import definition
+
+    study = definition.read(chosen.study)
+    named = {"out": f"studies/{Path(chosen.study).name.partition('.')[0]}"}
+    config = configs.read(parser, argv, defaults={**named, **study.base})
+    runs = definition.runs_of(study, config)
+    lists = choose_lists(study, config, chosen.trials, chosen.root)
+
+    from chns_jax.common.files import replacing
+    from chns_jax.corpus import trials as trial_lists
+    from chns_jax.reports import pages
+    from chns_jax.scoring import comparison
+    from chns_jax.scoring.bootstrap import check_replicates
+    from chns_jax.studies.page import write_page
+    from chns_jax.studies.table import score_runs
+    from chns_jax.studies.trained import train_run
+    from chns_jax.train import train
+
+    check_replicates(chosen.replicates)
+    pages.check_plotly()
+    for of_list in lists.values():  # what is wrong with them is said before hours of training
+        trial_lists.read(of_list.trials)
+    out, text = Path(config.out).expanduser(), ""
+    for number, one in enumerate(runs, start=1):
+        train_run(one, runs, train)
+        if number % len(study.arms):
+            continue
+        rows = score_runs(
+            runs[:number], lists, baseline=study.baseline, checkpoint=chosen.checkpoint,
+            replicates=chosen.replicates, seed=chosen.seed,
+        )  # fmt: skip
+        text = comparison.to_markdown(rows, paired=True)
+        for name, table in {"table.md": text, "table.csv": comparison.to_csv(rows)}.items():
+            with replacing(out / name) as file:
+                file.write(table)
+        write_page(out / "study.html", study, runs[:number], rows)
+    print(text, end="")
+
+
+def choose_lists(
+    study: Study, config: Config, trials: Sequence[str], roots: Sequence[str]
+) -> dict[str, TrialList]:
+    """The lists that runs are scored on, by name: those given, else the study's, else data.trials.
+
+    Raises UserError when there are none, as with `data.held_out`, of which every seed has others.
+    """
+    from chns_jax.studies.definition import TrialList
+
+    own_root = config.data.trials_root or config.data.root
+    if roots and not trials:
+        raise UserError("--root is the folder of --trials: give --trials LIST too")
+    if trials:
+        named = pair_lists(trials, roots or [own_root])
+        return {name: TrialList(*pair) for name, pair in named.items()}
+    if study.lists:
+        return study.lists
+    if config.data.trials is None:
+        raise UserError(
+            f"{study.path} has no lists: give --data.trials LIST, whose speakers no run trains on"
+        )
+    return {Path(config.data.trials).stem: TrialList(config.data.trials, own_root)}
+
+
+if __name__ == "__main__":
+    run(main)

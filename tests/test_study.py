@@ -1,0 +1,164 @@
+"""Studies: what their files may say, and two arms trained, compared, stopped and gone on with."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from support import TINY, first_state
+
+from chns_jax import config as configs
+from chns_jax.common.errors import UserError
+from chns_jax.runs import checkpoint
+from chns_jax.runs.folder import RunFolder, claim
+from chns_jax.studies import definition
+from chns_jax.studies.trained import time_left
+
+STUDIES = sorted((Path(__file__).parents[1] / "configs" / "lab").glob("*.study.yaml"))
+STUDY = """
+base: base.yaml
+baseline: random
+seeds: [3, 1]
+arms:
+  random: {sampler.kind: random}
+  chns:
+  whole: {sampler: {fill: whole}, sampler.hard_ratio: 1.0}
+"""
+
+
+@pytest.fixture
+def written(tmp_path):
+    """written("text"): a study file with a base beside it."""
+    (tmp_path / "base.yaml").write_text("sampler: {clusters: 7, speakers: 9}\n")
+
+    def write(text):
+        path = tmp_path / "a.study.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_a_study_is_every_arm_with_every_seed(written):
+    study = definition.read(written(STUDY))
+    config = configs.replaced(configs.Config(out="here"), study.base)
+    runs = definition.runs_of(study, config)
+    assert [one.name for one in runs] == [
+        f"{arm}-{seed}" for seed in (3, 1) for arm in ("random", "chns", "whole")
+    ]
+    assert {one.config.sampler.clusters for one in runs} == {7}
+    random, chns, whole = (one.config for one in runs[3:])
+    assert random.out == "here/runs/random-1" and random.training.seed == 1
+    assert configs.differences(random, chns) == ["sampler.kind"]
+    assert set(configs.differences(chns, whole)) == {"sampler.fill", "sampler.hard_ratio"}
+    assert time_left(runs) == ""  # nothing was trained by which to tell
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("baseline: random", "baseline: rand", "baseline rand in .*a.study.yaml is none of .*chns"),
+        ("base: base.yaml", "base: gone.yaml", "gone.yaml cannot be read"),
+        ("[3, 1]", "[3, 3]", "seeds in .* must be one or more different numbers"),
+        ("[3, 1]", "[]", "seeds in .* must be one or more"),
+        ("[3, 1]", "[-1]", "seeds .*-1.* must be a list"),
+        ("seeds:", "sedes:", "sedes in .* is unknown: a study has base, baseline"),
+        ("  chns:", "  chns: {sampler.kinds: chns}", "sampler.kinds of the arm chns in .* unknown"),
+        ("  chns:", "  chns: {sampler.kind: x}", "sampler.kind x of the arm chns in .* must be"),
+        ("  chns:", "  chns: {training.seed: 1}", "arm chns in .* sets training.seed, which"),
+        ("  chns:", "  chns: 5", "arms.chns in .* must have names"),
+        ("  chns:", "  a/b:", "the name a/b in .* must be letters"),
+        ("  chns:", "  chns: {sampler.kind: random}", "the arms random and chns in .* are one"),
+    ],
+)
+def test_mistakes_of_a_study(written, old, new, message):
+    with pytest.raises(UserError, match=message):
+        definition.runs_of(definition.read(written(STUDY.replace(old, new))), configs.Config())
+
+
+@pytest.fixture
+def study(tones, tmp_path):
+    """Arguments of a study of two arms and two seeds; what it trains with is `trains`."""
+    (tmp_path / "two.yaml").write_text(
+        "baseline: random\nseeds: [0, 1]\n"
+        "arms: {random: {sampler.kind: random}, chance: {sampler.cluster_by: chance}}\n"
+    )
+    names = [f"s{s:02d}/r{u // 2}/u{u}.flac" for s in range(6) for u in range(4)]
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    lines = [f"{int(a[:3] == b[:3])} {a} {b}\n" for a, b in pairs]
+    (tmp_path / "all.txt").write_text("".join(lines))
+    (tmp_path / "half.txt").write_text("".join(lines[::2]))
+    arguments = [*TINY, "--training.steps", 2, "--data.held_out", 0, "--sampler.start_step", 1]
+    arguments += ["--validation.every", 1, "--replicates", 20, "--data.cache", tmp_path / "cache"]
+    arguments += ["--data.root", tones, "--data.trials", tmp_path / "all.txt"]
+    return ["study", tmp_path / "two.yaml", *arguments, "--out", tmp_path / "out"]
+
+
+def untrained(config, opened):
+    """In place of training: a run of the encoder as it begins."""
+    run = RunFolder(Path(config.out))
+    claim(run, config)
+    with checkpoint.open_manager(run.checkpoints) as manager:
+        state = first_state(config, speakers=6)
+        checkpoint.save(manager, state, None, checkpoint.Progress(0, 0.0, "", ""), "", None)
+    lines = [{"step": s, "eer": 0.1 * s, "negative_cosine_mean": 0.2} for s in (1, 2)]
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run.summary.write_text(json.dumps({"seconds": 90.0}))
+
+
+def rows_of(folder):
+    with open(folder / "table.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_runs_are_compared_and_gone_on_with(command, study, tmp_path, monkeypatch):
+    monkeypatch.setattr("chns_jax.train.train", untrained)
+    out = tmp_path / "out"
+    _, said = command(*study)
+    assert "run 2 of 4: chance-0; all take about 0 h 4 min more" in said  # 3 of 90 s
+    rows = rows_of(out)
+    assert [(row["trials"], row["system"], row["metric"]) for row in rows][::3] == [
+        ("all", "random", "eer"),
+        ("all", "chance", "eer"),
+    ]
+    # The arms begin alike, and differ in nothing else here.
+    assert rows[0]["value"] == rows[3]["value"] and rows[3]["better"] == "0"
+    assert float(rows[0]["lowest"]) < float(rows[0]["highest"]) and rows[0]["runs"] == "2"
+    page = (out / "study.html").read_text()
+    assert "EER over steps" in page and "against the hard ratio" not in page
+
+    # One run lost its end: it alone is trained again.
+    (out / "runs/chance-1/summary.json").unlink()
+    before = (out / "runs/random-0/summary.json").stat().st_mtime_ns
+    half = ["--trials", tmp_path / "half.txt", "--trials", tmp_path / "all.txt"]
+    table, said = command(*study, *half)
+    assert said.count("run ") == 1 and "run 4 of 4: chance-1; all take about 0 h 2 min" in said
+    assert (out / "runs/random-0/summary.json").stat().st_mtime_ns == before
+    assert rows_of(out)[6:] == rows and {row["trials"] for row in rows_of(out)[:6]} == {"half"}
+    assert "| half | chance |" in table and "speakers of the trials and the seeds" in table
+
+
+@pytest.mark.long
+def test_trained_runs_are_compared(command, study, tmp_path):
+    command(*study)
+    rows = rows_of(tmp_path / "out")
+    for arm in ("random", "chance"):
+        for seed in (0, 1):
+            run = tmp_path / f"out/runs/{arm}-{seed}"
+            assert json.loads((run / "summary.json").read_text())["step"] == 2
+            assert len(list((run / "tables").glob("*.npz"))) == (arm == "chance")
+    assert {row["runs"] for row in rows} == {"2"}
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
+def test_every_study_is_one(path):
+    study = definition.read(str(path))
+    runs = definition.runs_of(study, configs.replaced(configs.Config(), study.base))
+    assert len(runs) == len(study.seeds) * len(study.arms) >= 3
+    assert f"python -m chns_jax.study configs/lab/{path.name}" in path.read_text()
+
+
+def test_a_study_needs_trials_that_all_seeds_share(command, tmp_path):
+    (tmp_path / "one.yaml").write_text("baseline: a\nseeds: [0]\narms: {a: }\n")
+    _, said = command("study", tmp_path / "one.yaml", "--data.held_out", 3, status=2)
+    assert "has no lists: give --data.trials LIST" in said
