@@ -10,7 +10,7 @@ from chns_jax.common.errors import UserError, run
 
 ROWS = (
     "ecapa", "thin_resnet", "features", "losses", "plans", "refresh", "loading", "embedding",
-    "error_rates", "start", "loop",
+    "error_rates", "start", "loop", "encoders",
 )  # fmt: skip
 HEADER = "| what | ours | compared with | theirs | ratio | target | met |"
 
@@ -36,7 +36,8 @@ def main(argv: list[str]) -> None:
 
     import jax
 
-    from chns_jax.benchmarks import contrast, data, loop, measure, start, training
+    from chns_jax.benchmarks import contrast, data, encoders, loop, measure, start, training
+    from chns_jax.devices.sharding import find_devices
 
     groups = {
         "ecapa": training.ecapa,
@@ -50,9 +51,10 @@ def main(argv: list[str]) -> None:
         "error_rates": data.error_rates,
         "start": start.start,
         "loop": loop.loop,
+        "encoders": encoders.encoders,
     }
     sizes = measure.QUICK if chosen.quick else measure.Sizes()
-    device = jax.devices()[0].device_kind
+    device = find_devices()[0].device_kind
     why = measure.why_no_torch()
     if why is not None:
         print(

@@ -11,7 +11,11 @@ from typing import Literal
 from chns_jax.common.command_line import make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import OpenUnitInterval
-from chns_jax.verification.trial_options import add_trial_arguments, score_trials
+from chns_jax.verification.trial_options import (
+    add_trial_arguments,
+    check_trial_arguments,
+    score_trials,
+)
 
 FALSE_ACCEPT_RATE = 0.01
 
@@ -48,6 +52,7 @@ def main(argv: list[str]) -> None:
     rate = chosen.false_accept_rate or (None if chosen.prior else FALSE_ACCEPT_RATE)
     if "cohort_mean" in chosen.quality and not chosen.norm:
         raise UserError("--quality cohort_mean needs --norm as-norm")
+    check_trial_arguments(chosen)
 
     import numpy as np
 

@@ -9,6 +9,7 @@ from typing import Literal
 from chns_jax.common.command_line import add_cache, add_model, make_parser, parse
 from chns_jax.common.errors import run
 from chns_jax.common.values import NonNegativeInt, PositiveInt
+from chns_jax.config import read_run
 
 
 def main(argv: list[str]) -> None:
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of crops and k-means.")
     add_cache(parser)
     chosen = parse(parser, argv)
+    read_run(chosen.model)  # what is wrong is said before JAX is imported
 
     from chns_jax.common.files import check_file
     from chns_jax.corpus.open import open_corpus
@@ -49,6 +51,7 @@ def main(argv: list[str]) -> None:
     from chns_jax.embedding import model
     from chns_jax.embedding.clustering import make_table
     from chns_jax.sampling import clusters as tables
+    from chns_jax.sampling.forecast import forecast
 
     check_file(chosen.out, [chosen.root, chosen.model])
     encoder = model.load(chosen.model, chosen.checkpoint)
@@ -63,7 +66,7 @@ def main(argv: list[str]) -> None:
         utterances_per_speaker=chosen.utterances_per_speaker,
         normalise_first=chosen.normalise_first,
     )
-    table = make_table(
+    table, voiceprints = make_table(
         encoder.embedder,
         encoder.variables,
         reader,
@@ -78,6 +81,9 @@ def main(argv: list[str]) -> None:
         f"{table.sizes.min()} to {table.sizes.max()}: {chosen.out}",
         file=sys.stderr,
     )
+    if sampler.speakers <= len(corpus.speakers):
+        for line in forecast(voiceprints, table, sampler, seed=chosen.seed, step=0).lines(sampler):
+            print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

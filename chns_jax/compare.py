@@ -9,6 +9,7 @@ from pathlib import Path
 from chns_jax.common.command_line import add_cache, add_checkpoint, add_segments, make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import NonNegativeInt, PositiveInt
+from chns_jax.config import read_run
 
 
 def main(argv: list[str]) -> None:
@@ -81,17 +82,22 @@ def main(argv: list[str]) -> None:
 
     from chns_jax.common.files import check_file, replacing
     from chns_jax.corpus import trials as trial_lists
-    from chns_jax.embedding import model
-    from chns_jax.scoring import comparison
     from chns_jax.scoring.bootstrap import check_replicates
-    from chns_jax.verification import evaluation
 
     check_replicates(chosen.replicates)
     outputs = [f"{prefix}.md", f"{prefix}.csv"] if prefix is not None else []
+    runs = [folder for folders in systems.values() for folder in folders]
     for path in outputs:
-        check_file(path, [*chosen.trials, *chosen.root])
-    for path in chosen.trials:  # what is wrong with them is said before much is loaded
+        check_file(path, [*chosen.trials, *chosen.root, *runs])
+    for path in chosen.trials:  # what is wrong is said before JAX is imported
         trial_lists.read(path)
+    for folder in runs:
+        read_run(folder)
+
+    from chns_jax.embedding import model
+    from chns_jax.scoring import comparison
+    from chns_jax.verification import evaluation
+
     models = {
         system: [model.load(folder, chosen.checkpoint) for folder in folders]
         for system, folders in systems.items()
@@ -141,7 +147,7 @@ def parse_systems(arguments: Sequence[str]) -> dict[str, list[str]]:
         if not all(runs) or (is_named and not name):
             raise UserError(f"{argument} is neither RUN nor NAME=RUN,RUN: name the missing part")
         if not is_named:
-            name = Path(argument).expanduser().resolve().name
+            name = os.path.basename(os.path.realpath(os.path.expanduser(argument)))
             unnamed.add(name)
         for folder in runs:
             real = os.path.realpath(os.path.expanduser(folder))

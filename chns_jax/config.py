@@ -12,12 +12,14 @@ import dataclasses
 import json
 import math
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import yaml
 
-from chns_jax.common import keys
+from chns_jax.common import keys, plain_yaml
 from chns_jax.common.command_line import Parser, make_parser, parse
 from chns_jax.common.errors import UserError
 from chns_jax.common.values import (
@@ -26,13 +28,16 @@ from chns_jax.common.values import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    between,
     shown_as,
 )
 
+RUN_CONFIG = "config.yaml"  # of a run folder
 BUILTIN_VOICES = "builtin:voices"
 LONGEST_SECONDS = 600  # of a crop, of a segment, or of a window
 LARGEST_SEED = 2**32 - 1  # of a larger one, JAX leaves out the upper bits
 LAST_PORT = 65_535
+A_WEEK = 7 * 24 * 3600  # seconds
 # A simulated room's direct sound may take 0.04 s, before which there is silence.
 RESPONSE_SECONDS = (0.05, 10.0)
 # Where a run lives and how fast it goes may change when it is resumed; what it computes may not.
@@ -45,16 +50,29 @@ FREE_TO_CHANGE = (
     "hosts",
 )
 
+# Beyond these, a loss in float32 is no finite number, or no machine is large enough.
+Steps = Annotated[int, between(1, 2**31 - 1)]
+Threads = Annotated[int, between(1, 1024)]
+Masks = Annotated[int, between(0, 100)]
+Width = Annotated[int, between(1, 100_000)]
+SampleRate = Annotated[int, between(1000, 768_000)]
+WaitSeconds = Annotated[int, between(1, A_WEEK)]
+Temperature = Annotated[float, between(0.0001, 100)]
+Margin = Annotated[float, between(0, 100)]
+Scale = Annotated[float, between(0.01, 1000)]
+LearningRate = Annotated[float, between(1e-10, 100)]
+Decibels = Annotated[float, between(-100, 100)]
+
 
 @dataclass(frozen=True)
 class Voices:
     """The built-in synthetic corpus."""
 
-    speakers: PositiveInt = 400
+    speakers: Annotated[int, between(1, 1_000_000)] = 400
     """Number of speakers."""
-    utterances: PositiveInt = 8
+    utterances: Annotated[int, between(1, 10_000)] = 8
     """Utterances of each speaker; each counts as a recording of its own."""
-    seconds: PositiveFloat = 2.5
+    seconds: Annotated[float, between(0.1, LONGEST_SECONDS)] = 2.5
     """Mean duration of an utterance."""
     seed: NonNegativeInt = 0
     """Seed of the voices; independent of training.seed."""
@@ -69,31 +87,38 @@ class Data:
     chns_jax.prepare wrote, folder or URL; or builtin:voices."""
     more_roots: tuple[str, ...] = ()
     """Further folders of training speech, of other speakers."""
-    trials: str | None = None
-    """Validation trials, lines of "1 enrolment test"; their speakers never appear in training."""
+    trials: str | None | tuple[str, ...] = None
+    """Validation trials, lines of "1 enrolment test", in a file or several; their speakers never
+    appear in training. The first file's EER is that of the run and chooses its best checkpoint."""
     trials_root: str | None = None
     """Folder of the trials' files; data.root when not given."""
     held_out: NonNegativeInt = 0
     """Without trials: speakers of data.root kept out of training, from whom trials are made."""
     crop_seconds: PositiveFloat = 3.0
     """Length of a training crop; shorter utterances are repeated to fill it."""
-    threads: PositiveInt = 8
+    threads: Threads = 8
     """Threads that decode audio."""
     cache: str = "~/.cache/chns_jax"
     """Folder for corpus indices and the built-in corpus."""
     voices: Voices = field(default_factory=Voices)
+
+    @property
+    def trial_lists(self) -> tuple[str, ...]:
+        """The files of trials: none, one or several."""
+        return (self.trials,) if isinstance(self.trials, str) else self.trials or ()
 
 
 @dataclass(frozen=True)
 class Features:
     """Log-mel features."""
 
-    kind: Literal["speechbrain", "kaldi", "kaldi_hamming"] = "speechbrain"
-    """Definition; kaldi_hamming: Hamming window and samples in the range of int16, as wespeaker's.
-    Kaldi's own f_min is 20."""
-    sample_rate: PositiveInt = 16_000
+    kind: Literal["speechbrain", "kaldi", "kaldi_hamming", "redimnet2"] = "speechbrain"
+    """Definition; kaldi_hamming: Hamming window and samples in the range of int16, as wespeaker's;
+    redimnet2: of waveforms of mean 0 and deviation 1, as ReDimNet2's authors'. Kaldi's own f_min is
+    20, and theirs too, with an f_max of 7600 and 72 bands."""
+    sample_rate: SampleRate = 16_000
     """Hz; audio of other rates is resampled."""
-    bands: PositiveInt = 80
+    bands: Annotated[int, between(1, 1000)] = 80
     """Mel bins."""
     window_ms: PositiveFloat = 25.0
     """Length of an analysis window."""
@@ -129,6 +154,11 @@ class Features:
             raise UserError(
                 "features.f_min and features.f_max must lie in order between 0 and half the "
                 "sample rate"
+            )
+        if self.f_max - self.f_min < self.bands:
+            raise UserError(
+                f"features.f_min and features.f_max must lie {self.bands} Hz apart at least, one a "
+                "mel bin"
             )
 
 
@@ -196,15 +226,73 @@ class ThinResNet:
 
 
 @dataclass(frozen=True)
+class ReDimNet2:
+    """ReDimNet2, by default its paper's B1: lists have one entry for each stage."""
+
+    channels: PositiveInt = 16
+    """Channels of each mel bin at the start."""
+    frequency_strides: tuple[PositiveInt, ...] = (1, 2, 1, 2, 1, 2)
+    """By what a stage divides the number of bins, and multiplies their channels."""
+    time_strides: tuple[PositiveInt, ...] = (1, 1, 2, 1, 2, 1)
+    """By what a stage divides the number of frames that the one before it has."""
+    blocks: tuple[PositiveInt, ...] = (2, 3, 4, 5, 4, 3)
+    """Residual blocks."""
+    expansions: tuple[PositiveFloat, ...] = (2.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    """How many times the channels the residual blocks have."""
+    reductions: tuple[PositiveInt, ...] = (32, 32, 32, 32, 16, 16)
+    """By what the channels of all bins are divided for the convolutions and attention over time."""
+    head: Literal["1d", "2d"] = "2d"
+    """What is pooled. 1d: the channels of all bins together, as wespeaker's B0 to B3; 2d: those of
+    each bin, as the paper's."""
+    head_channels: PositiveInt | None = None
+    """Channels to which a product maps them before; null: none does."""
+    group_norm: NonNegativeInt = 0
+    """Groups of channels by which the output of each stage is normalised; 0: it is not."""
+
+    def check(self) -> None:
+        stages = {
+            name: len(value)
+            for name, value in vars(self).items()
+            if isinstance(value, (list, tuple))
+        }
+        if len(set(stages.values())) > 1 or not self.blocks:
+            raise UserError(
+                f"encoder.redimnet2.{', '.join(stages)} need one entry a stage, 1 or more: they "
+                f"have {', '.join(map(str, stages.values()))}"
+            )
+
+    def check_bands(self, bands: int) -> None:
+        """Raises UserError where log-mel of so many bands cannot be divided as it says."""
+        sizes = bands * self.channels, math.prod(self.frequency_strides)
+        if bands % sizes[1]:
+            raise UserError(
+                f"features.bands {bands} must be a multiple of {sizes[1]}, the product of "
+                f"encoder.redimnet2.frequency_strides"
+            )
+        if any((sizes[0] // reduction or 1) % 4 for reduction in self.reductions):
+            raise UserError(
+                f"encoder.redimnet2.reductions {list(self.reductions)} must leave a multiple of 4, "
+                f"the heads of attention, of {sizes[0]}: features.bands times "
+                f"encoder.redimnet2.channels"
+            )
+        if self.group_norm and sizes[0] % self.group_norm:
+            raise UserError(
+                f"encoder.redimnet2.group_norm {self.group_norm} must divide {sizes[0]}: "
+                f"features.bands times encoder.redimnet2.channels"
+            )
+
+
+@dataclass(frozen=True)
 class Encoder:
     """What turns log-mel into a speaker embedding."""
 
-    kind: Literal["ecapa_tdnn", "thin_resnet"] = "ecapa_tdnn"
+    kind: Literal["ecapa_tdnn", "thin_resnet", "redimnet2"] = "ecapa_tdnn"
     """Architecture."""
     embedding: PositiveInt = 192
     """Dimensions of a speaker embedding."""
     ecapa: Ecapa = field(default_factory=Ecapa)
     thin_resnet: ThinResNet = field(default_factory=ThinResNet)
+    redimnet2: ReDimNet2 = field(default_factory=ReDimNet2)
 
 
 @dataclass(frozen=True)
@@ -215,20 +303,20 @@ class Loss:
     """supcon: supervised contrastive; hscl: the same with hard negatives weighed by the loss;
     nt_xent: an utterance's only positive is its other view; aam_softmax: classification of
     speakers."""
-    temperature: PositiveFloat = 0.1
+    temperature: Temperature = 0.1
     """Temperature of the softmax at the start."""
     learn_temperature: bool = True
     """Train the temperature with the encoder."""
-    min_temperature: PositiveFloat = 0.01
+    min_temperature: Temperature = 0.01
     """The learned temperature never falls below this."""
-    margin: NonNegativeFloat = 0.0
+    margin: Margin = 0.0
     """supcon: subtracted from the cosine of an anchor and its positive view; nt_xent: from what
     that cosine divided by the temperature is."""
-    beta: NonNegativeFloat = 0.1
+    beta: Margin = 0.1
     """hscl: how much harder negatives outweigh others; 0: not at all."""
     aam_margin: NonNegativeFloat = 0.2
     """aam_softmax: added to the angle of an embedding and its own class, radians."""
-    aam_scale: PositiveFloat = 30.0
+    aam_scale: Scale = 30.0
     """aam_softmax: what cosines are multiplied by."""
 
     def check(self) -> None:
@@ -305,11 +393,11 @@ class Noise:
     root: str | None = None
     """Folder of noise. MUSAN's subfolders noise, music and speech count as what they are called,
     everything else as noise; a crop gets one of the kinds that are there."""
-    noise_snr: tuple[float, float] = (0.0, 15.0)
+    noise_snr: tuple[Decibels, Decibels] = (0.0, 15.0)
     """Lowest and highest signal-to-noise ratio, dB."""
-    music_snr: tuple[float, float] = (5.0, 15.0)
+    music_snr: tuple[Decibels, Decibels] = (5.0, 15.0)
     """The same of music."""
-    speech_snr: tuple[float, float] = (13.0, 20.0)
+    speech_snr: tuple[Decibels, Decibels] = (13.0, 20.0)
     """The same of babble."""
     talkers: tuple[PositiveInt, PositiveInt] = (3, 7)
     """Fewest and most recordings of speech that make babble."""
@@ -330,7 +418,7 @@ class Reverberation:
     """Share of the crops."""
     root: str | None = None
     """Folder of impulse responses; rooms are simulated when not given."""
-    responses: PositiveInt = 200
+    responses: Annotated[int, between(1, 100_000)] = 200
     """Impulse responses in use: drawn from the folder, or simulated."""
     seconds: PositiveFloat = 0.5
     """Length to which they are cut."""
@@ -349,15 +437,13 @@ class Speed:
 
     probability: ClosedUnitInterval = 0.0
     """Share of the crops."""
-    factors: tuple[PositiveFloat, ...] = (0.9, 1.1)
+    factors: tuple[Annotated[float, between(0.5, 2)], ...] = (0.9, 1.1)
     """Speeds, of which each such crop gets one."""
     new_speakers: bool = False
     """A speaker at another speed counts as another speaker."""
 
     def check(self) -> None:
-        if self.probability and not (
-            self.factors and 0.5 <= min(self.factors) <= max(self.factors) <= 2
-        ):
+        if self.probability and not self.factors:
             raise UserError("augment.speed.factors must be one or more speeds from 0.5 to 2")
 
 
@@ -367,11 +453,11 @@ class SpecAugment:
 
     probability: ClosedUnitInterval = 0.0
     """Share of the crops."""
-    time_masks: NonNegativeInt = 1
+    time_masks: Masks = 1
     """Time masks."""
-    time_width: PositiveInt = 10
+    time_width: Width = 10
     """Frames in the widest one."""
-    band_masks: NonNegativeInt = 1
+    band_masks: Masks = 1
     """Frequency masks."""
     band_width: PositiveInt = 8
     """Mel bins in the widest one."""
@@ -391,11 +477,11 @@ class Augment:
 class Optimizer:
     """Adam with linear warm-up and cosine decay."""
 
-    learning_rate: PositiveFloat = 0.01
+    learning_rate: LearningRate = 0.01
     """At the end of the warm-up."""
-    weight_decay: NonNegativeFloat = 2e-6
+    weight_decay: Annotated[float, between(0, 1)] = 2e-6
     """L2 penalty, added to the gradient."""
-    temperature_learning_rate: PositiveFloat | None = None
+    temperature_learning_rate: LearningRate | None = None
     """Of the loss's temperature, in place of learning_rate; the same when not given."""
     warmup: ClosedUnitInterval = 0.1
     """Share of the steps in which the learning rate rises from 0."""
@@ -405,7 +491,7 @@ class Optimizer:
 class Training:
     """How long and how often."""
 
-    steps: PositiveInt = 154_000
+    steps: Steps = 154_000
     """Number of updates."""
     start_from: str | None = None
     """Folder of a run whose encoder training begins with; its classes too, if they are the same."""
@@ -475,9 +561,9 @@ class Hosts:
     """Number of hosts."""
     index: NonNegativeInt | None = None
     """Which of them this is, from 0."""
-    timeout: PositiveInt = 300
+    timeout: WaitSeconds = 300
     """Seconds to wait at the start until all are there."""
-    heartbeat: PositiveInt = 30
+    heartbeat: WaitSeconds = 30
     """Seconds after which a host that gives no sign of life is lost, and all end."""
 
     @property
@@ -495,7 +581,7 @@ class Hosts:
                 "hosts.detect"
             )
         address, _, port = coordinator.rpartition(":")
-        if not (address and port.isdecimal() and int(port) <= LAST_PORT):
+        if not (address and port.isascii() and port.isdecimal() and int(port) <= LAST_PORT):
             raise UserError(
                 f"hosts.coordinator {coordinator} must be an address and a port, such as "
                 "10.0.0.1:7890"
@@ -573,7 +659,11 @@ class Config:
             )
         if sampler.refresh_ahead and self.hosts.several:
             raise UserError("sampler.refresh_ahead works on one host: leave it 0 with hosts.*")
-        fewest = max(10, (self.encoder.ecapa.reach + 1) // 2 + 1)  # reflection needs that many
+        if self.encoder.kind == "redimnet2":
+            self.encoder.redimnet2.check_bands(features.bands)
+        # Reflection needs so many, and so do strides.
+        reflected = (self.encoder.ecapa.reach + 1) // 2 + 1
+        fewest = max(10, reflected, math.prod(self.encoder.redimnet2.time_strides))
         lengths = {
             "data.crop_seconds": self.data.crop_seconds,
             "validation.segment_seconds": self.validation.segment_seconds,
@@ -632,6 +722,14 @@ def replaced(config: Config, values: dict[str, Any], where: str = "") -> Config:
     return made
 
 
+def read_run(run: Path | str) -> Config:
+    """The config of a run folder. Raises UserError when it is none."""
+    path = Path(run).expanduser() / RUN_CONFIG
+    if not path.is_file():
+        raise UserError(f"{run} is not a run folder: it holds no {RUN_CONFIG}")
+    return load(["--config", str(path)])
+
+
 def to_yaml(config: Config) -> str:
     """The config as YAML, every key, that `load` reads again."""
     plain = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples as lists
@@ -642,6 +740,43 @@ def differences(one: Config, other: Config) -> list[str]:
     """Keys that change what a run computes, and whose values differ."""
     mine, theirs = (dict(keys.flat(config)) for config in (one, other))
     return [key for key in mine if not _is_free(key) and mine[key] != theirs[key]]
+
+
+def check_unedited(
+    config: Config, saved: str, run: Path | str, sections: Iterable[str] | None = None
+) -> None:
+    """Raises UserError when keys of `sections`, all when not given, are not what they were when the
+    run saved its config with a checkpoint, as YAML; a key that was unknown then may be anything."""
+    if not saved:  # there is no checkpoint yet
+        return
+    try:
+        tree = plain_yaml.load(saved)
+    except yaml.YAMLError:
+        tree = None
+    if not isinstance(tree, dict):
+        raise UserError(f"the config in a checkpoint of {run} is damaged")
+    then = dict(_leaves(tree))
+    changed = [
+        f"{key} (was {shown_as(then[key])})"
+        for key, value in _leaves(plain_yaml.load(to_yaml(config)))
+        if not _is_free(key)
+        and key in then
+        and then[key] != value
+        and (sections is None or key.partition(".")[0] in sections)
+    ]
+    if changed:
+        raise UserError(
+            f"{run} was trained with another config than its {RUN_CONFIG} says now: put back "
+            f"{', '.join(changed)}"
+        )
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _is_free(key: str) -> bool:

@@ -15,14 +15,17 @@ from chns_jax.common.command_line import add_checkpoint, make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.files import check_file, replacing
 from chns_jax.config import Config
+from chns_jax.interop import redimnet2
 from chns_jax.interop.torch_weights import (
+    BESIDE,
     FILES,
-    FRONT_END,
     find_encoder,
     from_torch,
     infer,
-    read_file,
+    load_file,
     to_torch,
+    under,
+    unwrap,
 )
 
 
@@ -53,9 +56,10 @@ def to_run(source: Path, out: Path, config: Config, variables: dict[str, Any]) -
 
 def main(argv: list[str]) -> None:
     parser = make_parser(
-        "Make a run of PyTorch weights (SpeechBrain's ECAPA_TDNN, voxceleb_trainer's ResNetSE), or "
-        "write the weights of a run under PyTorch's names. What the shapes of the tensors do not "
-        "tell, such as encoder.ecapa.dilations and the features, comes from the keys of a config.",
+        "Make a run of PyTorch weights (SpeechBrain's ECAPA_TDNN, voxceleb_trainer's ResNetSE, "
+        "ReDimNet2 of its authors or of wespeaker), or write the weights of a run under PyTorch's "
+        "names. What the shapes of the tensors do not tell, such as encoder.ecapa.dilations and "
+        "the features, comes from the keys of a config.",
         "%(prog)s [--checkpoint CHECKPOINT] [--config FILE] [--KEY VALUE ...] source target",
     )
     parser.add_argument(
@@ -85,23 +89,23 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{target} is the name of a file: give a run folder to make")
     check_file(target)
     try:
-        state_dict = read_file(source)
+        loaded = load_file(source)
+        state_dict = unwrap(loaded)
         kind, prefix = find_encoder(state_dict)
-        inside = {
-            name.removeprefix(prefix): value
-            for name, value in state_dict.items()
-            if name.startswith(prefix)
-        }
+        inside = under(prefix, state_dict)
+        inferred = infer(inside, kind)
+        if kind == "redimnet2" and isinstance(loaded.get("model_config"), dict):
+            inferred |= redimnet2.what_settings_tell(loaded["model_config"])
         # What is given beats what is inferred, and must then fit the shapes.
-        config = configs.read(parser, argv, defaults=infer(inside, kind))
+        config = configs.read(parser, argv, defaults=inferred)
         config = dataclasses.replace(config, out=str(target))
         variables = from_torch(inside, config.encoder, bands=config.features.bands)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     to_run(source, target, config, variables)
-    front_end = tuple(prefix + part for part in FRONT_END[kind])
+    beside = tuple(prefix + part for part in BESIDE[kind])
     left_out = [
-        name for name in state_dict if not name.startswith(prefix) or name.startswith(front_end)
+        name for name in state_dict if not name.startswith(prefix) or name.startswith(beside)
     ]
     if left_out:
         print(f"left out: {', '.join(left_out)}", file=sys.stderr)

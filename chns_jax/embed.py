@@ -11,6 +11,7 @@ from pathlib import Path
 
 from chns_jax.common.command_line import add_model, add_segments, make_parser, parse
 from chns_jax.common.errors import UserError, run
+from chns_jax.config import read_run
 
 SECONDS_BETWEEN_PARTS = 30
 
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> None:
     )
     add_segments(parser)
     chosen = parse(parser, argv)
+    read_run(chosen.model)  # what is wrong is said before JAX is imported
 
     import numpy as np
     from tqdm import tqdm
@@ -58,7 +60,8 @@ def main(argv: list[str]) -> None:
     names = list(path_of)
     embedding_files.check(out, names)
     for path in (*embedding_files.written(out), listed):
-        check_file(path, [*chosen.inputs, chosen.model])
+        listed_there = path_of.values() if path.exists() else ()
+        check_file(path, [*chosen.inputs, chosen.model, *listed_there])
     encoder = model.load(chosen.model, chosen.checkpoint)
     config = encoder.config
     sample_rate = config.features.sample_rate

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 from chns_jax.common.command_line import make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import NonNegativeInt
-from chns_jax.verification.trial_options import add_trial_arguments, score_trials
+from chns_jax.verification.trial_options import (
+    add_trial_arguments,
+    check_trial_arguments,
+    score_trials,
+)
 
 if TYPE_CHECKING:
     from chns_jax.scoring.calibration import Calibration
@@ -51,6 +55,7 @@ def main(argv: list[str]) -> None:
     chosen = parse(parser, argv)
     if chosen.metadata and not chosen.report:
         raise UserError("--metadata is only for a page: give --report FILE.html")
+    check_trial_arguments(chosen)
 
     from chns_jax.common.console import say
     from chns_jax.common.files import check_file, replacing

@@ -73,7 +73,7 @@ def _checked_out(root: str, out: str) -> Path:
     if storage.is_url(out):
         raise UserError(f"{out} is a URL: give a folder, and copy it there when it is complete")
     if not storage.is_url(root):
-        inner, outer = (Path(path).expanduser().resolve() for path in (out, root))
+        inner, outer = (Path(os.path.realpath(os.path.expanduser(path))) for path in (out, root))
         if inner.is_relative_to(outer) or outer.is_relative_to(inner):
             raise UserError(f"{out} and {root} lie within each other: give another folder")
     return Path(out).expanduser()

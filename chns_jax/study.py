@@ -100,9 +100,10 @@ def choose_lists(
 
     Raises UserError when there are none, as with `data.held_out`, of which every seed has others.
     """
+    from chns_jax.corpus import trials as trial_lists
     from chns_jax.studies.definition import TrialList
 
-    own_root = config.data.trials_root or config.data.root
+    paths, own_root = config.data.trial_lists, config.data.trials_root or config.data.root
     if roots and not trials:
         raise UserError("--root is the folder of --trials: give --trials LIST too")
     if trials:
@@ -110,11 +111,12 @@ def choose_lists(
         return {name: TrialList(*pair) for name, pair in named.items()}
     if study.lists:
         return study.lists
-    if config.data.trials is None:
+    if not paths:
         raise UserError(
             f"{study.path} has no lists: give --data.trials LIST, whose speakers no run trains on"
         )
-    return {Path(config.data.trials).stem: TrialList(config.data.trials, own_root)}
+    names = trial_lists.list_names(paths)
+    return {name: TrialList(path, own_root) for name, path in zip(names, paths, strict=True)}
 
 
 if __name__ == "__main__":

@@ -39,7 +39,6 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     `parts` are those that take time, the usual ones when not given.
     """
     import jax
-    import numpy as np
 
     from chns_jax.common.console import say
     from chns_jax.common.files import replacing
@@ -48,7 +47,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     from chns_jax.corpus.reader import Reader
     from chns_jax.corpus.rirs import make_rirs
     from chns_jax.corpus.skipped import Skipped
-    from chns_jax.corpus.split import corpus_digest, make_split
+    from chns_jax.corpus.split import corpus_digest, make_split, validating_speakers
     from chns_jax.devices import processes
     from chns_jax.devices.compilation_cache import keep_compiled
     from chns_jax.devices.sharding import make_mesh, replicated
@@ -59,8 +58,10 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     from chns_jax.runs.state import sha256
     from chns_jax.sampling import clusters as tables
     from chns_jax.sampling import plan, rounds
+    from chns_jax.sampling.forecast import forecast
     from chns_jax.sampling.pipeline import training_batches
     from chns_jax.scoring.mfcc_baseline import mfcc_eer
+    from chns_jax.training import validate
     from chns_jax.training.finetuning import check_unheard, start_from
     from chns_jax.training.logs import Journal, Pace, RunLog, is_due, progress_bar, records
     from chns_jax.training.measured_negatives import negatives_of
@@ -77,13 +78,14 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
         say(f"{folder.path} is complete: {folder.summary.read_text()}")
         return
 
+    mesh = make_mesh(config.training.devices)  # what is wrong with devices waits for no corpus
+
     # ------------------------------------------------------------------ corpus
     corpus, validation, trials, broken = make_split(config)
     plan.check(sampler, corpus)
     starts = config.training.start_from and not folder.is_begun()  # going on needs no parent
-    if starts and validation is not None and trials is not None:
-        validating = np.unique(validation.speaker[trials.utterances()])
-        check_unheard(config, validation.speakers[validating])
+    if starts and validation is not None:
+        check_unheard(config, validating_speakers(validation, trials))
     start_table = tables.load(sampler.table, corpus.speakers) if sampler.table else None
     claim(folder, config)
     sample_rate = config.features.sample_rate
@@ -104,13 +106,13 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     say(
         f"training on {len(corpus.speakers)} speakers, {len(corpus)} utterances, "
         f"{corpus.seconds.sum() / 3600:.1f} hours; "
-        f"validating on {len(trials.labels) if trials else 'no'} trials"
+        f"validating on {' and '.join(str(len(each.labels)) for each in trials.values()) or 'no'} "
+        "trials"
     )
 
     # ------------------------------------------------------------------ encoder and state
     if config.training.compilation_cache is not None:
         keep_compiled(Path(config.data.cache, config.training.compilation_cache).expanduser())
-    mesh = make_mesh(config.training.devices)
     training = parts.build(config, len(corpus.speakers), mesh)
     state = training.init()
     rirs = make_rirs(config.augment.reverberation, sample_rate, seed)
@@ -134,6 +136,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     data = corpus_digest(corpus, trials)
     processes.check_same(data, "utterances or trials", "data.root and data.trials")
     table, progress = None, Progress(round=0, seconds=0.0, speakers=names, data=data)
+    configs.check_unedited(config, checkpoint.latest_config(manager), folder.path)
     restored = checkpoint.restore(manager, state)
     if restored is not None:
         state, table, progress, copied = restored
@@ -156,20 +159,25 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     pace = Pace(2 * sampler.speakers)
     journal = Journal(config, corpus, folder, log, bar, pace)
     started = time.perf_counter() - progress.seconds
-    result = None
+    results = {}  # of the last validation, by list
 
     # ------------------------------------------------------------------ rounds and steps
     while step < steps:
         if rounds.begins(step, sampler, round_length):
+            foreseen = {}
             if step == sampler.start_step and start_table is not None:
                 table = start_table
             else:
-                table = refresh.table(state.variables, progress.round)
+                table, voiceprints = refresh.table(state.variables, progress.round)
+                expected = forecast(voiceprints, table, sampler, seed=seed, step=step)
+                foreseen = expected._asdict()
+                for line in expected.lines(sampler) if progress.round == 0 else ():
+                    say(line)
             progress = progress._replace(round=progress.round + 1)
             if processes.is_first():
                 tables.save(folder.table(step), table, corpus.speakers)
             log.write(step, round=progress.round, smallest_cluster=int(table.sizes.min()),
-                      largest_cluster=int(table.sizes.max()))  # fmt: skip
+                      largest_cluster=int(table.sizes.max()), **foreseen)  # fmt: skip
             pace.restart()
 
         refresh_step = rounds.refresh(step, sampler, round_length, steps)
@@ -190,7 +198,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
                 skipped.record(reader.skipped)
                 skipped.limit()
 
-                validates = trials is not None and is_due(step, config.validation.every, steps)
+                validates = bool(trials) and is_due(step, config.validation.every, steps)
                 checkpoints = is_due(step, config.training.checkpoint_every, steps)
                 saves = validates or checkpoints or stop > 0
                 journal.read(all=saves)
@@ -198,12 +206,12 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
                     continue
                 eer = None
                 if validates:
-                    result = parts.validate(embedder, state.variables, trial_reader, trials,
-                                            samples=config.segment_samples)  # fmt: skip
-                    eer = eer_at[step] = result["eer"]
-                    costs = {f"min_dcf_{p}": cost for p, cost in result["min_dcf"].items()}
-                    log.write(step, eer=eer, **costs)
-                    say(f"step {step}: EER {100 * eer:.2f} %")
+                    results = parts.validate(embedder, state.variables, trial_reader, trials,
+                                             samples=config.segment_samples)  # fmt: skip
+                    logged = validate.scalars(results)
+                    eer = eer_at[step] = logged["eer"]
+                    log.write(step, **logged)
+                    say(f"step {step}: {validate.in_words(results)}")
                 progress = progress._replace(seconds=time.perf_counter() - started)
                 parts.save(
                     manager, state, table, progress, configs.to_yaml(config), eer,
@@ -217,15 +225,18 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
 
     # ------------------------------------------------------------------ summary
     manager.wait_until_finished()
-    if trials is not None and result is None:  # killed between the last checkpoint and here
-        result = parts.validate(embedder, state.variables, trial_reader, trials,
-                                samples=config.segment_samples)  # fmt: skip
+    if trials and not results:  # killed between the last checkpoint and here
+        results = parts.validate(embedder, state.variables, trial_reader, trials,
+                                 samples=config.segment_samples)  # fmt: skip
     bar.close()
     best = min(eer_at, key=eer_at.__getitem__, default=None)
+    result = next(iter(results.values()), {})
+    by_list = {name: each["eer"] for name, each in results.items()}
     summary = {
         "step": steps,
-        "eer": result and result["eer"],
-        "min_dcf": result and result["min_dcf"],
+        "eer": result.get("eer"),
+        **({"eer_by_list": by_list} if len(by_list) > 1 else {}),
+        "min_dcf": result.get("min_dcf"),
         "best_step": best,
         "best_eer": None if best is None else eer_at[best],
         "seconds": progress.seconds,
@@ -241,8 +252,8 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     }
     if not processes.is_first():
         return
-    if config.validation.floor and trial_reader is not None and trials is not None:
-        summary["floor_eer"] = mfcc_eer(trial_reader, trials)
+    if config.validation.floor and trial_reader is not None:
+        summary["floor_eer"] = mfcc_eer(trial_reader, next(iter(trials.values())))
     training_picture(
         folder.picture, eer_at=eer_at, baseline_eer=summary.get("floor_eer"), negatives=negatives
     )

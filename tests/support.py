@@ -10,7 +10,16 @@ import numpy as np
 import soundfile
 
 from chns_jax import config as configs
-from chns_jax.config import Config, Ecapa, Encoder, Features, Optimizer, Sampler, Training
+from chns_jax.config import (
+    Config,
+    Ecapa,
+    Encoder,
+    Features,
+    Optimizer,
+    ReDimNet2,
+    Sampler,
+    Training,
+)
 from chns_jax.devices.sharding import make_mesh, replicated
 from chns_jax.encoders import make_encoder
 from chns_jax.runs import checkpoint
@@ -72,6 +81,14 @@ SHALLOW = Encoder(
         se_channels=4, attention_channels=4,
     ),
 )  # fmt: skip
+REDIMNET2 = Encoder(
+    kind="redimnet2",
+    embedding=8,
+    redimnet2=ReDimNet2(
+        channels=4, frequency_strides=(2,), time_strides=(3,), blocks=(1,), expansions=(1.5,),
+        reductions=(20,), head="2d", head_channels=3, group_norm=4,
+    ),
+)  # fmt: skip
 CONFIG = Config(
     features=Features(bands=20),
     encoder=SHALLOW,
@@ -121,8 +138,9 @@ def save_untrained(run, seed):
     """Make a run folder of the encoder with which training with TINY begins; returns it."""
     run.mkdir(exist_ok=True)
     config = configs.load([*TINY, "--training.seed", str(seed), "--out", str(run)])
-    (run / "config.yaml").write_text(configs.to_yaml(config))
+    text = configs.to_yaml(config)
+    (run / "config.yaml").write_text(text)
     state = first_state(config, speakers=9)
     with checkpoint.open_manager(run / "checkpoints") as manager:
-        checkpoint.save(manager, state, None, checkpoint.Progress(0, 0.0, "", ""), "", None)
+        checkpoint.save(manager, state, None, checkpoint.Progress(0, 0.0, "", ""), text, None)
     return run

@@ -1,13 +1,20 @@
+import os
 import shutil
+import subprocess
+import tracemalloc
 
 import numpy as np
 import pytest
 import soundfile
 
 from chns_jax.common.errors import UserError
+from chns_jax.common.files import OF_SPEECH
+from chns_jax.corpus import audio
 from chns_jax.corpus.audio import AudioError, check, read_crop, read_header, read_whole
 
 RATE = 16_000
+READERS = (read_header, lambda path: read_crop(path, 0.5, 100, RATE), lambda p: read_whole(p, RATE))
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg on the PATH")
 
 
 @pytest.fixture
@@ -158,10 +165,8 @@ def test_m4a_needs_ffmpeg(tmp_path, monkeypatch):
         read_header(str(tmp_path / "x.m4a"))
 
 
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg on the PATH")
+@needs_ffmpeg
 def test_m4a_through_ffmpeg(tmp_path):
-    import subprocess
-
     time = np.arange(2 * RATE) / RATE
     soundfile.write(tmp_path / "x.wav", 0.5 * np.sin(2 * np.pi * 300 * time), RATE)
     command = ["ffmpeg", "-v", "error", "-i", tmp_path / "x.wav", tmp_path / "x.m4a"]
@@ -176,3 +181,102 @@ def test_m4a_through_ffmpeg(tmp_path):
     (tmp_path / "y.m4a").write_bytes(b"not audio")
     with pytest.raises(AudioError, match="y.m4a"):
         read_header(str(tmp_path / "y.m4a"))
+
+
+@pytest.mark.parametrize("name", ["x.wav", "x.flac", "x.m4a"])
+def test_only_files_are_opened(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    os.symlink("/dev/zero", tmp_path / f"zero-{name}")
+    for read in READERS:
+        for path in (tmp_path / name, tmp_path / f"zero-{name}"):
+            with pytest.raises(AudioError, match="is a pipe, a socket or a device, and no file"):
+                read(str(path))
+
+
+@pytest.mark.parametrize(
+    "name", ["http://127.0.0.1:9/x.m4a", "concat:a.m4a|b.m4a", "subfile,,start,0,end,9,,:a.m4a",
+             "data:audio/mp4;base64,AAAA.m4a", "pipe:0.m4a", "-x.m4a", "http://127.0.0.1:9/x.wav"],
+)  # fmt: skip
+def test_a_name_is_that_of_a_file(monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: pytest.fail("started"))
+    for read in READERS:
+        with pytest.raises(AudioError, match="does not exist"):
+            read(name)
+
+
+@needs_ffmpeg
+def test_ffmpeg_opens_no_other_file(tmp_path, monkeypatch):
+    """Names that are protocols elsewhere are files here, and playlists are no audio."""
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("x.wav", 0.1 * np.sin(np.arange(RATE)), RATE)
+    for name in ("other.m4a", "other.ts"):
+        subprocess.run(["ffmpeg", "-v", "error", "-i", "x.wav", name], check=True)
+    shutil.copy("other.m4a", "concat:other.m4a")
+    assert len(read_whole("concat:other.m4a", RATE)) == pytest.approx(RATE, abs=0.1 * RATE)
+    (tmp_path / "list.m4a").write_text(
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{tmp_path}/other.ts\n#EXT-X-ENDLIST\n"
+    )
+    for read in (read_header, lambda path: read_whole(path, RATE)):
+        with pytest.raises(AudioError, match="list.m4a cannot be decoded: "):
+            read("list.m4a")
+
+
+def edited(path, at, value):
+    content = bytearray(path.read_bytes())
+    content[at : at + len(value)] = value
+    path.write_bytes(content)
+    return str(path)
+
+
+@pytest.mark.parametrize("rate", [0, 1, 100, 999, 768_001, 2**31 - 1])
+def test_rates_that_speech_does_not_have(tmp_path, rate):
+    soundfile.write(tmp_path / "x.wav", np.zeros(4000), RATE)
+    path = edited(tmp_path / "x.wav", 24, rate.to_bytes(4, "little"))
+    for read in READERS:
+        with pytest.raises(AudioError, match="x.wav (states .* hertz|is no audio|cannot be decod)"):
+            read(path)
+
+
+def test_more_channels_than_anybody_records(tmp_path):
+    soundfile.write(tmp_path / "x.wav", np.zeros((100, 1000)), RATE)
+    for read in READERS:
+        with pytest.raises(AudioError, match="states 1000 channels, more than 128"):
+            read(str(tmp_path / "x.wav"))
+
+
+@pytest.mark.parametrize("samples, said", [(2**36 - 1, "hours"), (2**30, "truncated|decoded")])
+def test_nothing_is_allocated_for_samples_that_a_header_claims(tmp_path, samples, said):
+    """36 bits of FLAC's first block count the samples."""
+    soundfile.write(tmp_path / "x.flac", np.zeros(RATE), RATE)
+    first = (tmp_path / "x.flac").read_bytes()[21] & 0xF0
+    stated = bytes([first | samples >> 32]) + (samples & 0xFFFFFFFF).to_bytes(4, "big")
+    path = edited(tmp_path / "x.flac", 21, stated)
+    tracemalloc.start()
+    with pytest.raises(AudioError, match=f"x.flac .*({said})"):
+        read_whole(path, RATE)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 5 * 2 * audio.BLOCK
+
+
+def test_long_files_are_read_block_by_block(tmp_path, monkeypatch):
+    wave = np.arange(1000, dtype=np.int16).reshape(500, 2)
+    soundfile.write(tmp_path / "x.wav", wave, RATE)
+    whole = read_whole(str(tmp_path / "x.wav"), RATE)
+    for block in (999, 1000, 64):
+        monkeypatch.setattr(audio, "BLOCK", block)
+        np.testing.assert_array_equal(read_whole(str(tmp_path / "x.wav"), RATE), whole)
+        crop = read_crop(str(tmp_path / "x.wav"), 0.5, 100, RATE)
+        np.testing.assert_array_equal(crop, whole[200:300])
+
+
+def test_a_wav_of_chunks_alone(tmp_path):
+    chunks = b"LIST\0\0\0\0" * 10_000
+    (tmp_path / "x.wav").write_bytes(b"RIFF" + len(chunks).to_bytes(4, "little") + b"WAVE" + chunks)
+    with pytest.raises(AudioError, match="has 1000 chunks and no samples"):
+        read_header(str(tmp_path / "x.wav"))
+
+
+def test_no_output_takes_the_place_of_speech():
+    assert audio.EXTENSIONS | {audio.records.EXTENSION} == set(OF_SPEECH)

@@ -3,13 +3,19 @@ import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from chns_jax import bench
-from chns_jax.benchmarks import measure, training
+from chns_jax import config as configs
+from chns_jax.benchmarks import encoders, measure, training
 from chns_jax.common.errors import UserError
+from chns_jax.config import Features
+from chns_jax.encoders import sums
 
 
 @pytest.fixture
@@ -19,7 +25,7 @@ def without_torch(monkeypatch):
 
 
 # What starts processes, or compiles much that other rows do.
-AGAIN = ("losses", "refresh", "embedding", "start", "loop")
+AGAIN = ("losses", "refresh", "embedding", "start", "loop", "encoders")
 
 
 def test_quick_rows(without_torch, capsys):
@@ -57,7 +63,7 @@ def test_the_rows_that_start_programs(without_torch, capsys):
     bench.main(["--quick", "--rows", *AGAIN])
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == bench.HEADER
-    assert len(lines) == 4 + 3 + 2 + 1 + 2 + 5
+    assert len(lines) == 4 + 3 + 2 + 1 + 2 + 5 + (2 * 8 + 3)
     assert all(line.count("|") == bench.HEADER.count("|") for line in lines[2:])
 
 
@@ -75,6 +81,28 @@ def test_what_does_not_import_is_left_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
     why = measure.why_no_torch.__wrapped__()
     assert why == "undefined symbol: torch_call"
+
+
+def test_multiply_adds_are_those_of_products_and_convolutions():
+    def program(x, kernel, square):
+        x = jax.lax.conv_general_dilated(
+            x, kernel, (1,), "SAME", dimension_numbers=("NTC", "TIO", "NTC"), feature_group_count=4
+        )
+        x, _ = jax.lax.scan(lambda x, _: (jnp.tanh(x @ square), None), x, None, length=3)
+        return sums.sum_of_each(x)  # on CPUs a product, which does not count
+
+    shapes = [(2, 10, 4), (5, 1, 4), (4, 4)]
+    traced = jax.make_jaxpr(program)(*(jnp.zeros(shape) for shape in shapes))
+    assert encoders.products(traced.jaxpr) == 2 * 10 * 4 * 5 + 3 * 2 * 10 * 4 * 4
+
+
+def test_the_encoders_of_the_cost_table_are_those_of_the_configs():
+    names = "chns", "ecapa512", "ecapa1024", "thinresnet", *(f"redimnet2_b{i}" for i in range(4))
+    folder = Path(__file__).parents[1] / "configs"
+    for name, encoder in zip(names, encoders.ENCODERS.values(), strict=True):
+        config = configs.load(["--config", str(folder / f"{name}.yaml")])
+        assert config.encoder == encoder
+        assert config.features == encoders.LOG_MEL.get(encoder.kind, Features())
 
 
 def test_functions_run_in_turn():

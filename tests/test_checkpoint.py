@@ -73,7 +73,7 @@ def test_the_last_ones_and_the_best_are_kept(run):
     assert kept == {2, 5, 6}
     for which, expected in [("last", 6), ("best", 2), ("5", 5)]:
         saved = checkpoint.restore_variables(folder, which, state.step.sharding)
-        step, variables, speakers = saved
+        step, variables, speakers, _ = saved
         assert step == expected and sha256(variables) == digests[expected] and speakers == "names"
         for mine, theirs in zip(
             jax.tree.leaves(variables), jax.tree.leaves(state.variables), strict=True
@@ -120,7 +120,7 @@ def test_variables_alone_come_back(tmp_path):
     with checkpoint.open_manager(tmp_path / "checkpoints") as manager:
         checkpoint.save_variables(manager, variables, "seed: 0")
     sharding = build()[2].step.sharding
-    step, back, speakers = checkpoint.restore_variables(tmp_path, "last", sharding)
+    step, back, speakers, _ = checkpoint.restore_variables(tmp_path, "last", sharding)
     assert step == 0 and jax.tree.structure(back) == jax.tree.structure(variables)
     np.testing.assert_array_equal(back["params"]["encoder"]["kernel"], np.arange(6))
     with pytest.raises(UserError, match="holds no checkpoint best"):

@@ -58,9 +58,13 @@ def test_lists_and_their_roots():
         (["--trials", "x", "--root", "y"], r"required: \[NAME=\]RUN"),
         (["a", "--trials", "x"], "required: --root"),
         (["a", "b", "--trials", "x", "--root", "y", "--baseline", "c"], "c is not among .* a, b$"),
-        (["a", "--trials", "{tmp}/gone", "--root", "y"], "gone cannot be read"),
+        (["a", "--trials", "{tmp}/gone", "--root", "y"], "gone is not there: give a trial list"),
         (["a", "--trials", "{tmp}/gone", "--root", "y", "--out", "{tmp}/f/o"], "is not a folder"),
         (["a", "--trials", "x", "--root", "y", "--out", "{tmp}/new/"], "new/ names a folder: add"),
+        (
+            ["{tmp}/d", "--trials", "x", "--root", "y", "--out", "{tmp}/d/tables/x"],
+            "x.md is read or written for something else",
+        ),
         (["a", "--trials", "x", "--root", "y", "--out", "{tmp}"], "names a folder: add how"),
         (
             ["a", "--trials", "x", "--root", "y", "--replicates", "19"],
@@ -72,6 +76,7 @@ def test_lists_and_their_roots():
 def test_mistakes(tmp_path, arguments, message):
     (tmp_path / "list").write_text("1 a/0 a/1\n0 a/0 b/0\n")
     (tmp_path / "f").write_text("")
+    (tmp_path / "d").mkdir()
     with pytest.raises(UserError, match=message):
         main([argument.format(tmp=tmp_path) for argument in arguments])
 

@@ -74,6 +74,8 @@ def shrunk(cache, tones) -> list[str]:
         "--encoder.ecapa.dilations", "[1,2,1]", "--encoder.ecapa.res2net_scale", "2",
         "--encoder.ecapa.se_channels", "4", "--encoder.ecapa.attention_channels", "4",
         "--encoder.thin_resnet.layers", "[1,1]", "--encoder.thin_resnet.filters", "[8,8]",
+        "--encoder.redimnet2.channels", "1", "--encoder.redimnet2.blocks", "[1,1,1,1,1,1]",
+        "--encoder.redimnet2.reductions", "[18,18,18,18,18,18]",
         "--encoder.embedding", "8",
         "--data.root", str(tones), "--data.cache", str(cache), "--data.held_out", "3",
         "--data.crop_seconds", "0.3", "--data.threads", "2", "--data.voices.speakers", "8",
@@ -86,8 +88,20 @@ RUNS = [
     *([strategy] for strategy in STRATEGIES),
     *([strategy, "thinresnet"] for strategy in STRATEGIES),
     ["ntxent"], ["chns_aug"], ["chns", "ecapa512"], ["chns", "ecapa1024"],
+    pytest.param(["redimnet2_chns"], marks=pytest.mark.long),
 ]  # fmt: skip
-PARAMETERS = {"thinresnet": 1_420_374, "ecapa512": 6_194_048, "ecapa1024": 14_660_416}
+PARAMETERS = {
+    "thinresnet": 1_420_374, "ecapa512": 6_194_048, "ecapa1024": 14_660_416,
+    "redimnet2_chns": 2_161_488, "redimnet2_b0": 1_115_220, "redimnet2_b1": 2_161_488,
+    "redimnet2_b2": 3_677_760, "redimnet2_b3": 4_181_576,
+}  # fmt: skip
+
+
+def parameters(config) -> int:
+    frames = jax.ShapeDtypeStruct((1, 50, config.features.bands), np.float32)
+    encoder = make_encoder(config.encoder)
+    shapes = jax.eval_shape(lambda x: encoder.init(jax.random.key(0), x, False), frames)
+    return sum(x.size for x in jax.tree.leaves(shapes["params"]))
 
 
 @pytest.mark.slow
@@ -95,11 +109,7 @@ PARAMETERS = {"thinresnet": 1_420_374, "ecapa512": 6_194_048, "ecapa1024": 14_66
 def test_every_config_trains(names, tones, tmp_path):
     files = [word for name in names for word in ("--config", str(FOLDER / f"{name}.yaml"))]
     config = configs.load(files)
-    frames = jax.ShapeDtypeStruct((1, 50, 80), np.float32)
-    encoder = make_encoder(config.encoder)
-    shapes = jax.eval_shape(lambda x: encoder.init(jax.random.key(0), x, False), frames)
-    count = sum(x.size for x in jax.tree.leaves(shapes["params"]))
-    assert count == PARAMETERS.get(names[-1], 2_049_952)
+    assert parameters(config) == PARAMETERS.get(names[-1], 2_049_952)
     assert (config.sampler.speakers, config.optimizer.learning_rate) == (650, 0.01)
 
     more = shrunk(tmp_path / "cache", tones)
@@ -108,6 +118,39 @@ def test_every_config_trains(names, tones, tmp_path):
     config = configs.load([*files, *more])
     losses = two_steps(config)
     assert np.isfinite(losses).all() and len(losses) == 2
+
+
+@pytest.mark.parametrize(
+    "name, count",
+    [
+        ("redimnet2_b0", 703_060),
+        ("redimnet2_b1", 1_254_992),
+        ("redimnet2_b2", 2_530_208),
+        ("redimnet2_b3", 2_364_712),
+    ],
+)
+@pytest.mark.long
+def test_wespeakers_redimnet2_has_its_size(name, count):
+    keys = ["--encoder.redimnet2.head", "1d", "--encoder.redimnet2.head_channels", "64"]
+    if name == "redimnet2_b3":
+        keys += ["--encoder.redimnet2.expansions", "[2,1,1,1,1,1]"]
+        keys += ["--encoder.redimnet2.reductions", "[36,36,36,36,18,18]"]
+    config = configs.load(["--config", str(FOLDER / f"{name}.yaml"), *keys])
+    assert parameters(config) == count
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "redimnet2_b0",
+        "redimnet2_b1",
+        *(pytest.param(f"redimnet2_b{i}", marks=pytest.mark.long) for i in (2, 3)),
+    ],
+)
+def test_redimnet2_has_the_size_of_its_paper(name):
+    """Which are 1.1, 2.1, 3.6 and 4.1 M there, rounded down."""
+    config = configs.load(["--config", str(FOLDER / f"{name}.yaml")])
+    assert parameters(config) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -201,9 +244,9 @@ def test_differences_name_the_keys_that_matter():
         (["--training.stepz", "3"], "training.stepz is unknown: did you mean --training.steps?"),
         (["--training.stepz=3"], "training.stepz is unknown: did you mean --training.steps?"),
         (["--training.steps"], "training.steps: expected one argument"),
-        (["--training.steps", "many"], "training.steps many must be an integer above 0"),
-        (["--training.steps", "0"], "training.steps 0 must be an integer above 0"),
-        (["--training.steps", "2.5"], "training.steps 2.5 must be an integer above 0"),
+        (["--training.steps", "many"], "training.steps many must be an integer from 1 to"),
+        (["--training.steps", "0"], "training.steps 0 must be an integer from 1 to"),
+        (["--training.steps", "2.5"], "training.steps 2.5 must be an integer from 1 to"),
         (["--training.seed", "-1"], "training.seed -1 must be an integer from 0 on"),
         (["--training.micro_batch", "x"], "micro_batch x must be an integer above 0 or null"),
         (["--training.remat", "2"], "training.remat 2 must be true or false"),
@@ -230,8 +273,14 @@ def test_differences_name_the_keys_that_matter():
         (["--loss.temperature", "0.001"], "loss.temperature must lie above"),
         (["--data.crop_seconds", "0.02"], "data.crop_seconds"),
         (["--data.crop_seconds", "inf"], "data.crop_seconds"),
-        (["--optimizer.learning_rate", "inf"], "optimizer.learning_rate must be finite, not inf"),
-        (["--augment.noise.noise_snr", "[0,.inf]"], "augment.noise.noise_snr must be finite"),
+        (
+            ["--optimizer.learning_rate", "inf"],
+            "learning_rate inf must be a number from 1e-10 to 100",
+        ),
+        (
+            ["--augment.noise.noise_snr", "[0,.inf]"],
+            r"noise_snr \[0,.inf\] must be a list of 2, each a number from -100 to 100",
+        ),
         (["--features.f_min", ".nan"], "features.f_min must be finite"),
         (["--features.window_ms", "inf"], "features.window_ms must be finite"),
         (["--training.seed", "4294967296"], "training.seed 4294967296 must be 4294967295 at most"),
@@ -240,6 +289,17 @@ def test_differences_name_the_keys_that_matter():
         (["--validation.segment_seconds", "0.03"], "validation.segment_seconds"),
         (["--encoder.ecapa.dilations", "[1,400,3,4,1]"], "data.crop_seconds 3 must hold 401"),
         (["--encoder.thin_resnet.filters", "[4,8,8,8]"], "encoder.thin_resnet.filters"),
+        (["--encoder.redimnet2.blocks", "[1]"], "blocks, .* one entry a stage, .* 6, 6, 1, 6, 6"),
+        (["--encoder.kind", "redimnet2", "--features.bands", "60"], "must be a multiple of 8"),
+        (
+            ["--encoder.kind", "redimnet2", "--encoder.redimnet2.channels", "3"],
+            "encoder.redimnet2.reductions .* must leave a multiple of 4",
+        ),
+        (
+            ["--encoder.kind", "redimnet2", "--encoder.redimnet2.group_norm", "7"],
+            "must divide 1280",
+        ),
+        (["--encoder.redimnet2.time_strides", "[9,9,9,1,1,1]"], "crop_seconds 3 must hold 729"),
         (["--sampler.kind", "utterances"], "sampler.kind utterances gives no pairs"),
         (["--augment.noise.probability", "0.5"], "augment.noise.root"),
         (["--augment.noise.music_snr", "[9,5]"], "augment.noise: the lowest"),
@@ -272,14 +332,17 @@ def test_mistakes_in_a_file_are_named(tmp_path):
         ("trainin: {steps: 3}", "trainin in .*c.yaml is unknown"),
         ("training: [", "c.yaml is not YAML in line 1: expected the node content"),
         ("a: b\n\tc: d", "c.yaml is not YAML in line 2"),
-        ("out: !!python/none", "c.yaml is not YAML in line 1"),
+        (
+            "out: !!python/none",
+            "c.yaml line 1 has the tag tag:yaml.org,2002:python/none: leave it out",
+        ),
         ("3", "c.yaml holds no keys of a config"),
         ("sampler: 5", "sampler in .*c.yaml is a section: write its keys under it, not 5"),
         ("sampler: {hard_ratio: 2}", "sampler.hard_ratio 2 in .*c.yaml must be a number from 0 to"),
         ("out: 3", "out 3 in .*c.yaml must be text in quotes"),
         (
-            "data: {trials: 2024-01-01}",
-            "data.trials 2024-01-01 in .*c.yaml must be text in quotes or null",
+            "data: {trials: false}",
+            "data.trials false in .*c.yaml must be text in quotes, null or a list such as",
         ),
         ("training: {steps: true}", "training.steps true in .*c.yaml must be an integer"),
         ("training: {steps: null}", "training.steps null in .*c.yaml must be an integer"),
@@ -299,6 +362,46 @@ def test_what_yaml_takes_for_text_may_be_a_number(tmp_path):
     assert (config.optimizer.learning_rate, config.training.steps) == (1e-4, 1000)
     numbers = config.training.steps, config.training.keep, config.loss.beta
     assert [type(number) for number in numbers] == [int, int, float]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "# nothing\n", "---\n", "training:\n#  steps: 5\n", "training: {}\ndata:\n  voices:\n"],
+)
+def test_what_is_empty_is_as_by_default(text, tmp_path):
+    (tmp_path / "c.yaml").write_text(text)
+    assert configs.load(["--config", str(tmp_path / "c.yaml")]) == Config()
+
+
+def test_few_aliases_are_values(tmp_path):
+    (tmp_path / "c.yaml").write_text("loss: {beta: &b 0.5, margin: *b}\n")
+    config = configs.load(["--config", str(tmp_path / "c.yaml")])
+    assert config.loss.beta == config.loss.margin == 0.5
+
+
+def test_a_config_that_was_edited_is_named():
+    config = Config(out="elsewhere", optimizer=Optimizer(learning_rate=0.02))
+    saved = configs.to_yaml(Config()).replace("keep: 2", "gone: 3")
+    with pytest.raises(UserError, match=r"put back optimizer.learning_rate \(was 0.01\)$"):
+        configs.check_unedited(config, saved, "run")
+    configs.check_unedited(config, saved, "run", ("features", "encoder"))
+    configs.check_unedited(config, "", "run")
+    for damaged in ("[", "out", "- out"):
+        with pytest.raises(UserError, match="of run is damaged"):
+            configs.check_unedited(config, damaged, "run")
+
+
+def test_one_list_of_trials_or_several(tmp_path):
+    (tmp_path / "c.yaml").write_text("data: {trials: [a.txt, b c.txt]}")
+    of_file = configs.load(["--config", str(tmp_path / "c.yaml")])
+    assert of_file.data.trials == ("a.txt", "b c.txt")
+    (tmp_path / "again.yaml").write_text(configs.to_yaml(of_file))
+    assert configs.load(["--config", str(tmp_path / "again.yaml")]) == of_file
+    for given, read in [
+        ("[a.txt,b.txt]", ("a.txt", "b.txt")), ("a.txt", "a.txt"), ("7", "7"), ("[a", "[a"),
+        ("a: b", "a: b"), ("@a", "@a"),
+    ]:  # fmt: skip
+        assert configs.load(["--data.trials", given]).data.trials == read
 
 
 def test_null_is_nothing():
@@ -382,6 +485,19 @@ def test_odd_values_are_named_or_taken():
         optional = [name for name, key in keys.items() if key.default is None]
         for name in optional:
             load({other: value for other in optional if other != name})
+
+
+def test_no_number_is_absurd():
+    """No key of numbers takes what float32 does not hold."""
+    parser = make_parser("")
+    configs.add_keys(parser)
+    for name, key in keys_of(Config).items():
+        if "str" in str(key.annotation):
+            continue
+        for value in ("1e39", "-1e39", "inf", "nan"):
+            with pytest.raises(UserError):
+                given = f"[{value},{value}]" if isinstance(key.default, tuple) else value
+                configs.read(parser, [], defaults={name: given})
 
 
 def test_odd_words_of_a_command_line_are_named_or_taken():

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import sys
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
+from support import REDIMNET2
 
 from chns_jax import config as configs
 from chns_jax import convert
@@ -15,7 +17,7 @@ from chns_jax.common.errors import UserError
 from chns_jax.config import Config, Ecapa, Encoder, ThinResNet
 from chns_jax.embedding import model
 from chns_jax.encoders import make_encoder
-from chns_jax.interop import torch_weights
+from chns_jax.interop import redimnet2, torch_weights
 
 ECAPA = Encoder(
     embedding=8,
@@ -96,6 +98,74 @@ def test_the_references_weights_come_back_bit_for_bit(golden, name):
         {key: value for key, value in state.items() if key not in counters},
     )
     assert set(back) == set(state)
+
+
+@pytest.mark.long
+def test_wespeakers_weights_come_back_bit_for_bit(golden):
+    arrays = golden("redimnet2_small")
+    state = {k.removeprefix("state."): v for k, v in arrays.items() if k.startswith("state.")}
+    made_with = json.loads(str(arrays["config"]))
+    bands = torch_weights.infer(state, "redimnet2")["features.bands"]
+    encoder = torch_weights.infer_encoder({f"model.{k}": v for k, v in state.items()})
+    options = encoder.redimnet2
+    stages = [
+        [[over_frequency, over_time], blocks, expansion, [[3, 3]], reduction]
+        for over_frequency, over_time, blocks, expansion, reduction in zip(
+            options.frequency_strides, options.time_strides, options.blocks, options.expansions,
+            options.reductions, strict=True,
+        )
+    ]  # fmt: skip
+    assert stages == made_with["stages_setup"]
+    assert (bands, options.channels) == (made_with["F"], made_with["C"])
+    assert (options.head, options.head_channels) == ("1d", made_with["out_channels"])
+    assert (encoder.embedding, options.group_norm) == (made_with["embed_dim"], 0)
+    back = torch_weights.to_torch(
+        torch_weights.from_torch(state, encoder, bands=bands), encoder, bands=bands
+    )
+    for values in (state, back):
+        counters = [name for name in values if name.endswith("num_batches_tracked")]
+        assert counters and all(values.pop(name).shape == () for name in counters)
+    assert_same(back, state)
+
+
+def test_an_encoder_is_inferred_from_the_shapes_of_any():
+    for encoder in (ECAPA, RESNET, REDIMNET2):
+        state = {f"encoder.{name}": value for name, value in state_of(encoder).items()}
+        assert torch_weights.infer_encoder(state) == encoder
+
+
+def test_a_checkpoint_of_redimnet2s_authors(tmp_path, monkeypatch, capsys):
+    """Their model_config tells what shapes do not: without a head, what is pooled."""
+    options = dataclasses.replace(REDIMNET2.redimnet2, head_channels=None)
+    encoder = dataclasses.replace(REDIMNET2, redimnet2=options)
+    state = state_of(encoder)
+    spec, classes = "spec.torchfb.1.flipped_filter", "projection.weight"
+    state |= {spec: np.ones((1, 1, 2), np.float32), classes: np.ones((3, 8), np.float32)}
+    settings = {
+        "return_2d_output": True, "agg_gnorm": True, "feat_type": "tf", "causal": "none",
+        "spec_params": {"do_preemph": True, "do_spec_aug": False, "norm_signal": True},
+    }  # fmt: skip
+    held = {"state_dict": state, "model_config": settings}
+    monkeypatch.setattr(torch_weights, "_read_torch", lambda path: held)
+    (tmp_path / "w.pt").write_bytes(b"")
+    convert.main([str(tmp_path / "w.pt"), str(tmp_path / "run")])
+    assert f"left out: {spec}, {classes}" in capsys.readouterr().err
+    config = model.load(tmp_path / "run").config
+    assert config.encoder == encoder
+    features = config.features
+    assert (features.kind, features.bands) == ("redimnet2", BANDS)
+    assert (features.f_min, features.f_max, features.mean_normalise) == (20, 7600, True)
+
+    convert.main([str(tmp_path / "run"), str(tmp_path / "back.safetensors")])
+    assert_same(load_file(tmp_path / "back.safetensors"), without(state, spec, classes))
+    assert redimnet2.what_settings_tell({"agg_gnorm": 2})["encoder.redimnet2.group_norm"] == 2
+    settings["feat_type"] = "pt"
+    with pytest.raises(UserError, match="model_config has feat_type pt, where only tf is known"):
+        convert.main([str(tmp_path / "w.pt"), str(tmp_path / "other")])
+
+
+def without(state: dict, *names: str) -> dict:
+    return {name: value for name, value in state.items() if name not in names}
 
 
 @pytest.mark.parametrize("encoder", [ECAPA, RESNET], ids=["ecapa", "resnet"])
@@ -207,6 +277,8 @@ def test_a_state_dict_is_found_one_level_down():
             r".*, which does not begin with \(8, 8\)",
         ),
         (ECAPA, "mfa.conv.conv.weight", lambda x: x.swapaxes(1, 2), r".* begin with \(24, 32\)"),
+        (REDIMNET2, "backbone.stage0.2.weight", None, "is missing"),
+        (REDIMNET2, "backbone.stage0.0.w", lambda x: x[:, :, 1:], "is not of multiples of 4 chan"),
         (RESNET, "layer1.0.conv1.weight", None, "is missing"),
         (RESNET, "layer2.0.bn1.weight", None, "is missing"),
         (RESNET, "layer2.0.conv1.weight", np.transpose, r".* instead of \(16, 8, 3, 3\)"),
@@ -222,6 +294,19 @@ def test_the_tensor_that_misleads_about_the_architecture_is_named(
         state[name] = np.ascontiguousarray(change(value))
     with pytest.raises(UserError, match=f"w.safetensors: .*tensor {name} {message}"):
         convert_to_run(tmp_path, state)
+
+
+@pytest.mark.parametrize(
+    "encoder, name, missing",
+    [
+        (RESNET, "layer1.999.bn1.bias", "layer1.1.bn1.weight"),
+        (ECAPA, "blocks.1.res2net_block.blocks.999.x", "blocks.1.res2net_block.blocks.3.conv"),
+    ],
+)
+def test_a_name_alone_makes_no_thousand_layers(encoder, name, missing):
+    state = {**state_of(encoder), name: np.ones(1, np.float32)}
+    with pytest.raises(UserError, match=f"tensor {missing}.* (is missing|begin with)"):
+        torch_weights.infer(state, encoder.kind)
 
 
 def test_a_tensor_of_a_kind_that_numpy_does_not_have_is_named(tmp_path):
@@ -334,9 +419,9 @@ def test_bad_files_and_names(tmp_path):
         ("gone.safetensors", "new", "gone.safetensors does not exist"),
         ("cut.safetensors", "new", "cut.safetensors: it is no file of safetensors, or cut off"),
         ("text.safetensors", "new", "it is no file of safetensors"),
-        ("text.npz", "new", "text.npz: it is no .npz of arrays"),
-        ("empty.npz", "new", "it is no .npz of arrays"),
-        ("pickled.npz", "new", "it is no .npz of arrays"),
+        ("text.npz", "new", "text.npz: it is no .npz of plain arrays"),
+        ("empty.npz", "new", "it is no .npz of plain arrays"),
+        ("pickled.npz", "new", "it is no .npz of plain arrays"),
         ("other.npz", "new", "other.npz: no name ends with"),
         ("w.txt", "new", "w.txt is none of .pt, .pth, .ckpt, .safetensors, .npz"),
         ("lacking.safetensors", "new", "lacking.safetensors: tensor fc.weight is missing"),

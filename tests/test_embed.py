@@ -1,6 +1,7 @@
 """The command, run in this process; and once as a program that is killed."""
 
 import json
+import os
 import signal
 import time
 
@@ -124,6 +125,8 @@ def test_bad_files_lose_nothing(untrained, tmp_path, capsys):
         (["a.wav"], ["--out", "x.mat"], "none of the extensions .npz"),
         (["a b.wav"], ["--out", "x.ark"], "cannot hold the name .*a b.wav"),
         (["pairs.scp"], ["--out", "pairs.ark"], "pairs.scp is read or written for something else"),
+        (["urls.txt"], [], "urls.txt names 'memory://a.array_record:0.9', which is no file"),
+        (["link.txt"], ["--out", "mine.npz"], "mine.npz is read or written for something else"),
         (["x.npz.skipped.txt"], [], "skipped.txt is read or written for something else"),
         (["a.wav"], ["--checkpoint", "7"], "no checkpoint 7"),
         (["a.wav"], ["--model", "empty"], "empty is not a run folder"),
@@ -138,6 +141,10 @@ def test_mistakes_get_one_sentence(untrained, tmp_path, monkeypatch, inputs, opt
     (tmp_path / "two.scp").write_text("u1 b.wav\n")
     (tmp_path / "pairs.scp").write_text("u1 a.wav\n")
     (tmp_path / "x.npz.skipped.txt").write_text("a.wav\n")
+    (tmp_path / "urls.txt").write_text("memory://a.array_record:0+9\n")
+    (tmp_path / "mine.npz").write_text("mine")
+    (tmp_path / "link.txt").write_text("link.wav\n")
+    os.link(tmp_path / "mine.npz", tmp_path / "link.wav")
     for name in ("a.wav", "a b.wav"):
         write_tone(tmp_path / name, 0.5, hertz=100)
     with pytest.raises(UserError, match=message):

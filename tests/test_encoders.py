@@ -9,7 +9,7 @@ import pytest
 from chns_jax.config import Ecapa, Encoder, ThinResNet
 from chns_jax.encoders import make_encoder
 from chns_jax.encoders.layers import AttentiveStatistics, BatchNorm, Conv1d, SqueezeExcitation
-from chns_jax.interop.torch_weights import from_torch, to_torch
+from chns_jax.interop.torch_weights import from_torch, infer_encoder, to_torch
 
 SMALL = Encoder(
     embedding=8,
@@ -62,7 +62,12 @@ def undo_step(after, after_once_more):
 
 
 def assert_gradients(
-    variables: dict, config: Encoder, arrays: dict, dtype: str = "float64", within: float = 1e-4
+    variables: dict,
+    config: Encoder,
+    arrays: dict,
+    dtype: str = "float64",
+    within: float = 1e-4,
+    bands: int = 80,
 ) -> None:
     """Where the reference has a gradient of the outputs' sum of squares, ours is the same.
 
@@ -81,7 +86,9 @@ def assert_gradients(
         options = OPTIMISED if dtype == "float32" else None
         compiled = jax.jit(jax.grad(sum_of_squares), compiler_options=options)
         gradient = compiled(variables["params"])
-    mine = to_torch({"params": gradient, "batch_stats": variables["batch_stats"]}, config)
+    mine = to_torch(
+        {"params": gradient, "batch_stats": variables["batch_stats"]}, config, bands=bands
+    )
     theirs = part(arrays, "grad_sumsq.")
     assert theirs
     for name, value in theirs.items():
@@ -154,6 +161,37 @@ def test_thin_resnet_is_the_authors(golden, name):
 def test_thin_resnet_gradients_are_the_authors(golden, name):
     arrays = golden(name)
     assert_gradients(*thin_resnet(arrays), arrays)
+
+
+@pytest.fixture(scope="module")
+def wespeaker(golden):
+    """wespeaker's ReDimNet2 with random weights: arrays, bands, our encoder, our variables."""
+    arrays = golden("redimnet2_small")
+    state, bands = part(arrays, "state."), json.loads(str(arrays["config"]))["F"]
+    config = infer_encoder(state)
+    return arrays, bands, config, from_torch(state, config, bands=bands)
+
+
+def test_redimnet2_is_wespeakers_in_training_and_after(wespeaker):
+    arrays, bands, config, variables = wespeaker
+    encoder = make_encoder(config)
+    evaluate = jax.jit(lambda variables, x: encoder.apply(variables, x, False))
+    x = jnp.asarray(arrays["x1"])  # of 57 frames
+    assert relative(evaluate(variables, x), arrays["y1"]) < 1e-4
+    train = jax.jit(lambda variables, x: encoder.apply(variables, x, True, mutable=["batch_stats"]))
+    output, updated = train(variables, jnp.asarray(arrays["train_x"]))
+    assert relative(output, arrays["train_y"]) < 1e-4
+    after = to_torch({"params": variables["params"], **updated}, config, bands=bands)
+    theirs = part(arrays, "after.")
+    assert theirs
+    for name, value in theirs.items():
+        assert relative(after[name], value) < 1e-5, name
+
+
+@pytest.mark.long
+def test_redimnet2_gradients_are_wespeakers(wespeaker):
+    arrays, bands, config, variables = wespeaker
+    assert_gradients(variables, config, arrays, bands=bands)
 
 
 def test_the_mobile_model_has_the_papers_size():

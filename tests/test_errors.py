@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+from chns_jax.common.errors import UserError, report
+
 BUSY = """
 import sys, threading, time
 from chns_jax.common.errors import run
@@ -29,3 +31,37 @@ def test_a_stopped_program_keeps_what_is_done_and_waits_for_nothing(number):
     output, errors = process.communicate(timeout=20)
     assert process.returncode == 128 + number
     assert (output, errors) == ("kept\n", f"stopped by {number.name}\n")
+
+
+def test_output_that_nobody_reads_ends_quietly():
+    code = "from chns_jax.common.errors import run; run(lambda argv: print('x' * 100_000))"
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == ("", 128 + signal.SIGPIPE)
+    process.stderr.close()
+    with open("/dev/full", "w") as full:
+        short = code.replace("100_000", "9")  # all of which waits in a buffer
+        done = subprocess.run([sys.executable, "-c", short], stdout=full, stderr=pipe, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: no space is left")
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (UserError("a\nb\x1b[2Jc\udcff\u202e is wrong"), r"a\nb\x1b[2Jc\udcff\u202e is wrong"),
+        (MemoryError(), "there is not enough memory"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes"), "there is not enou"),
+        (RuntimeError("Could not determine home directory."), "a path begins with ~"),
+        (NotADirectoryError(20, "Not a directory", "a/b"), "a/b is a file, or below one"),
+        (
+            PermissionError(13, "Permission denied", "a"),
+            "a cannot be used: Permission denied: give",
+        ),
+    ],
+)
+def test_what_the_system_says_is_one_sentence(error, said, capsys):
+    assert report(error) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {said}") and printed.count("\n") == 1

@@ -212,7 +212,7 @@ def test_segments_and_odd_recordings(run, tmp_path, tones):
         (["--segments", "0.1"], "--segments 0.1 must be 0.2 seconds"),
         (["--scores", "{tmp}/trials.txt"], "trials.txt is read or written for something else"),
         (["--report", "{tmp}/scores.txt"], "scores.txt is read or written for something else"),
-        (["--enrolment", "/gone/x"], "/gone/x cannot be read"),
+        (["--enrolment", "/gone/x"], "/gone/x is not there"),
         (["--trials", "{tmp}/wrong.txt"], "folders do not.*--replicates 0 does without"),
         (["--trials", "{tmp}/missing.txt"], "names s00/r9/u9.flac, which is not in"),
     ],

@@ -38,13 +38,36 @@ def test_log_mel_is_the_plain_dft():
     np.testing.assert_allclose(log_mel(jnp.asarray(signal)[None], RAW)[0], expected, atol=1e-3)
 
 
+def test_log_mel_of_redimnet2_is_the_plain_dft():
+    """TFMelBanks by its definition: unit deviation, pre-emphasis, DFT, triangles in mel, nepers."""
+    signal = 0.01 + np.random.default_rng(0).normal(0, 0.1, 1000)
+    features = Features(kind="redimnet2", bands=72, f_min=20, f_max=7600, mean_normalise=False)
+    unit = (signal - signal.mean()) / (signal.std() + 1e-8)
+    emphasised = np.pad(unit - 0.97 * np.r_[unit[1], unit[:-1]], 80)
+    n = np.arange(400)
+    hamming = 0.54 - 0.46 * np.cos(2 * np.pi * n / 399)
+    dft = np.exp(-2j * np.pi * np.outer(np.arange(256), n) / 512)
+    frames = [emphasised[160 * t : 160 * t + 400] * hamming for t in range(5)]
+    power = np.maximum([np.abs(dft @ frame) ** 2 for frame in frames], 1e-8)
+    energies = np.zeros((5, 72))
+    mel = 2595 * np.log10(1 + np.linspace(0, 8000, 256) / 700)
+    low, high = 2595 * np.log10(1 + np.array([20, 7600]) / 700)
+    edges = np.linspace(low, high, 74)
+    for band in range(72):
+        triangle = np.interp(mel, edges[band : band + 3], [0, 1, 0], left=0, right=0)
+        energies[:, band] = power @ triangle
+    expected = np.log(np.maximum(energies, 1e-8) + 1e-8)
+    mine = log_mel(jnp.asarray(signal, jnp.float32)[None], features)[0]
+    np.testing.assert_allclose(mine, expected, atol=1e-3)
+
+
 def test_int16_is_the_float_it_stands_for():
     wave = np.random.default_rng(0).integers(-3000, 3000, (2, 4000)).astype(np.int16)
     from_int = log_mel(jnp.asarray(wave), RAW)
     np.testing.assert_array_equal(from_int, log_mel(jnp.asarray(wave / 32768, jnp.float32), RAW))
 
 
-@pytest.mark.parametrize("kind", ["speechbrain", "kaldi"])
+@pytest.mark.parametrize("kind", ["speechbrain", "kaldi", "redimnet2"])
 @pytest.mark.parametrize("samples", [400, 560, 1600, 1601, 48_000])
 def test_frame_count(samples, kind):
     features = Features(kind=kind)

@@ -35,6 +35,53 @@ def test_no_output_overwrites_an_input(tmp_path, monkeypatch):
     check_spares("other.txt", [None, "list.txt", "data", "gone"])
 
 
+def test_what_is_read_of_a_folder_is_not_overwritten(tmp_path):
+    (tmp_path / "run" / "tables").mkdir(parents=True)
+    for name in ("mine.npz", "tables/step_0000000.npz", "copy.npz", "a.wav"):
+        (tmp_path / "run" / name).touch()
+    os.link(tmp_path / "run" / "copy.npz", tmp_path / "linked.npz")  # one file by two names
+    for name in ("tables/step_0000000.npz", "tables/new.npz", "calibration.json", "a.wav"):
+        with pytest.raises(UserError, match="is read or written for something else"):
+            check_spares(tmp_path / "run" / name, [tmp_path / "run"])
+    with pytest.raises(UserError, match="is read or written for something else"):
+        check_spares(tmp_path / "linked.npz", [tmp_path / "run" / "copy.npz"])
+    check_spares(tmp_path / "run" / "mine.npz", [tmp_path / "run"])  # as written before
+
+
+def test_nothing_follows_a_planted_link(tmp_path):
+    names = set()
+    for _ in range(2):
+        with replacing(tmp_path / "a.txt"):
+            names |= {path.name for path in tmp_path.iterdir()} - {"a.txt"}
+    assert len(names) == 2  # so that nobody foresees them
+    (tmp_path / "theirs").write_text("kept")
+    (tmp_path / "out.txt").symlink_to("theirs")
+    with replacing(tmp_path / "out.txt") as file:
+        file.write("mine")
+    assert (tmp_path / "theirs").read_text() == "kept"
+    assert not (tmp_path / "out.txt").is_symlink()
+
+
+def test_permissions_are_those_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with replacing(tmp_path / "a.txt") as file:
+            file.write("x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_name_that_was_foreseen_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("secrets.token_hex", lambda count: "0")
+    (tmp_path / "theirs").write_text("kept")
+    planted = tmp_path / f".a.txt.{socket.gethostname()}.{os.getpid()}.0{UNFINISHED}"
+    planted.symlink_to("theirs")
+    with pytest.raises(FileExistsError), replacing(tmp_path / "a.txt") as file:
+        file.write("mine")
+    assert (tmp_path / "theirs").read_text() == "kept"
+
+
 def test_a_home_folder_is_the_same_when_checked_and_written(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     check_file("~/a/x.txt")
@@ -47,7 +94,7 @@ def test_only_what_was_left_unfinished_is_removed(tmp_path):
     for name in (".notes.2024.md", ".thesis.1.tex.swp", "kept.txt"):
         (tmp_path / name).write_text("mine")
     (tmp_path / ".old.2024").mkdir()
-    by_another = f".x.{socket.gethostname()}.{os.getppid()}{UNFINISHED}"  # who is alive
+    by_another = f".x.{socket.gethostname()}.{os.getppid()}.0a{UNFINISHED}"  # who is alive
     (tmp_path / by_another).write_text("being written")
     mine = {path.name for path in tmp_path.iterdir()}
     with replacing(tmp_path / "table.csv") as file:  # killed in the middle: the rename never comes

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +82,14 @@ def test_kaldi(tones, tmp_path, opened):
         ({"wav.scp": "u1\n", "utt2spk": "u1 s\n"}, "wav.scp line 1 has no second column"),
         ({"wav.scp": "u1 sox x.wav |\n", "utt2spk": "u1 s\n"}, "reads u1 from a command"),
         ({"wav.scp": "r x.wav\n", "segments": "", "utt2spk": ""}, "segments is not supported"),
+        ({"wav.scp": "u x\nv x\n\nu y\n", "utt2spk": ""}, "wav.scp line 4 names u again"),
+        ({"wav.scp": "u x\n", "utt2spk": "u s\nu t\n"}, "utt2spk line 2 names u again"),
+        ({"wav.scp": "u x\n", "spk2utt": "s u\nt u\n"}, "spk2utt has u as of s and of t"),
+        ({"wav.scp": "u x\0.wav\n", "utt2spk": "u s\n"}, "for u, which is no file"),
+        (
+            {"wav.scp": "u http://127.0.0.1/a.array_record:0+9\n", "utt2spk": "u s\n"},
+            "for u, which is no file",
+        ),
         (
             {"wav.scp": "u1 x\n", "utt2spk": "u1 s\n", "utt2dur": "u1 long\n"},
             "no number of seconds",
@@ -94,7 +103,7 @@ def test_kaldi_mistakes(tmp_path, files, message):
         open_corpus(tmp_path, tmp_path / "cache")
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "inf", "nan"])
+@pytest.mark.parametrize("seconds", ["0", "-1", "inf", "nan", "1e30", "86401"])
 def test_a_duration_that_cannot_be_is_named_and_not_remembered(tones, tmp_path, seconds):
     (tmp_path / "wav.scp").write_text(f"u1 {tones}/s00/r0/u0.flac\nu2 {tones}/s00/r0/u1.flac\n")
     (tmp_path / "utt2spk").write_text("u1 s\nu2 s\n")
@@ -120,6 +129,43 @@ def test_a_link_to_a_folder_above_is_not_followed(tmp_path):
     assert list(corpus.names) == ["a/0.wav", "a/more/1.wav"]
     assert [broken.name for broken in corpus.broken] == ["a/gone.wav"]
     assert "does not exist" in corpus.broken[0].why
+
+
+def test_links_that_lead_round_and_out(tmp_path, capsys):
+    """A way back through another folder, to the root or to what is above it, is not walked."""
+    root, elsewhere = tmp_path / "all" / "root", tmp_path / "elsewhere"
+    write_tone(root / "a/0.wav", 0.2, hertz=100)
+    write_tone(root / "b/1.wav", 0.2, hertz=100)
+    write_tone(elsewhere / "c/2.wav", 0.2, hertz=100)
+    links = {
+        root / "zz": ".", root / "disk": "/", root / "b/up": tmp_path / "all",
+        root / "more": elsewhere, elsewhere / "back": root, elsewhere / "c/b": root / "b",
+        elsewhere / "c/above": tmp_path, root / "self.wav": "self.wav", root / "a/x.wav": "x.wav",
+    }  # fmt: skip
+    for link, target in links.items():
+        link.symlink_to(target)
+    corpus = open_corpus(root, tmp_path)
+    assert list(corpus.names) == ["a/0.wav", "b/1.wav", "more/c/2.wav", "more/c/b/1.wav"]
+    assert [broken.name for broken in corpus.broken] == ["a/x.wav"]
+    said = capsys.readouterr().err
+    for link in ("zz", "disk", "b/up", "more/back", "more/c/above", "more/c/b/up"):
+        assert f"{root}/{link} leads to a folder that it lies in" in said
+    assert said.count("not followed") == 6
+
+
+def test_folders_deeper_than_anybody_makes(tmp_path):
+    write_tone(tmp_path / "root" / Path(*"a" * 102) / "0.wav", 0.2, hertz=100)
+    with pytest.raises(UserError, match="more than 100 folders within each other"):
+        open_corpus(tmp_path / "root", tmp_path)
+
+
+def test_what_is_no_file_is_broken_and_not_opened(tmp_path):
+    root = tmp_path / "root"
+    write_tone(root / "a/0.wav", 0.2, hertz=100)
+    os.mkfifo(root / "a/1.wav")
+    corpus = open_corpus(root, tmp_path)
+    assert list(corpus.names) == ["a/0.wav"]
+    assert [(b.name, "is a pipe" in b.why) for b in corpus.broken] == [("a/1.wav", True)]
 
 
 def test_names_may_hold_any_bytes(tmp_path):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from chns_jax import cluster
 from chns_jax.common.errors import UserError
 from chns_jax.common.vectors import unit
 from chns_jax.sampling import clusters as tables
@@ -105,6 +106,16 @@ def test_a_table_comes_back_for_the_speakers_asked(tmp_path):
         tables.load(tmp_path / "t.npz", np.array(["a", "d", "zz"]))
 
 
+def test_the_tables_of_a_run_are_not_overwritten(tmp_path):
+    (tmp_path / "run" / "tables").mkdir(parents=True)
+    table = tmp_path / "run" / "tables" / "step_0000000.npz"
+    table.write_bytes(b"kept")
+    with pytest.raises(UserError, match="step_0000000.npz is read or written for something else"):
+        where = ["--model", tmp_path / "run", "--root", tmp_path, "--out", table]
+        cluster.main([str(argument) for argument in where])
+    assert table.read_bytes() == b"kept"
+
+
 def test_files_that_are_no_table(tmp_path):
     with pytest.raises(UserError, match="gone.npz does not exist"):
         tables.load(tmp_path / "gone.npz", np.array(["a"]))
@@ -118,6 +129,16 @@ def test_files_that_are_no_table(tmp_path):
         {"cluster": np.array([0, -1])},
         {"speakers": np.array([], str), "cluster": np.array([], int)},
         {"centroids": np.zeros(2)},
+        {"centroids": np.array([[0, np.nan], [0, 1]])},
+        {"centroids": np.full((2, 2), 1e300)},
+        {"centroids": np.array([["a"], ["b"]])},
+        {"cluster": np.array([[0, 1]])},
+        {"cluster": np.array(["0", "1"])},
+        {"cluster": np.array([0, np.nan])},
+        {"cluster": np.array([0, 1j])},
+        {"speakers": np.array([["a", "b"]])},
+        {"speakers": np.array([1, 2])},
+        {"speakers": np.array(["a", "a"])},
     ):
         np.savez(tmp_path / "u.npz", **{**good, **wrong})
         with pytest.raises(UserError, match="u.npz is not a table"):

@@ -8,6 +8,7 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
+from support import REDIMNET2
 from test_step import AUGMENTED, CONFIG, RESNET, SHALLOW, replaced
 
 from chns_jax.config import Augment, Features, Loss
@@ -18,7 +19,7 @@ from chns_jax.encoders import convolution, sums
 from chns_jax.training.build import build
 
 ACCELERATORS = ("cuda", "tpu")
-ENCODERS = {"ecapa_tdnn": SHALLOW, "thin_resnet": RESNET}
+ENCODERS = {"ecapa_tdnn": SHALLOW, "thin_resnet": RESNET, "redimnet2": REDIMNET2}
 LOSSES = ("supcon", "hscl", "nt_xent", "aam_softmax")
 ROWS = 2 * CONFIG.sampler.speakers
 OF_CPU = ("product_with_ones", "weight_gradient_by_image")
@@ -104,6 +105,7 @@ def check_step(encoder, compute, devices, **keys):
         ("ecapa_tdnn", "bfloat16", 1, {"loss": Loss(kind="aam_softmax")}),
         ("thin_resnet", "float32", 1, {"loss": Loss(kind="nt_xent")}),
         ("thin_resnet", "bfloat16", 8, {"loss": Loss(kind="hscl"), "remat": True}),
+        ("redimnet2", "bfloat16", 8, {"remat": True}),
     ],
 )
 def test_training_steps_are_lowered_for_accelerators(encoder, compute, devices, keys):
@@ -126,9 +128,13 @@ def test_all_training_steps_are_lowered_for_accelerators(
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(
+    "encoder, devices, padded",
+    [
+        *itertools.product(("ecapa_tdnn", "thin_resnet"), (1, 8), (False, True)),
+        ("redimnet2", 8, True),
+    ],
+)
 def test_embeddings_are_products_in_float32_on_accelerators(encoder, devices, padded):
     """However training multiplies: JAX's own default is TensorFloat-32 or bfloat16."""
     training = {"compute": "bfloat16", "product_precision": "bfloat16"}

@@ -1,13 +1,16 @@
 """A padded utterance in any batch gives what it gives alone, at its exact length."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import REDIMNET2
 
 from chns_jax.config import Ecapa, Encoder, Features, ThinResNet
 from chns_jax.corpus.audio import read_whole
-from chns_jax.encoders import make_encoder
+from chns_jax.encoders import make_encoder, redimnet2
 from chns_jax.encoders.features import frame_count, log_mel
 from chns_jax.encoders.layers import pad_reflect
 
@@ -29,6 +32,7 @@ def thin_resnet(pooling, attend_over):
 
 ENCODERS = {
     "ecapa": ECAPA,
+    "redimnet2": REDIMNET2,
     **{
         f"{pooling}-{over}": thin_resnet(pooling, over)
         for pooling in ("sap", "asp")
@@ -40,18 +44,20 @@ ENCODERS = {
 def random_variables(encoder, bands):
     """Random weights, and statistics that are not those of the start."""
     x = jnp.zeros((1, 32, bands))
-    variables = jax.jit(lambda: encoder.init(jax.random.key(0), x, False))()
+    shapes = jax.eval_shape(lambda: encoder.init(jax.random.key(0), x, False))
     rng = np.random.default_rng(0)
 
     def draw(path, value):
-        kind = path[-1].key
+        kind, bound = path[-1].key, max(1, math.prod(value.shape[:-1])) ** -0.5
         if kind in ("mean", "bias"):
-            return jnp.asarray(rng.normal(0, 0.5, value.shape), jnp.float32)
-        if kind in ("var", "scale"):
-            return jnp.asarray(rng.uniform(0.5, 2, value.shape), jnp.float32)
-        return value
+            drawn = rng.normal(0, 0.5, value.shape)
+        elif kind in ("var", "scale"):
+            drawn = rng.uniform(0.5, 2, value.shape)
+        else:
+            drawn = rng.uniform(-bound, bound, value.shape)
+        return jnp.asarray(drawn, jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, variables)
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def speechlike(samples, rng):
@@ -96,6 +102,7 @@ def assert_batched_is_alone(config, features, waveforms, longest):
         ("ecapa", "speechbrain"),
         ("ecapa", "kaldi"),
         ("asp-time", "speechbrain"),
+        ("redimnet2", "redimnet2"),
         *(
             pytest.param(*case, marks=pytest.mark.long)
             for case in [
@@ -116,7 +123,7 @@ def test_a_batch_of_random_lengths(name, kind):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["sap-time", "asp-frequency"])
+@pytest.mark.parametrize("name", ["sap-time", "asp-frequency", "redimnet2"])
 def test_every_remainder_of_the_strides_and_hops(name):
     """Frame counts 21 to 28: each remainder by 8; lengths on both sides of a frame's edge."""
     rng = np.random.default_rng(3)
@@ -132,7 +139,9 @@ def test_without_mean_normalisation():
     assert_batched_is_alone(ECAPA, features, waveforms, longest=12_000)
 
 
-@pytest.mark.parametrize("name", ["ecapa", "asp-time"])
+@pytest.mark.parametrize(
+    "name", ["ecapa", "asp-time", pytest.param("redimnet2", marks=pytest.mark.long)]
+)
 def test_silence_is_finite(name):
     """And so are an utterance of zeros alone, and one that ends in them."""
     half = speechlike(8000, np.random.default_rng(5))
@@ -142,18 +151,19 @@ def test_silence_is_finite(name):
 
 
 @pytest.mark.parametrize("mean_normalise", [True, False])
-@pytest.mark.parametrize("kind", ["speechbrain", "kaldi", "kaldi_hamming"])
+@pytest.mark.parametrize("kind", ["speechbrain", "kaldi", "kaldi_hamming", "redimnet2"])
 def test_log_mel_ignores_what_follows_the_utterance(kind, mean_normalise):
     """Also where that is louder, which would raise SpeechBrain's floor."""
     rng = np.random.default_rng(6)
     features = Features(kind=kind, f_min=20, mean_normalise=mean_normalise)
     audio = rng.normal(0, 0.001, (4, 4000)).astype(np.float32)
     samples_b = np.array([400, 1599, 1601, 4000], np.int32)
+    made = jax.jit(log_mel, static_argnums=1)
     rows = [jnp.asarray(row[None, :samples]) for row, samples in zip(audio, samples_b, strict=True)]
-    alone = [log_mel(row, features)[0] for row in rows]
+    alone = [made(row, features)[0] for row in rows]
     for row, samples in zip(audio, samples_b, strict=True):
         row[samples:] = 0.9
-    padded = log_mel(jnp.asarray(audio), features, jnp.asarray(samples_b))
+    padded = made(jnp.asarray(audio), features, jnp.asarray(samples_b))
     for row, single in zip(padded, alone, strict=True):
         np.testing.assert_allclose(row[: len(single)], single, atol=1e-3)
         np.testing.assert_array_equal(row[len(single) :], 0)
@@ -185,8 +195,24 @@ def test_fewest_frames_is_what_the_convolutions_ask_for():
             init(encoder.fewest_frames - 1)
 
 
+def test_attention_of_some_queries_at_a_time_is_that_of_all(monkeypatch):
+    rng = np.random.default_rng(8)
+    query, key, value = rng.normal(size=(3, 2, 21, 4, 5)).astype(np.float32)
+    expected = np.zeros_like(value)
+    frames_b = np.array([21, 13], np.int32)
+    for row, frames in enumerate(frames_b):
+        for head in range(4):
+            of = row, slice(frames), head
+            weight = np.exp(query[row, :, head] @ key[of].T / 5**0.5)
+            expected[row, :, head] = weight @ value[of] / weight.sum(1, keepdims=True)
+    for at_once in (8, 21):
+        monkeypatch.setattr(redimnet2, "QUERIES_AT_ONCE", at_once)
+        mine = redimnet2.attend(*map(jnp.asarray, (query, key, value, frames_b)))
+        np.testing.assert_allclose(mine, expected, atol=1e-5)
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["ecapa", "asp-time"])
+@pytest.mark.parametrize("name", ["ecapa", "asp-time", "redimnet2"])
 def test_real_speech(real_data, name):
     paths = sorted((real_data / "vox2mini").rglob("*.flac"))[::150]
     waveforms = [read_whole(str(path), 16_000) for path in paths]

@@ -3,7 +3,7 @@
 import pytest
 
 from chns_jax.common.errors import UserError
-from chns_jax.corpus.metadata import read_genders
+from chns_jax.corpus.metadata import read_column, read_genders
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,17 @@ def test_a_table_without_the_columns(tmp_path, text):
 
 def test_no_table(tmp_path):
     (tmp_path / "meta.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="it is not text"):
+    with pytest.raises(UserError, match="meta.csv is not text in UTF-8"):
         read_genders(tmp_path / "meta.csv")
-    with pytest.raises(UserError, match="gone.csv cannot be read: No such file"):
+    with pytest.raises(UserError, match="gone.csv is not there: give a table"):
         read_genders(tmp_path / "gone.csv")
+
+
+def test_any_column(tmp_path):
+    (tmp_path / "meta.csv").write_text("speaker,Age group\na,6 to 9\nb,\nc\nd, 20 \n")
+    assert read_column(tmp_path / "meta.csv", "age GROUP") == {"a": "6 to 9", "d": "20"}
+    with pytest.raises(UserError, match="no column sex: it names speaker, Age group"):
+        read_column(tmp_path / "meta.csv", "sex")
+    (tmp_path / "meta.csv").write_text("name,age\na,6\n")
+    with pytest.raises(UserError, match="no column of speakers"):
+        read_column(tmp_path / "meta.csv", "age")

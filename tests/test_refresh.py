@@ -11,7 +11,8 @@ from chns_jax.training.refresh import Refresh
 
 
 def table_of(round, weight):
-    return SpeakerClusters(np.full(2, round, np.int32), np.array([weight]))
+    """A table, and voiceprints."""
+    return SpeakerClusters(np.full(2, round, np.int32), np.array([weight])), np.eye(2)
 
 
 def never(variables, *, round):
@@ -30,7 +31,8 @@ def test_a_table_that_was_begun_is_of_the_variables_as_they_were():
     variables["w"].delete()  # as donation does
     changed.set()
     np.testing.assert_array_equal(refresh.variables["w"], np.ones(3))
-    table = refresh.table({}, 2)
+    table, voiceprints = refresh.table({}, 2)
+    np.testing.assert_array_equal(voiceprints, np.eye(2))
     np.testing.assert_array_equal(table.cluster, 2)
     np.testing.assert_array_equal(table.centroids, np.ones((1, 3)))
     assert refresh.variables is None
@@ -39,7 +41,7 @@ def test_a_table_that_was_begun_is_of_the_variables_as_they_were():
 
 def test_a_table_that_was_not_begun_is_made_when_it_is_wanted():
     refresh = Refresh(lambda variables, round: table_of(round, variables["w"]), never)
-    table = refresh.table({"w": np.ones(3)}, 3)
+    table, _ = refresh.table({"w": np.ones(3)}, 3)
     np.testing.assert_array_equal(table.cluster, 3)
     np.testing.assert_array_equal(table.centroids, np.ones((1, 3)))
     refresh.close()

@@ -311,6 +311,23 @@ def test_a_spoilt_index(copy, spoil):
         shards.load(copy)
 
 
+@pytest.mark.parametrize("name, change", [
+    ("first", lambda array: array + 2**40), ("first", lambda array: -array - 1),
+    ("size", lambda array: array * 10**9), ("shard", lambda array: array + 1),
+    ("seconds", lambda array: array * np.nan), ("seconds", lambda array: array[1:]),
+    ("speaker", lambda array: array[::-1]), ("speaker", lambda array: array + 9),
+    ("recording", lambda array: array.astype(str)), ("speakers", lambda array: array[:1]),
+    ("sample_rate", lambda array: array * 0), ("names.end", lambda array: array * 2**40),
+    ("version", lambda array: np.array(["x", "y"])), ("shard_bytes", lambda array: array[None]),
+])  # fmt: skip
+def test_an_index_whose_numbers_do_not_fit(copy, name, change):
+    with np.load(copy / "index.npz") as held:
+        spoilt = {**held, name: change(held[name])}
+    np.savez(copy / "index.npz", **spoilt)
+    with pytest.raises(UserError, match=f"^{copy}/index.npz "):
+        shards.load(copy)
+
+
 def test_a_shard_that_vanishes_under_a_run(copy, tmp_path):
     corpus = open_corpus(copy, tmp_path)
     shard = records.parse(corpus.path(0)).shard

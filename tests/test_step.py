@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict
-from support import CONFIG, LABELS, RIRS, SHALLOW, audio, build
+from support import CONFIG, LABELS, REDIMNET2, RIRS, SHALLOW, audio, build
 
 from chns_jax.common.errors import UserError
 from chns_jax.common.vectors import unit
@@ -72,16 +72,19 @@ NO_DECAY = Optimizer(learning_rate=0.003, weight_decay=0.0)
 
 
 @pytest.mark.parametrize(
-    "kind, augment, micro_batch",
+    "encoder, kind, augment, micro_batch",
     [
-        pytest.param("supcon", AUGMENTED, None, marks=pytest.mark.long),
-        pytest.param("aam_softmax", Augment(), None, marks=pytest.mark.long),
-        ("supcon", AUGMENTED, 8),
+        pytest.param(SHALLOW, "supcon", AUGMENTED, None, marks=pytest.mark.long),
+        pytest.param(SHALLOW, "aam_softmax", Augment(), None, marks=pytest.mark.long),
+        (SHALLOW, "supcon", AUGMENTED, 8),
+        pytest.param(REDIMNET2, "supcon", Augment(), None, marks=pytest.mark.long),
     ],
 )
-def test_eight_devices_are_one(kind, augment, micro_batch):
-    training = {"micro_batch": micro_batch}
-    config = replaced(training, loss=Loss(kind=kind), augment=augment, optimizer=NO_DECAY)
+def test_eight_devices_are_one(encoder, kind, augment, micro_batch):
+    config = replaced(
+        {"micro_batch": micro_batch},
+        encoder=encoder, loss=Loss(kind=kind), augment=augment, optimizer=NO_DECAY,
+    )  # fmt: skip
     states = {}
     for devices in (1, 8):
         _, _, state, step = build(config, devices)
@@ -205,7 +208,7 @@ def test_no_audio_and_no_frames_change_their_device(micro_batch):
 
 @pytest.mark.parametrize(
     "encoder",
-    [SHALLOW, pytest.param(RESNET, marks=pytest.mark.long)],
+    [SHALLOW, *(pytest.param(other, marks=pytest.mark.long) for other in (RESNET, REDIMNET2))],
     ids=lambda encoder: encoder.kind,
 )
 def test_bfloat16_is_near_float32_and_keeps_its_state_in_float32(encoder):
@@ -227,7 +230,10 @@ def test_bfloat16_is_near_float32_and_keeps_its_state_in_float32(encoder):
     assert 1e-4 < np.abs(bfloat16["z"] - float32["z"]).max() < 0.2
 
 
-@pytest.mark.parametrize("encoder", [SHALLOW, pytest.param(RESNET, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "encoder",
+    [SHALLOW, *(pytest.param(other, marks=pytest.mark.long) for other in (RESNET, REDIMNET2))],
+)
 def test_activations_made_again_change_nothing_but_memory(encoder):
     """The bytes kept for the gradient are measured, as XLA makes everything once on a CPU."""
     batch = {"audio": audio(), "labels": LABELS}
@@ -281,6 +287,18 @@ def test_training_separates_the_speakers(training):
     embed = jax.jit(partial(embed_step, config=CONFIG, encoder=encoder))
     one, alone = (embed(state.variables, rows) for rows in (audio(99), audio(99)[3:4]))
     np.testing.assert_allclose(one[3:4], alone, rtol=1e-4, atol=1e-5)  # inference: rows are apart
+
+
+def test_redimnet2_separates_the_speakers():
+    config = replaced(
+        {}, encoder=REDIMNET2, loss=Loss(), augment=Augment(), optimizer=NO_DECAY
+    )  # as on eight devices
+    _, _, state, step = build(config)
+    losses = []
+    for i in range(20):
+        state, metrics = step(state, {"audio": audio(i), "labels": LABELS})
+        losses.append(float(metrics["loss"]))
+    assert np.isfinite(losses).all() and np.mean(losses[-3:]) < 0.8 * losses[0]
 
 
 def test_the_state_is_a_function_of_the_seed():

@@ -58,7 +58,7 @@ def test_a_study_is_every_arm_with_every_seed(written):
     "old, new, message",
     [
         ("baseline: random", "baseline: rand", "baseline rand in .*a.study.yaml is none of .*chns"),
-        ("base: base.yaml", "base: gone.yaml", "gone.yaml cannot be read"),
+        ("base: base.yaml", "base: gone.yaml", "gone.yaml is not there"),
         ("[3, 1]", "[3, 3]", "seeds in .* must be one or more different numbers"),
         ("[3, 1]", "[]", "seeds in .* must be one or more"),
         ("[3, 1]", "[-1]", "seeds .*-1.* must be a list"),

@@ -22,6 +22,14 @@ def test_sums_are_those_of_float64(shape):
     )
 
 
+def test_many_small_values_are_not_lost_beside_large_ones():
+    """As where a ReLU leaves few of a channel, which batch normalisation then makes large."""
+    x = np.full((4, 4608, 24), 6.6e-7, np.float32)
+    x[:, ::60] = np.random.default_rng(0).exponential(4e-3, (4, 77, 24))
+    expected = x.astype(np.float64).sum(1)
+    np.testing.assert_allclose(sums.sum_of_each(jnp.asarray(x)), expected, rtol=3e-6)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gradients_are_those_of_plain_sums(shape):
     x, between = some(shape), tuple(range(1, len(shape) - 1))

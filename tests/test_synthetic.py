@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from chns_jax.corpus import synthetic
+from chns_jax.corpus.metadata import read_column, read_genders
 
 RATE = 16000
 
@@ -181,6 +182,15 @@ def test_families_are_closer_than_strangers():
     assert distance[~np.eye(120, dtype=bool)].min() > 0.01 * stranger  # nobody is cloned
 
 
+def test_women_speak_higher_and_have_shorter_tracts():
+    drawn = [synthetic.draw_voice(0, speaker) for speaker in range(200)]
+    female = np.array([voice.gender == "f" for voice in drawn])
+    assert 60 < female.sum() < 140
+    for of_voice, sign in ((lambda v: v.f0_hz, 1), (lambda v: v.tract_cm, -1)):
+        values = np.array([of_voice(voice) for voice in drawn])
+        assert sign * (np.median(values[female]) - np.median(values[~female])) > 0
+
+
 def test_mfcc_statistics_are_neither_trivial_nor_hopeless():
     keys = itertools.product(range(24), range(6))
     waveforms = np.array([synthetic.synthesise(7, *key, 1.5) for key in keys], np.float32) / 32768
@@ -201,6 +211,15 @@ def test_written_corpus_holds_the_utterances(tmp_path):
     files = sorted(folder.rglob("*.flac"))
     names = [f"v{s:05d}/u{u:03d}.flac" for s in range(3) for u in range(4)]
     assert [file.relative_to(folder).as_posix() for file in files] == names
+    assert (folder / "speakers.csv").read_text().splitlines()[0] == "speaker,gender,family"
+    gender, family = (
+        read_genders(folder / "speakers.csv"),
+        read_column(folder / "speakers.csv", "family"),
+    )
+    for speaker, name in enumerate(("v00000", "v00001", "v00002")):
+        voice = synthetic.draw_voice(6, speaker)
+        assert (gender[name], family[name]) == (voice.gender, str(voice.family))
+    assert synthetic.families_of(6, ["v00002"]).tolist() == [synthetic.draw_voice(6, 2).family]
     lengths = []
     for file in files:
         waveform, rate = soundfile.read(file, dtype="int16")

@@ -48,7 +48,12 @@ def test_a_run_folder_holds_what_it_should(finished, tones):
     ):  # fmt: skip
         assert all(np.isfinite(line[key]) for line in scalars), key
     assert [line["step"] for line in lines if "eer" in line] == [7, 14]
-    assert [line["step"] for line in lines if "round" in line] == [0, 4, 8, 12]
+    rounds = [line for line in lines if "round" in line]
+    assert [line["step"] for line in rounds] == [0, 4, 8, 12]
+    for line in rounds:
+        assert line["nearest_random"] == 3 / 8 and 0 < line["nearest_chns"] <= 1
+        assert line["voiceprint_cosine_random"] < line["voiceprint_cosine_chns"] < 1
+        assert (line["speakers_over_batch"], line["cluster_over_batch"]) == (9 / 4, 3 / 4)
     kept = {int(path.name) for path in (run / "checkpoints").iterdir()}
     assert 14 in kept and len(kept) <= 3
     assert (run / "training.png").read_bytes()[:4] == b"\x89PNG"
@@ -183,17 +188,30 @@ def test_evaluate_prints_what_training_found(finished, command, tones, tmp_path)
 
 
 def test_clusters_of_a_run_train_another_that_never_refreshes(finished, command, tones, tmp_path):
+    """Which validates on two lists."""
     run, arguments = finished
     table = tmp_path / "table.npz"
     options = ["--clusters", 4, "--utterances_per_speaker", 2, "--cache", tmp_path]
-    command("cluster", "--model", run, "--root", tones, "--out", table, *options)
+    _, said = command("cluster", "--model", run, "--root", tones, "--out", table, *options)
+    assert "a CHNS batch of 4 will hold" in said
     with np.load(table) as arrays:
         assert len(arrays["speakers"]) == 12 and set(arrays["cluster"]) == {0, 1, 2, 3}
     frozen = ["--sampler.table", table, "--sampler.refresh_every", "never"]
     shorter = ["--training.steps", 4, "--out", tmp_path / "run"]
-    command("train", *arguments, *frozen, *shorter)
-    rounds = [r for r in records(tmp_path / "run" / "metrics.jsonl") if "round" in r]
-    assert [record["step"] for record in rounds] == [0]
+    lists = tmp_path / "first.txt", tmp_path / "second.txt"
+    lists[0].write_text("1 s02/r0/u0.flac s02/r1/u2.flac\n0 s02/r0/u0.flac s05/r1/u3.flac\n")
+    lists[1].write_text("1 s02/r0/u0.flac s02/r1/u3.flac\n0 s02/r0/u0.flac s07/r1/u3.flac\n")
+    validating = ["--data.trials", f"[{lists[0]},{lists[1]}]"]
+    _, said = command("train", *arguments, *frozen, *shorter, *validating)
+    assert "training on 9 speakers" in said and "validating on 2 and 2 trials" in said
+    lines = list(records(tmp_path / "run" / "metrics.jsonl"))
+    (line,) = (line for line in lines if "eer" in line)
+    assert f"step 4: EER first {100 * line['eer/first']:.2f} %, second" in said
+    assert line["eer"] == line["eer/first"] and "min_dcf_0.01/second" in line
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["eer_by_list"] == {name: line[f"eer/{name}"] for name in ("first", "second")}
+    rounds = [record for record in lines if "round" in record]
+    assert [record["step"] for record in rounds] == [0] and "nearest_chns" not in rounds[0]
     (used,) = (tmp_path / "run" / "tables").iterdir()
     with np.load(table) as made, np.load(used) as taken:
         where = np.searchsorted(made["speakers"], taken["speakers"])

@@ -1,8 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from chns_jax.common.errors import UserError
 from chns_jax.corpus import trials
+from chns_jax.corpus.corpus import Strings
 from chns_jax.corpus.inputs import utterances
 from chns_jax.corpus.kaldi import read_wav_scp
 from chns_jax.corpus.metadata import read_genders
@@ -34,6 +37,8 @@ def test_a_list_is_read_and_located(corpus, tmp_path):
         ("a b target\na b 0\n", "line 2 is not '<enrolment> <test> <target or nontarget>'"),
         ("a b 1\na b\n", "line 2 is not '<enrolment> <test> <1 or 0>'"),
         ("1 a b\n", "needs both"),
+        ("1 a b\n0 a c\n\n0 a b\n", "line 4 labels a and b otherwise than line 1 does"),
+        ("0 a b\n1 a c\n1 b a\n", "line 3 labels b and a otherwise than line 1 does"),
         ("", "needs both"),
     ],
 )
@@ -64,7 +69,7 @@ def test_enrolled_models(tmp_path):
     path.write_text("m a\nm b\n")
     with pytest.raises(UserError, match="line 2 names the model m again"):
         trials.read_enrolment(path)
-    with pytest.raises(UserError, match="enrolment list .*gone cannot be read"):
+    with pytest.raises(UserError, match="gone is not there: give an enrolment list"):
         trials.read_enrolment(tmp_path / "gone")
 
 
@@ -82,7 +87,7 @@ def test_lists_may_begin_with_a_byte_order_mark(tmp_path):
 
 
 def test_files_that_are_no_list(tmp_path):
-    with pytest.raises(UserError, match="gone.txt cannot be read: No such file"):
+    with pytest.raises(UserError, match="gone.txt is not there: give a trial list"):
         trials.read(tmp_path / "gone.txt")
     (tmp_path / "binary").write_bytes(bytes(range(256)))
     with pytest.raises(UserError, match="binary cannot be read: it is not text"):
@@ -133,7 +138,52 @@ def test_of_a_large_corpus_some_utterances_are_drawn(corpus, monkeypatch):
     np.testing.assert_array_equal(same, made.labels)
 
 
-def test_speakers_of_one_recording_make_no_trials(corpus):
-    one = corpus.select(np.arange(12) < 1)
-    with pytest.raises(UserError, match="make no trials"):
-        trials.make(one, max_trials=10, seed=0)
+def test_impostors_may_be_of_one_group(corpus):
+    group = np.array(["a", "b", "b", "c"] * 3)
+    made = trials.make(corpus, max_trials=10**6, seed=0, impostors=trials.sharing(group))
+    everyone = trials.make(corpus, max_trials=10**6, seed=0)
+    one, other = corpus.speaker[everyone.enrolment], corpus.speaker[everyone.test]
+    kept = everyone.labels | (group[one] == group[other])
+    np.testing.assert_array_equal(made.enrolment, everyone.enrolment[kept])
+    np.testing.assert_array_equal(made.test, everyone.test[kept])
+    np.testing.assert_array_equal(made.labels, everyone.labels[kept])
+
+
+def test_impostors_may_be_neighbours():
+    neighbours = np.array([[1], [2], [1], [0]])  # 0-1, 1-2, 3-0
+    one, other = (side.ravel() for side in np.indices((4, 4)))
+    near = trials.among(neighbours)(one, other).reshape(4, 4)
+    assert np.argwhere(near).tolist() == [[0, 1], [0, 3], [1, 0], [1, 2], [2, 1], [3, 0]]
+    rules = trials.all_of([trials.among(neighbours), trials.sharing(np.array([0, 0, 1, 0]))])
+    both = rules(one, other).reshape(4, 4)
+    assert np.argwhere(both).tolist() == [[0, 1], [0, 3], [1, 0], [3, 0]]
+
+
+def test_nobody_near_enough_makes_no_trials(corpus):
+    alone = trials.sharing(np.arange(12))
+    with pytest.raises(UserError, match="12 speakers of .* make no impostor trials"):
+        trials.make(corpus, max_trials=10, seed=0, impostors=alone)
+
+
+def test_speakers_of_one_recording_make_easier_targets(corpus):
+    one = corpus.only(corpus.recording % 2 == 0)
+    with pytest.warns(UserWarning, match="no speaker of .* has two recordings"):
+        made = trials.make(one, max_trials=10**6, seed=0)
+    assert made.labels.sum() == 12 and (~made.labels).sum() == 24 * 23 // 2 - 12
+    with pytest.raises(UserError, match="1 speakers of .* make no impostor trials"):
+        trials.make(corpus.select(np.arange(12) < 1), max_trials=10, seed=0)
+    lonely = corpus.only(np.arange(len(corpus)) % 4 == 0)
+    with pytest.raises(UserError, match="12 speakers of .* make no target trials"):
+        trials.make(lonely, max_trials=10, seed=0)
+
+
+def test_a_written_list_is_read_again(corpus, tmp_path):
+    made = trials.make(corpus, max_trials=50, seed=0)
+    trials.write(tmp_path / "list.txt", made, corpus)
+    again = trials.locate(trials.read(tmp_path / "list.txt"), corpus, tmp_path / "list.txt")
+    np.testing.assert_array_equal(again.labels, made.labels)
+    np.testing.assert_array_equal(again.enrolment, made.enrolment)
+    np.testing.assert_array_equal(again.test, made.test)
+    spaced = dataclasses.replace(corpus, names=Strings.of(f"a {row}" for row in range(48)))
+    with pytest.raises(UserError, match="cannot hold the name 'a 0'"):
+        trials.write(tmp_path / "list.txt", made, spaced)

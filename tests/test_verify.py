@@ -167,7 +167,12 @@ def test_trials_of_training_speakers_are_pointed_out(run, arguments, tmp_path, c
         {"quality": None},
         {"set_for": {}},
         {"more": 1},
-        None,
+        {"scale": 10**400},
+        {"scores": {"checkpoint": "x", "segments": -1, "norm": None}},
+        {"scores": {"checkpoint": "x", "segments": float("inf"), "norm": None}},
+        {"speakers": -1},
+        "{",
+        "[" * 100_000,
     ],
 )
 def test_a_damaged_calibration(tmp_path, change):
@@ -176,8 +181,9 @@ def test_a_damaged_calibration(tmp_path, change):
     path = tmp_path / "calibration.json"
     calibration.save(path, made)
     assert calibration.load(path) == made
-    text = json.dumps({**json.loads(path.read_text()), **change}) if change else "{"
-    path.write_text(text)
+    if not isinstance(change, str):
+        change = json.dumps({**json.loads(path.read_text()), **change})
+    path.write_text(change)
     with pytest.raises(UserError, match="calibration.json is not what"):
         calibration.load(path)
 
@@ -216,7 +222,7 @@ BAD = [
     ("short.wav", "short.wav has 0.05 s, too short"),
     ("nan.wav", "nan.wav holds NaN"),
     ("text.wav", "text.wav cannot be decoded"),
-    ("gone.wav", "gone.wav .*does not exist"),
+    ("gone.wav", "gone.wav is not there"),
 ]
 
 
@@ -232,6 +238,12 @@ def test_what_is_no_speech(calibrated, tones, odd, tmp_path, name, message):
     gallery.main(["enroll", "Ann", speech, *where])
     with pytest.raises(UserError, match=message):
         gallery.main(["identify", str(odd / name), *where])
+
+
+def test_no_request_leaves_for_a_name(calibrated, tones):
+    for name in ("http://127.0.0.1:9/x.m4a", "http://127.0.0.1:9/x.array_record:0+99"):
+        with pytest.raises(UserError, match="does not exist|is no file"):
+            verify.main([str(tones / NAMES[0]), name, "--model", str(calibrated)])
 
 
 def test_stereo_at_8_khz_is_speech(calibrated, odd, capsys):
@@ -307,10 +319,32 @@ def test_of_two_who_enroll_one_name_at_once_the_second_is_refused(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("name", ["", " Ann", "a\nb", "unknown", "n" * 300, "\udcff"])
+def test_names_that_look_alike_are_one(tmp_path):
+    class Encoder(SpeakerEncoder):
+        segments, checkpoint = None, "x"
+
+        def __init__(self):
+            pass
+
+        def voiceprint(self, recordings, *, sample_rate=None):
+            return Voiceprint(np.ones(1), 1.0)
+
+    galleries.enroll(tmp_path, "Rene\u0301", ["one"], Encoder())
+    with pytest.raises(UserError, match="Ren\u00e9 is enrolled in .* already"):
+        galleries.enroll(tmp_path, "Ren\u00e9", ["one"], Encoder())
+    assert [speaker.name for speaker in galleries.read(tmp_path)] == ["Ren\u00e9"]
+    galleries.remove(tmp_path, "Rene\u0301")
+    assert galleries.read(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["", " Ann", "a\nb", "a\x1b[2J", "a\u202eb", "unknown", "n" * 300, "\udcff"]
+)
 def test_what_is_no_name(calibrated, tones, tmp_path, name):
     where = ["--model", str(calibrated), "--gallery", str(tmp_path / "g")]
-    with pytest.raises(UserError, match="cannot be a speaker's name|too long for a file"):
+    with pytest.raises(
+        UserError, match="cannot be a speaker's name|too long for a file|name is empty"
+    ):
         gallery.main(["enroll", name, str(tones / NAMES[0]), *where])
 
 
@@ -330,8 +364,14 @@ def test_mistakes_with_a_gallery(calibrated, tones, tmp_path):
     with pytest.raises(UserError, match="Ann was enrolled in .* with another model"):
         gallery.main(["identify", speech, *model, *where])
     voice = about["embedding"]
-    for change in ({"embedding": None}, {"embedding": [voice]}, {"seconds": None}, {"name": None}):
-        path.write_text(json.dumps({**about, **change}))
+    for change in (
+        {"embedding": None}, {"embedding": [voice]}, {"seconds": None}, {"name": None},
+        {"embedding": [0.0] * len(voice)}, {"embedding": [float("nan")] * len(voice)},
+        {"embedding": [10**400, *voice[1:]]}, {"embedding": [2 * x for x in voice]},
+        {"seconds": -1.0}, {"seconds": float("inf")}, {"recordings": 0}, {"recordings": 1.5},
+        {"name": "Bob"}, {"name": "A\u001bnn"}, "[" * 100_000, "0" * (1 << 21),
+    ):  # fmt: skip
+        path.write_text(change if isinstance(change, str) else json.dumps({**about, **change}))
         with pytest.raises(UserError, match="Ann.json is damaged"):
             galleries.read(tmp_path / "g")
     path.write_text(json.dumps({**about, "embedding": voice[:-1]}))

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from chns_jax.common.errors import UserError
-from chns_jax.common.files import replacing
-from chns_jax.corpus import shards, synthetic
+from chns_jax.corpus import shards, synthetic, trials
 from chns_jax.corpus.corpus import Corpus, Strings
 from chns_jax.corpus.open import open_corpus
+from chns_jax.corpus.trials import Trials
 
 POOL_SHARD_MB = 256
 MOST_POOLED = 2_000  # utterances: of 8 s, 512 MB
@@ -38,6 +38,15 @@ class Size(NamedTuple):
     speakers: int
     recordings: int
     utterances: int
+
+    def check(self) -> None:
+        """Raises UserError when no corpus has this size."""
+        if not 4 <= 2 * self.speakers <= self.recordings <= self.utterances:
+            raise UserError(
+                f"{self.utterances} utterances of {self.recordings} recordings of {self.speakers} "
+                "speakers make no corpus: give two speakers or more, two recordings or more for "
+                "each, and no fewer utterances than recordings"
+            )
 
 
 VOXCELEB2 = Size(speakers=5_994, recordings=145_569, utterances=1_092_009)  # its dev part
@@ -77,12 +86,7 @@ def make_corpus(cache: Path, pool: Path, size: Size, first_speaker: int = 0) -> 
 
     Raises UserError for a size that no corpus has.
     """
-    if not 4 <= 2 * size.speakers <= size.recordings <= size.utterances:
-        raise UserError(
-            f"{size.utterances} utterances of {size.recordings} recordings of {size.speakers} "
-            "speakers make no corpus: give two speakers or more, two recordings or more for each, "
-            "and no fewer utterances than recordings"
-        )
+    size.check()
     out = cache / f"repeated-{_digest(str(pool), *size, first_speaker)}"
     if out.exists():
         return out
@@ -114,9 +118,7 @@ def write_trials(path: Path, corpus: Corpus, count: int) -> None:
     of_anyone = rng.integers(len(corpus), size=count)
     test = np.where(np.arange(count) % 2, of_speaker, of_anyone)
     same = corpus.speaker[enrolment] == corpus.speaker[test]
-    with replacing(path) as file:
-        for label, one, other in zip(same, enrolment.tolist(), test.tolist(), strict=True):
-            file.write(f"{label:d} {corpus.names[one]} {corpus.names[other]}\n")
+    trials.write(path, Trials(same, enrolment, test), corpus)
 
 
 def _divided(rng: np.random.Generator, whole: int, parts: int, *, least: int) -> np.ndarray:

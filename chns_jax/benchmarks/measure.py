@@ -41,6 +41,8 @@ class Sizes(NamedTuple):
     loop_steps: int = 60
     loop_corpus: tuple[int, int, int] = (1_200, 4_800, 24_000)  # speakers, recordings, utterances
     feed_seconds: float = 10.0
+    encoder_rows: int = 16
+    timed: tuple[str, ...] = ()  # encoders of the cost table; all when empty
 
 
 QUICK = Sizes(
@@ -68,6 +70,8 @@ QUICK = Sizes(
     loop_steps=4,
     loop_corpus=(30, 60, 240),
     feed_seconds=0.2,
+    encoder_rows=4,
+    timed=("mobile ECAPA-TDNN",),
 )
 
 

@@ -240,6 +240,7 @@ def _now() -> Update:
 def _shortened(config: Config, about: Rehearsal) -> Config:
     """The config for so few steps, of an index of that size, that everything happens once: a
     refresh and a checkpoint halfway, a validation at the end."""
+    about.training.check()  # before the pool, which takes a minute
     cache = Path(config.data.cache).expanduser()
     pool = large_corpus.make_pool(cache, config.features.sample_rate, about.pool)
     training = large_corpus.make_corpus(cache, pool, about.training)

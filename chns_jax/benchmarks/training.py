@@ -56,9 +56,10 @@ def features(sizes: Sizes) -> Iterator[Row]:
 
 def make_steps(
     config: Config, audio: np.ndarray, labels: np.ndarray
-) -> tuple[Callable[[], object], Callable[[], object], float]:
-    """The training step of a config on crops (2b, s) int16, and embedding them in inference mode,
-    both from memory of the host on, log-mel included; and the step's floating-point operations."""
+) -> tuple[Callable[[], object], Callable[..., object], float]:
+    """The training step of a config on crops (2b, s) int16, and embedding them, or others that are
+    given, in inference mode, both from memory of the host on, log-mel included; and the step's
+    floating-point operations."""
     mesh = make_mesh(1)
     built, batch = build(config, len(labels), mesh), {"audio": audio, "labels": labels}
     states = [built.init()]
@@ -73,7 +74,10 @@ def make_steps(
         states[0], metrics = built.update(states[0], built.put(batch), None)
         return float(metrics["loss"])  # waits for the device
 
-    return step, lambda: embed(kept, put(mesh, audio)).block_until_ready(), flops
+    def forward(crops: np.ndarray = audio) -> jax.Array:
+        return embed(kept, put(mesh, crops)).block_until_ready()
+
+    return step, forward, flops
 
 
 def config_of(kind: Kind, sizes: Sizes) -> Config:

@@ -27,6 +27,19 @@ class Parser(argparse.ArgumentParser):
         add = super().add_argument if group is None else group.add_argument
         return add(*names, **_read_by_annotation(names[0], options))
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, which would ask for what is missing before it says what is unknown."""
+        for word in (
+            () if self._subparsers else args or ()
+        ):  # a subcommand's own parser looks at its own
+            name = word.partition("=")[0]
+            if word == "--":
+                break
+            is_option = word.startswith("--") or (word[:1] == "-" and word[1:2].isalpha())
+            if is_option and name not in (*self.options, "--help", "-h"):
+                raise UserError(f"{name} is unknown{did_you_mean(name, self.options)}")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         raise UserError(" ".join(message.split()))
 
@@ -78,15 +91,15 @@ def parse(parser: Parser, argv: list[str], given: dict[str, Any] | None = None) 
     chosen, unknown = parser.parse_known_args(argv, Namespace(**(given or {})))
     if unknown:
         options = [word for word in unknown if word.startswith("-")]
-        name = (options or unknown)[0].partition("=")[0]
-        raise UserError(f"{name} is unknown{did_you_mean(name, parser.options)}")
+        raise UserError(f"{(options or unknown)[0]} is unknown")
     return chosen
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
     """The end of a sentence about an unknown name; empty when no known one is near."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f": did you mean {near[0]}?" if near else ""
+    bare = {other.lstrip("-"): other for other in known}  # dashes are alike in all
+    near = difflib.get_close_matches(name.lstrip("-"), bare, n=1)
+    return f": did you mean {bare[near[0]]}?" if near else ""
 
 
 def _read_by_annotation(name: str, options: dict[str, Any]) -> dict[str, Any]:

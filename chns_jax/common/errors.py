@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import select
 import signal
 import sys
 import time
@@ -26,12 +28,24 @@ def run(main: Callable[[list[str]], None]) -> None:
     """
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     signal.signal(signal.SIGTERM, _interrupt)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes of no letter
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        main(sys.argv[1:])
+        try:
+            main(sys.argv[1:])
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()  # what cannot be written is known here
     except KeyboardInterrupt as error:
         leave(error)  # XLA may be compiling in a thread, which crashes where the interpreter ends
     except Exception as error:
-        sys.exit(report(error))
+        status = report(error)
+        try:
+            if sys.stdout:
+                sys.stdout.flush()
+        except OSError:  # which the interpreter would meet again when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(status)
 
 
 def leave(error: BaseException, *, patience: float = 0.0) -> None:
@@ -50,16 +64,34 @@ def report(error: BaseException) -> int:
         number = signal.Signals(error.args[0] if error.args else signal.SIGINT)
         print(f"stopped by {number.name}", file=sys.stderr)
         return 128 + number
+    if isinstance(error, BrokenPipeError) and _nobody_reads():
+        return 128 + signal.SIGPIPE
     sentence = _sentence(error)
     if sentence is None:
         traceback.print_exception(error)
         return 1
-    print(f"error: {sentence}", file=sys.stderr)
+    print(f"error: {_one_line(sentence)}", file=sys.stderr)
     return 2
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(number)
+
+
+def _nobody_reads() -> bool:
+    """Whether the output or the errors go to a pipe that its reader has closed."""
+    waiting = select.poll()
+    for descriptor in (1, 2):
+        waiting.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in waiting.poll(0))
+
+
+def _one_line(sentence: str) -> str:
+    """Names of files may hold newlines, what moves a terminal's cursor, and bytes of no letter."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in sentence
+    )
 
 
 def _sentence(error: BaseException) -> str | None:
@@ -68,8 +100,15 @@ def _sentence(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         where = f" at {error.filename}" if error.filename else ""
         return f"no space is left{where}: free some and run the same command again"
+    if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
+        return f"{error.filename} is a file, or below one, and no folder: give another name"
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename} cannot be used: {error.strerror}"
+        advice = ": give another name, or the right to it" if error.errno == errno.EACCES else ""
+        return f"{error.filename} cannot be used: {error.strerror}{advice}"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return "there is not enough memory: give smaller sizes, or fewer things at a time"
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's
+        return "a path begins with ~, of which there is no home folder here: write it out"
     # tensorstore, under orbax, has exceptions of its own
     if not isinstance(error, OSError) and "No space left" in str(error):
         return "no space is left for a checkpoint: free some and run the same command again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,8 +13,14 @@ from typing import IO
 from chns_jax.common.errors import UserError
 
 UNFINISHED = ".chns_jax"  # no file of the user's ends so
-# What is read in a run folder, or in one of Kaldi's.
-IN_FOLDERS = ("config.yaml", "wav.scp", "utt2spk", "spk2utt", "utt2dur")
+# What no output takes the place of in a folder that is read: a run's, Kaldi's, one of shards.
+IN_FOLDERS = (
+    "config.yaml", "metrics.jsonl", "summary.json", "calibration.json", "training.png",
+    "skipped.txt", "wav.scp", "utt2spk", "spk2utt", "utt2dur", "index.npz",
+)  # fmt: skip
+FOLDERS_OF_A_RUN = ("checkpoints", "tables", "tensorboard")
+# Nor anywhere in it.
+OF_SPEECH = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".array_record")
 
 
 @contextmanager
@@ -28,7 +35,9 @@ def replacing(path: Path | str, mode: str = "w", *, new: bool = False) -> Iterat
     # File names may hold bytes that are no UTF-8; they are written as they are.
     encoding, errors = (None, None) if "b" in mode else ("utf-8", "surrogateescape")
     try:
-        with open(beside, mode, encoding=encoding, errors=errors) as file:
+        # "x" follows no link, and opens nothing that is there already.
+        exclusive = mode.replace("w", "x")
+        with open(beside, exclusive, encoding=encoding, errors=errors) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -51,7 +60,7 @@ def check_file(path: Path | str, others: Iterable[Path | str | None] = ()) -> No
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = _beside(path)
-        beside.touch()
+        beside.touch(exist_ok=False)
         beside.unlink()
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"{path.parent} is not a folder: give another name") from None
@@ -63,8 +72,16 @@ def check_spares(path: Path | str, others: Iterable[Path | str | None]) -> None:
     """Raises UserError when `path` is one of the other files of a command, or one that is read of
     those that are folders; None is a file that was not given."""
     real = _real(path)
+    there = os.path.exists(real)
     for other in others:
-        if other is not None and real in map(_real, (other, *(Path(other, n) for n in IN_FOLDERS))):
+        if other is None:
+            continue
+        given = os.path.expanduser(other)
+        if there and os.path.exists(given):
+            same = os.path.samefile(real, given)
+        else:
+            same = not there and not os.path.exists(given) and real == _real(given)
+        if same or (os.path.isdir(given) and _is_read(real, given)):
             raise UserError(
                 f"{path} is read or written for something else, which it would overwrite: give "
                 "another name"
@@ -80,14 +97,28 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    """Where `replacing` writes."""
+    """Where `replacing` writes: a name that nobody can foresee."""
     # Of two hosts that share the folder, the processes may have one number.
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{UNFINISHED}")
+    process = f"{socket.gethostname()}.{os.getpid()}"
+    return path.with_name(f".{path.name}.{process}.{secrets.token_hex(8)}{UNFINISHED}")
+
+
+def _is_read(real: str, folder: str) -> bool:
+    """Whether the file `real` is one that is read of a folder, or in its place."""
+    inside = os.path.relpath(real, os.path.realpath(folder)).split(os.sep)
+    if inside[0] == os.pardir:
+        return False
+    return (
+        inside[0] in FOLDERS_OF_A_RUN
+        or (len(inside) == 1 and inside[0] in IN_FOLDERS)
+        or os.path.splitext(real)[1].lower() in OF_SPEECH
+    )
 
 
 def _is_being_written(beside: Path) -> bool:
     """Whether another process of this machine lives that `_beside` named the file for."""
-    name, _, process = beside.name.removesuffix(UNFINISHED).rpartition(".")
+    named = beside.name.removesuffix(UNFINISHED).rpartition(".")[0]
+    name, _, process = named.rpartition(".")
     here = name.endswith(f".{socket.gethostname()}") and process.isdecimal()
     if not here or int(process) == os.getpid():
         return False

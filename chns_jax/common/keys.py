@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import os
 import sys
 from argparse import SUPPRESS, Action, Namespace
 from collections.abc import Iterator
@@ -17,11 +18,15 @@ from typing import Any, NamedTuple, get_type_hints
 
 import yaml
 
+from chns_jax.common import plain_yaml
 from chns_jax.common.command_line import Parser, did_you_mean
 from chns_jax.common.errors import UserError
+from chns_jax.common.reading import read_text
 from chns_jax.common.values import read_value
 
 BASE = "base"  # key of a file: another one that is read before it
+MOST_BASES = 20  # of a file, and of its bases
+LARGEST = 1_000_000  # characters of a file
 
 
 class Key(NamedTuple):
@@ -45,6 +50,7 @@ def add_keys(parser: Parser, cls: type) -> None:
     parser.add_argument(
         "--config",
         action=_ReadFile,
+        type=str,
         keys=keys_of(cls),
         metavar="FILE",
         help="YAML file of keys; of several, and of what is given after it, the last wins. A file "
@@ -93,6 +99,10 @@ def read_file(keys: dict[str, Key], path: str, above: tuple[str, ...] = ()) -> d
     where = f" in {path}"
     if _real(path) in map(_real, above):
         raise UserError(f"{path} is its own base: remove the key base from one of {above}")
+    if len(above) > MOST_BASES:
+        raise UserError(
+            f"{above[0]} has more than {MOST_BASES} bases, one below another: join some"
+        )
     written = read_yaml(path)
     values = {}
     if BASE in written:
@@ -109,21 +119,29 @@ def dotted(keys: dict[str, Key], tree: dict[Any, Any], where: str = "") -> dict[
     sections = {
         name[:dot] for name in keys for dot, letter in enumerate(name) if letter == "."
     }  # of a.b.c, a and a.b
-    return dict(_flatten(tree, sections, "", where))
+    given = {}
+    for name, value in _flatten(tree, sections, "", where):
+        if name in given:  # as a.b: and as a: {b: }
+            raise UserError(f"{name}{where} is given a second time: leave one out")
+        given[name] = value
+    return given
 
 
 def read_yaml(path: str) -> dict[Any, Any]:
     """What a YAML file holds at its top. Raises UserError for one that is no YAML or no mapping."""
+    text = read_text(path, "a YAML file of keys, as in configs/")
+    if len(text) > LARGEST:
+        raise UserError(f"{path} has more than {LARGEST} characters, which no config has")
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-        written = yaml.safe_load(text)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        written = plain_yaml.load(text)
+    except plain_yaml.Refused as error:
+        assert error.problem_mark is not None
+        raise UserError(f"{path} line {error.problem_mark.line + 1} {error.problem}") from error
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path} is not YAML{line}: {error.problem}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not YAML in UTF-8: give a file of keys and values") from error
+    except yaml.YAMLError as error:  # a character that is none of a text
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if written is None:
         return {}
     if not isinstance(written, dict):
@@ -160,8 +178,8 @@ class _OnlyInFiles(Action):
         raise UserError(f"{option} is only for files: give --config {path} and then the others")
 
 
-def _real(path: str) -> Path:
-    return Path(path).expanduser().resolve()
+def _real(path: str) -> str:
+    return os.path.realpath(os.path.expanduser(path))
 
 
 def _flatten(

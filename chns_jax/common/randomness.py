@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     PAIRS = 13
     CHANCE = 14
     BOOTSTRAP_RUNS = 15
+    FORECAST = 16
 
 
 def generator(seed: int, purpose: Purpose, *position: int) -> np.random.Generator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +10,16 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
+from chns_jax.common import plain_yaml
 from chns_jax.common.errors import UserError
 
 LARGEST = 2**63 - 1  # integer that arrays hold
 LONGEST_SHOWN = 80  # characters of a value that is repeated
 NULL = "null"
+# As people write them: in other notations, 010 may be 8 or 10.
+DECIMAL = re.compile(r"[-+]?((0|[1-9][0-9_]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+OTHER_NOTATION = re.compile(r"[-+]?\d[\w:]*")
+NOT_FINITE = re.compile(r"[-+]?\.?(inf|nan)", re.IGNORECASE)
 WORDS = {
     str: "text",
     bool: "true or false",
@@ -31,6 +37,11 @@ class Within:
     words: str
 
 
+def between(lowest: float, highest: float) -> Within:
+    """Numbers that make sense, beyond which a sum overflows or a machine is too small."""
+    return Within(lambda x: lowest <= x <= highest, f"from {lowest:,} to {highest:,}")
+
+
 PositiveInt = Annotated[int, Within(lambda x: x > 0, "above 0")]
 NonNegativeInt = Annotated[int, Within(lambda x: x >= 0, "from 0 on")]
 PositiveFloat = Annotated[float, Within(lambda x: x > 0, "above 0")]
@@ -44,16 +55,20 @@ def read_value(name: str, annotation: Any, given: Any, *, about: str = "", where
 
     Raises UserError, which says `where` the value stands, and ends with what it is `about`.
     """
+    sentence = about.split(". ")[0].removesuffix(".")
+    ending = f" ({sentence})" if sentence else ""
+    expected = in_words(annotation)
+    if isinstance(given, str) and not given.strip():
+        raise UserError(f"{name}{where} is empty: give {expected}{ending}")
     try:
         return _convert(annotation, given)
-    except (ValueError, OverflowError, yaml.YAMLError, RecursionError):
+    except (ValueError, OverflowError, yaml.YAMLError):
         shown = " ".join(shown_as(given).split())
         shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
-        sentence = about.split(". ")[0].removesuffix(".")
-        ending = f" ({sentence})" if sentence else ""
-        expected = in_words(annotation)
         if not isinstance(given, str):  # but a number of a file, say
             expected = expected.replace(WORDS[str], f"{WORDS[str]} in quotes")
+        elif OTHER_NOTATION.fullmatch(given) and not DECIMAL.fullmatch(given):
+            expected += ", in plain decimal digits"
         raise UserError(f"{name} {shown}{where} must be {expected}{ending}") from None
 
 
@@ -89,7 +104,7 @@ def _alternatives(words: list[str]) -> str:
 
 
 def _convert(annotation: Any, given: Any) -> Any:
-    """Raises ValueError, OverflowError, YAMLError or RecursionError where it does not fit."""
+    """Raises ValueError, OverflowError or YAMLError where it does not fit."""
     arguments, origin = get_args(annotation), get_origin(annotation)
     if origin is Annotated:
         value = _convert(arguments[0], given)
@@ -105,7 +120,9 @@ def _convert(annotation: Any, given: Any) -> Any:
     if annotation is types.NoneType:
         given = None if given == NULL else given
     if annotation is bool and isinstance(given, str):
-        given = yaml.safe_load(given)
+        given = plain_yaml.load(given)
+    if isinstance(given, str) and ("\0" in given or not given.strip()):  # which names nothing
+        raise ValueError
     allowed = given in arguments if origin is Literal else isinstance(given, annotation)
     if not allowed:
         raise ValueError
@@ -113,17 +130,17 @@ def _convert(annotation: Any, given: Any) -> Any:
 
 
 def _first_of(annotations: tuple, given: Any) -> Any:
-    """As the first of the types that it fits; null is nothing before it is text."""
-    for annotation in sorted(annotations, key=lambda x: x is not types.NoneType):
+    """As one of the types that it fits; null is nothing, and [a] a list, before it is text."""
+    for annotation in sorted(annotations, key=lambda x: (x is not types.NoneType, x is str)):
         try:
             return _convert(annotation, given)
-        except (ValueError, OverflowError):
+        except (ValueError, OverflowError, yaml.YAMLError):
             continue
     raise ValueError
 
 
 def _tuple(elements: tuple, given: Any) -> tuple:
-    given = yaml.safe_load(given) if isinstance(given, str) else given
+    given = plain_yaml.load(given) if isinstance(given, str) else given
     if not isinstance(given, list | tuple):
         raise ValueError
     if elements[-1] is ...:
@@ -145,7 +162,11 @@ def _number(kind: type, given: Any) -> int | float:
 
 
 def _parsed(text: str) -> int | float:
+    if NOT_FINITE.fullmatch(text):
+        return float(text.replace(".", ""))  # as YAML writes them
+    if not DECIMAL.fullmatch(text):
+        raise ValueError
     try:
         return int(text)
     except ValueError:
-        return float(text.replace(".inf", "inf").replace(".nan", "nan"))  # as YAML writes them
+        return float(text)

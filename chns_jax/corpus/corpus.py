@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
+from chns_jax.common import arrays
 from chns_jax.common.errors import UserError
 
 
@@ -26,6 +27,16 @@ class Strings(Sequence[str]):
         for string in strings:
             packer.add(string)
         return packer.strings()
+
+    @classmethod
+    def held(cls, held: Mapping[str, np.ndarray], prefix: str = "") -> Strings:
+        """Those of a file, under <prefix>text and <prefix>end. Raises Damaged."""
+        text = arrays.need(held, f"{prefix}text", "u", 1)
+        end = arrays.need(held, f"{prefix}end", "i", 1)
+        lengths = np.diff(end, prepend=0)
+        if text.itemsize != 1 or lengths.min(initial=0) < 0 or lengths.sum() != len(text):
+            raise arrays.Damaged(f"holds no strings under {prefix}end")
+        return cls(text, end)
 
     def __len__(self) -> int:
         return len(self.end)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
 from array import array
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from chns_jax.common import arrays
 from chns_jax.common.errors import UserError
 from chns_jax.common.files import replacing
 from chns_jax.corpus import kaldi, listing
@@ -22,9 +22,13 @@ from chns_jax.corpus.audio import EXTENSIONS, AudioError, read_header
 from chns_jax.corpus.corpus import Broken, Corpus, Packer, Strings, consecutive
 from chns_jax.corpus.listing import File
 
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 HEADER_THREADS = 16
 HEADER_CHUNK = 4096
+PLAIN = {  # arrays of a `_Found`, and their kinds
+    "speakers": "U", "speaker": "i", "recording": "i", "size": "i", "time": "i",
+    "stated": "f", "seconds": "f", "rate": "i",
+}  # fmt: skip
 
 
 def index_folder(root: str | Path, cache: str | Path) -> Corpus:
@@ -189,31 +193,33 @@ def _read_headers(root: str, found: _Found, known: _Found | None) -> _Found:
 
 
 def _save(path: Path, found: _Found) -> None:
-    arrays: dict[str, Any] = {"format": np.array(CACHE_FORMAT)}
+    kept: dict[str, Any] = {"format": np.array(CACHE_FORMAT)}
     for field, value in vars(found).items():
         if isinstance(value, Strings):
             if field == "files" and found.files is found.names:
                 continue
-            arrays[f"{field}.text"], arrays[f"{field}.end"] = value.text, value.end
+            kept[f"{field}.text"], kept[f"{field}.end"] = value.text, value.end
         else:
-            arrays[field] = value
+            kept[field] = value
     with replacing(path, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **kept)
 
 
 def _load(path: Path) -> _Found | None:
-    """The index kept at `path`; None when there is none, or it is not one of this version."""
+    """The index kept at `path`; None when there is none that is whole and of this version."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if int(arrays["format"]) != CACHE_FORMAT:
-                return None
-            strings = {
-                field: Strings(arrays[f"{field}.text"], arrays[f"{field}.end"])
-                for field in ("names", "files", "reasons")
-                if f"{field}.text" in arrays
-            }
-            strings.setdefault("files", strings["names"])
-            plain = "speakers speaker recording size time stated seconds rate".split()
-            return _Found(**strings, **{field: arrays[field] for field in plain})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        held = arrays.load(path)
+        if int(arrays.need(held, "format", "i", 0)) != CACHE_FORMAT:
+            return None
+        fields: dict[str, Any] = {
+            field: Strings.held(held, f"{field}.")
+            for field in ("names", "files", "reasons")
+            if f"{field}.text" in held
+        }
+        fields.setdefault("files", fields["names"])
+        fields |= {name: arrays.need(held, name, kind, 1) for name, kind in PLAIN.items()}
+        found = _Found(**fields)
+    except (OSError, KeyError, TypeError, arrays.Damaged):
         return None
+    rows = (value for name, value in vars(found).items() if name not in ("speakers", "reasons"))
+    return found if all(len(value) == len(found.names) for value in rows) else None

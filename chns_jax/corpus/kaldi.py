@@ -7,7 +7,9 @@ import os
 from collections.abc import Iterator
 
 from chns_jax.common.errors import UserError
-from chns_jax.corpus.listing import File
+from chns_jax.corpus import records
+from chns_jax.corpus.audio import LONGEST_SECONDS
+from chns_jax.corpus.listing import File, size_and_time
 
 
 def utterances(root: str) -> Iterator[File]:
@@ -23,8 +25,14 @@ def utterances(root: str) -> Iterator[File]:
     if os.path.isfile(os.path.join(root, "utt2spk")):
         speakers = _kaldi_table(root, "utt2spk")
     elif os.path.isfile(os.path.join(root, "spk2utt")):
-        listed = _kaldi_table(root, "spk2utt")
-        speakers = {name: speaker for speaker, names in listed.items() for name in names.split()}
+        speakers = {}
+        for speaker, names in _kaldi_table(root, "spk2utt").items():
+            for name in names.split():
+                if speakers.setdefault(name, speaker) != speaker:
+                    raise UserError(
+                        f"{root}/spk2utt has {name} as of {speakers[name]} and of {speaker}: "
+                        "leave one out"
+                    )
     else:
         raise UserError(f"{root} has neither utt2spk nor spk2utt: add one, to name the speakers")
     has_durations = os.path.isfile(os.path.join(root, "utt2dur"))
@@ -36,11 +44,7 @@ def utterances(root: str) -> Iterator[File]:
         speaker = speakers[name]
         middle = name.removeprefix(speaker).strip("-_/").replace("_", "-").replace("/", "-")
         recording = middle.rpartition("-")[0] if name.startswith(speaker) else ""
-        try:
-            stat = os.stat(os.path.join(root, path))
-            size, time = stat.st_size, stat.st_mtime_ns
-        except OSError:
-            size, time = 0, 0
+        size, time = size_and_time(os.path.join(root, path))
         seconds = _stated_seconds(root, name, durations[name]) if name in durations else None
         if size == 0:
             seconds = None  # no duration makes a missing or empty file usable
@@ -51,7 +55,7 @@ def utterances(root: str) -> Iterator[File]:
 def read_wav_scp(root: str, table: str) -> dict[str, str]:
     """The path of each utterance that a Kaldi `wav.scp` lists, as it is written.
 
-    Raises UserError for a line without a path, or with a command.
+    Raises UserError for a line without a path, with a command, or with a name that came before.
     """
     paths = _kaldi_table(root, table)
     for name, path in paths.items():
@@ -59,6 +63,10 @@ def read_wav_scp(root: str, table: str) -> dict[str, str]:
             raise UserError(
                 f"{os.path.join(root, table)} reads {name} from a command, which is not "
                 "supported: write its output to a file and list that"
+            )
+        if not records.names_file(path):
+            raise UserError(
+                f"{os.path.join(root, table)} has {path!r} for {name}, which is no file"
             )
     return paths
 
@@ -68,8 +76,10 @@ def _stated_seconds(root: str, name: str, text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise UserError(f"{root}/utt2dur has no number of seconds for {name}: {text}")
+    if not 0 < seconds <= LONGEST_SECONDS:
+        raise UserError(
+            f"{root}/utt2dur has no number of seconds for {name}: {text} (above 0, a day at most)"
+        )
     return seconds
 
 
@@ -85,5 +95,7 @@ def _kaldi_table(root: str, table: str) -> dict[str, str]:
                 raise UserError(
                     f"{root}/{table} line {number} has no second column: {line.strip()}"
                 )
+            if key in rows:
+                raise UserError(f"{root}/{table} line {number} names {key} again: leave one out")
             rows[key] = value.strip()
     return rows

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
+from chns_jax.common.console import say
 from chns_jax.common.errors import UserError
 from chns_jax.corpus.audio import EXTENSIONS
+
+DEEPEST = 100  # folders within each other
 
 
 class File(NamedTuple):
@@ -25,16 +30,21 @@ class File(NamedTuple):
 def audio_files(root: str, folder: str = "") -> Iterator[str]:
     """Paths relative to `root` of all audio files under its subfolder `folder`.
 
-    Hidden ones are left out, and links to folders that they lie in are not followed.
+    Hidden ones are left out, and links to folders that they lie in, or in which `root` lies, are
+    not followed. Raises UserError for more than DEEPEST folders within each other.
     """
+    if folder.count("/") >= DEEPEST:
+        raise UserError(f"{root} has more than {DEEPEST} folders within each other: move some out")
     with os.scandir(os.path.join(root, folder)) as entries:
         here = sorted(entries, key=lambda entry: entry.name)
     for entry in here:
         path = f"{folder}/{entry.name}" if folder else entry.name
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
-            if not (entry.is_symlink() and _leads_up(entry.path)):
+        if _is_folder(entry):
+            if entry.is_symlink() and _leads_up(root, path):
+                say(f"{entry.path} leads to a folder that it lies in: it is not followed")
+            else:
                 yield from audio_files(root, path)
         elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
             yield path
@@ -47,11 +57,7 @@ def utterances(root: str) -> Iterator[File]:
         if not below:  # beside the speakers' folders
             continue
         recording = path.rpartition("/")[0] if "/" in below else None
-        try:
-            stat = os.stat(os.path.join(root, path))
-            size, time = stat.st_size, stat.st_mtime_ns
-        except FileNotFoundError:  # a link to nowhere: reading it will say so
-            size, time = 0, 0
+        size, time = size_and_time(os.path.join(root, path))
         yield File(speaker, recording, path, path, size, time)
 
 
@@ -66,7 +72,29 @@ def all_audio_files(root: str, key: str) -> list[str]:
     return found
 
 
-def _leads_up(link: str) -> bool:
-    """Whether a link leads to a folder that it lies in, so that following it would never end."""
-    here, there = (os.path.join(os.path.realpath(p), "") for p in (os.path.dirname(link), link))
-    return here.startswith(there)
+def size_and_time(path: str) -> tuple[int, int]:
+    """Bytes and nanoseconds; 0 for what is not there, as reading it will say."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False  # a link to itself
+
+
+def _leads_up(root: str, link: str) -> bool:
+    """Whether a link leads to a folder that it lies in, on the way from `root` or on the disk, so
+    that following it would find everything again."""
+    there = os.stat(os.path.join(root, link))
+    parts = link.split("/")
+    way = [Path(os.path.realpath(os.path.join(root, *parts[:i]))) for i in range(len(parts))]
+    above = {folder for real in way for folder in (real, *real.parents)}
+    return any(os.path.samestat(there, os.stat(folder)) for folder in above)

@@ -1,4 +1,4 @@
-"""What a corpus's table of speakers says about them."""
+"""What a table of speakers says about them: genders, or any column."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from chns_jax.common.errors import UserError
+from chns_jax.common.reading import read_text
 
 SPEAKER = re.compile(r"speaker|(?<![a-z])id(?![a-z])", re.IGNORECASE)
 GENDER = re.compile(r"gender", re.IGNORECASE)
@@ -19,26 +20,50 @@ def read_genders(path: Path | str) -> dict[str, str]:
     with "speaker" or "id" in it holds the speakers, as in VoxCeleb's vox1_meta.csv, and that with
     "gender" words that begin with f or m. Raises UserError when it has no such columns.
     """
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise UserError(f"the metadata {path} cannot be read: {reason}") from error
-    lines = text.splitlines()
-    separator = "\t" if lines and "\t" in lines[0] else ","
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
-    head = rows[0] if rows else []
-    speaker, gender = (
-        next((i for i, name in enumerate(head) if wanted.search(name)), None)
-        for wanted in (SPEAKER, GENDER)
-    )
+    head, rows = _read(path)
+    gender = next((i for i, name in enumerate(head) if GENDER.search(name)), None)
+    speaker = _speaker_column(head)
     if speaker is None or gender is None:
         raise UserError(
             f"the first line of the metadata {path} names no column of speakers (speaker or id) "
             "and one of genders (gender): add the names of its columns"
         )
     genders = {}
-    for row in rows[1:]:
+    for row in rows:
         if len(row) > max(speaker, gender) and row[gender][:1].lower() in ("f", "m"):
             genders[row[speaker]] = row[gender][0].lower()
     return genders
+
+
+def read_column(path: Path | str, column: str) -> dict[str, str]:
+    """What stands in a column, whose name may be in any case, of each speaker who has a value.
+
+    The table is as of `read_genders`. Raises UserError when it has no such column.
+    """
+    head, rows = _read(path)
+    speaker = _speaker_column(head)
+    place = next((i for i, name in enumerate(head) if name.lower() == column.lower()), None)
+    if speaker is None or place is None:
+        missing = "of speakers (speaker or id)" if speaker is None else column
+        raise UserError(
+            f"the first line of the metadata {path} names no column {missing}: it names "
+            f"{', '.join(head) or 'none'}"
+        )
+    long_enough = [row for row in rows if len(row) > max(speaker, place)]
+    return {row[speaker]: row[place] for row in long_enough if row[place]}
+
+
+def _read(path: Path | str) -> tuple[list[str], list[list[str]]]:
+    """The names of a table's columns, and its rows."""
+    text = read_text(path, "a table of speakers, with the names of its columns first")
+    lines = text.splitlines()
+    separator = "\t" if lines and "\t" in lines[0] else ","
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
+    except csv.Error as error:
+        raise UserError(f"the metadata {path} cannot be read: {error}") from error
+    return (rows[0], rows[1:]) if rows else ([], [])
+
+
+def _speaker_column(head: list[str]) -> int | None:
+    return next((i for i, name in enumerate(head) if SPEAKER.search(name)), None)

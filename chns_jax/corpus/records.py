@@ -45,6 +45,12 @@ def parse(path: str) -> Record | None:
     return Record(shard, int(first), int(size), None if rate is None else int(rate))
 
 
+def names_file(path: str) -> bool:
+    """Whether `path`, as somebody wrote it, may be that of a file: shards have an index of their
+    own, which is checked, and no name holds a zero."""
+    return parse(path) is None and "\0" not in path
+
+
 def read(record: Record, start: int, end: int) -> bytes:
     """Bytes `start` to `end` - 1 of a record. Raises OSError, also when the shard is too short."""
     return _read(record.shard, record.first + start, record.first + end)

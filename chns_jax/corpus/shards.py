@@ -13,7 +13,6 @@ import io
 import json
 import os
 import tempfile
-import zipfile
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -25,10 +24,11 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from chns_jax.common import arrays
 from chns_jax.common.errors import UserError
 from chns_jax.common.files import UNFINISHED, remove_leftovers, replacing
 from chns_jax.corpus import records, storage
-from chns_jax.corpus.audio import RATES, AudioError, check, read_whole
+from chns_jax.corpus.audio import LONGEST_SECONDS, RATES, AudioError, check, read_whole
 from chns_jax.corpus.corpus import Broken, Corpus, Strings, consecutive
 from chns_jax.corpus.records import Record
 from chns_jax.corpus.skipped import Skipped
@@ -39,6 +39,17 @@ SKIPPED = "skipped.txt"
 FLAC_MOST_HERTZ = 65_535  # above, it holds multiples of ten only
 READ_AT_ONCE = 1 << 24
 REPAIR = "copy it again, or prepare the corpus anew in an empty folder"
+
+# Arrays of an index beside strings: their kinds, and the axes of each.
+HELD = {
+    **dict.fromkeys(("format", "plan"), ("U", 0)),
+    "sample_rate": ("i", 0),
+    "shard_bytes": ("i", 1),
+    "sha256": ("U", 1),
+    "speakers": ("U", 1),
+    **dict.fromkeys(("speaker", "recording", "shard", "record", "first", "size"), ("i", 1)),
+    "seconds": ("f", 1),
+}
 
 Format = Literal["flac", "pcm16"]
 
@@ -84,11 +95,11 @@ def load(root: str | os.PathLike) -> Corpus:
     rate = int(held["sample_rate"])
     raw_rate = rate if held["format"] == "pcm16" else None
     places = zip(held["shard"].tolist(), held["first"].tolist(), held["size"].tolist(), strict=True)
-    broken = (_strings(held, f"broken_{part}") for part in Broken._fields)
+    broken = (Strings.held(held, f"broken_{part}.") for part in Broken._fields)
     return Corpus(
         roots=(root,),
         speakers=held["speakers"],
-        names=_strings(held, "names"),
+        names=Strings.held(held, "names."),
         files=Strings.of(str(Record(names[i], first, size, raw_rate)) for i, first, size in places),
         root=np.zeros(len(held["speaker"]), np.uint8),
         speaker=held["speaker"],
@@ -169,7 +180,7 @@ def write_repeated(
     root = Path(_absolute(root))
     held = _read_index(str(root))
     nothing = Strings.of([])
-    arrays = {
+    made = {
         **{key: held[key] for key in ("version", "format", "sample_rate", "shard_bytes", "sha256")},
         **{key: held[key][rows] for key in ("seconds", "shard", "record", "first", "size")},
         "plan": np.array(""),  # nothing is packed here
@@ -179,12 +190,12 @@ def write_repeated(
     }
     for name in ("names", *(f"broken_{part}" for part in Broken._fields)):
         strings = names if name == "names" else nothing
-        arrays[f"{name}.text"], arrays[f"{name}.end"] = strings.text, strings.end
+        made[f"{name}.text"], made[f"{name}.end"] = strings.text, strings.end
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
         staged = Path(beside) / out.name
         staged.mkdir()
-        np.savez(staged / INDEX, **arrays)  # pyright: ignore  (no name is an option of it)
+        np.savez(staged / INDEX, **made)  # pyright: ignore  (no name is an option of it)
         for name in shard_names(len(held["shard_bytes"])):
             (staged / name).symlink_to(root / name)
         try:
@@ -352,7 +363,7 @@ def _write_index(corpus: Corpus, out: Path, options: Options, shards: Sequence[_
     strings = {"names": packed.names}
     for part in Broken._fields:
         strings[f"broken_{part}"] = Strings.of(getattr(b, part) for b in [*corpus.broken, *lost])
-    arrays = {
+    made = {
         "version": np.array(VERSION),
         "format": np.array(options.format),
         "sample_rate": np.array(options.sample_rate),
@@ -369,26 +380,55 @@ def _write_index(corpus: Corpus, out: Path, options: Options, shards: Sequence[_
         "size": np.concatenate([shard.size for shard in shards]),
     }
     for name, value in strings.items():
-        arrays[f"{name}.text"], arrays[f"{name}.end"] = value.text, value.end
+        made[f"{name}.text"], made[f"{name}.end"] = value.text, value.end
     with replacing(out / INDEX, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **made)
 
 
 def _read_index(root: str) -> dict[str, np.ndarray]:
     path = _join(root, INDEX)
     try:
-        with np.load(io.BytesIO(storage.read(path)), allow_pickle=False) as arrays:
-            held = dict(arrays)
+        held = arrays.load(io.BytesIO(storage.read(path)))
+        if int(held.get("version", 0)) == VERSION:
+            _check_index(held)
+            return held
     except FileNotFoundError:
         raise UserError(
             f"{root} has no {INDEX}, and so holds no shards, or not all: if chns_jax.prepare was "
             "stopped there, the same command goes on with it"
         ) from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {error}: {REPAIR}") from error
-    if int(held.get("version", 0)) != VERSION:
-        raise UserError(f"{path} is not of version {VERSION}: prepare the corpus anew")
-    return held
+    except (TypeError, ValueError, arrays.Damaged) as error:
+        raise UserError(f"{path} {error}: {REPAIR}") from error
+    raise UserError(f"{path} is not of version {VERSION}: prepare the corpus anew")
+
+
+def _check_index(held: dict[str, np.ndarray]) -> None:
+    """Raises Damaged where the arrays of an index are not such as `_write_index` makes them."""
+    for name, (kinds, axes) in HELD.items():
+        arrays.need(held, name, kinds, axes)
+    names = Strings.held(held, "names.")
+    broken = {len(Strings.held(held, f"broken_{part}.")) for part in Broken._fields}
+    shards, speakers = held["shard_bytes"], held["speakers"]
+    speaker, recording, shard, first, size, seconds = rows = [
+        held[name] for name in ("speaker", "recording", "shard", "first", "size", "seconds")
+    ]
+    lowest, highest = RATES
+    if not (
+        {len(row) for row in rows} == {len(names)}
+        and len(held["sha256"]) == len(shards)
+        and len(broken) == 1
+        and lowest <= int(held["sample_rate"]) <= highest
+        and len(np.unique(speakers)) == len(speakers)
+        and np.array_equal(np.unique(speaker), np.arange(len(speakers)))
+        and (np.diff(speaker) >= 0).all()
+        and (np.diff(recording, prepend=0) >= 0).all()
+        and ((seconds > 0) & (seconds <= LONGEST_SECONDS)).all()
+        and ((shard >= 0) & (shard < len(shards))).all()
+        and ((first >= 0) & (size > 0) & (size <= shards[shard] - first)).all()
+    ):
+        raise arrays.Damaged("holds numbers that do not fit each other")
 
 
 def _check_sizes(root: str, held: dict[str, np.ndarray]) -> None:
@@ -414,9 +454,8 @@ def _read_notes(out: Path, name: str, plan: str) -> _Shard | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            shard = _Shard(**arrays)
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile):
+        shard = _Shard(**arrays.load(path))
+    except (OSError, TypeError, arrays.Damaged):
         return None
     _same_plan(out, plan, str(shard.plan))
     packed = out / name
@@ -431,10 +470,6 @@ def _sha256(path: str, progress=lambda count: None) -> str:
         at += len(part)
         progress(len(part))
     return digest.hexdigest()
-
-
-def _strings(held: dict[str, np.ndarray], name: str) -> Strings:
-    return Strings(held[f"{name}.text"], held[f"{name}.end"])
 
 
 def _absolute(root: str | os.PathLike) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +25,7 @@ VOICES_VERSION = 1  # part of the cache's name: raise it whenever the voices sou
 class Split(NamedTuple):
     training: Corpus
     validation: Corpus | None  # what the trials' rows are of
-    trials: Trials | None
+    trials: dict[str, Trials]  # by the lists' names; the first is the main one
     broken: tuple[Broken, ...]  # files that could not be read
 
 
@@ -31,24 +33,27 @@ def make_split(config: Config) -> Split:
     """Index the corpora of a config and divide their speakers.
 
     Speakers named in `data.trials`, or `data.held_out` drawn ones, are taken out of training, and
-    so is everyone with a single utterance, who has no positive. Raises UserError when nobody is
-    left, or when the trials name a file that is not there.
+    so is everyone with a single utterance, who has no positive. Held-out built-in voices make two
+    lists, the second of impostors of one family. Raises UserError when nobody is left, or when the
+    trials name a file that is not there.
     """
     data = config.data
     main = open_corpus(_root(config), data.cache)
     everyone = join([main, *(open_corpus(root, data.cache) for root in data.more_roots)])
-    validation, trials, withheld = None, None, np.array([], dtype=str)
+    validation, trials, withheld = None, {}, np.array([], dtype=str)
     if data.trials:
-        named = trial_lists.read(data.trials)
+        paths = data.trial_lists
+        lists = dict(zip(trial_lists.list_names(paths), paths, strict=True))
+        named = {name: trial_lists.read(path) for name, path in lists.items()}
         validation = open_corpus(data.trials_root, data.cache) if data.trials_root else main
-        trials = trial_lists.locate(named, validation, data.trials)
-        withheld = validation.speakers[np.unique(validation.speaker[trials.utterances()])]
+        trials = {
+            name: trial_lists.locate(named[name], validation, path) for name, path in lists.items()
+        }
+        withheld = validating_speakers(validation, trials)
     elif data.held_out:
         withheld = _draw_held_out(main, data.held_out, config.training.seed)
         validation = main.select(np.isin(main.speakers, withheld))
-        trials = trial_lists.make(
-            validation, max_trials=config.validation.max_trials, seed=config.training.seed
-        )
+        trials = make_trials(validation, config)
     lonely = np.diff(everyone.speaker_start) < 2
     if lonely.any():
         warnings.warn(
@@ -65,11 +70,39 @@ def make_split(config: Config) -> Split:
     return Split(everyone.select(kept), validation, trials, everyone.broken)
 
 
-def corpus_digest(training: Corpus, trials: Trials | None) -> str:
+def validating_speakers(validation: Corpus, trials: Mapping[str, Trials]) -> np.ndarray:
+    """Names of the speakers of any of the lists."""
+    rows = trial_lists.utterances_of(trials.values())
+    return validation.speakers[np.unique(validation.speaker[rows])]
+
+
+def draw_speakers(corpus: Corpus, count: int, seed: int) -> np.ndarray:
+    """Names of `count` speakers."""
+    return generator(seed, Purpose.HELD_OUT).choice(corpus.speakers, count, replace=False)
+
+
+def make_trials(held_out: Corpus, config: Config) -> dict[str, Trials]:
+    """Trials of all held-out speakers; of built-in voices also with impostors of one family, where
+    two are of one."""
+    make = partial(
+        trial_lists.make, held_out, max_trials=config.validation.max_trials,
+        seed=config.training.seed,
+    )  # fmt: skip
+    made = {"all": make()}
+    if config.data.root == BUILTIN_VOICES:
+        from chns_jax.corpus.synthetic import families_of
+
+        family = families_of(config.data.voices.seed, held_out.speakers)
+        if len(np.unique(family)) < len(family):
+            made["same_family"] = make(impostors=trial_lists.sharing(family))
+    return made
+
+
+def corpus_digest(training: Corpus, trials: Mapping[str, Trials]) -> str:
     """Of who is trained on and what validates: names and durations, labels and rows."""
     arrays = [training.names.text, training.names.end, training.seconds]
-    if trials is not None:
-        arrays += [trials.labels, trials.enrolment, trials.test]
+    for some in trials.values():
+        arrays += [some.labels, some.enrolment, some.test]
     found = hashlib.sha256()
     for array in arrays:
         found.update(np.ascontiguousarray(array).tobytes())
@@ -105,5 +138,4 @@ def _draw_held_out(corpus: Corpus, count: int, seed: int) -> np.ndarray:
             f"data.held_out {count} leaves nobody to train on: "
             f"{corpus.roots[0]} has {len(corpus.speakers)} speakers"
         )
-    rng = generator(seed, Purpose.HELD_OUT)
-    return rng.choice(corpus.speakers, count, replace=False)
+    return draw_speakers(corpus, count, seed)

@@ -49,9 +49,15 @@ def sizes(folder: str) -> dict[str, int]:
         return {entry["name"].rpartition("/")[2]: entry["size"] for entry in files}
     try:
         with os.scandir(folder) as entries:
-            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+            return {entry.name: entry.stat().st_size for entry in entries if _is_file(entry)}
     except (FileNotFoundError, NotADirectoryError):
         return {}
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    """Whether it is a file or leads to one; False for a link to itself, of which `is_file` raises
+    an error."""
+    return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
 
 
 def _file_system(url: str) -> tuple[Any, str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -94,6 +95,11 @@ def draw_voice(seed: int, speaker: int, families: int = 48) -> Voice:
     return Voice(family=family, formant_offsets=offsets, **values)
 
 
+def families_of(seed: int, names: Sequence[str] | np.ndarray, families: int = 48) -> np.ndarray:
+    """(n,) the family of each speaker whom `write_corpus` named so."""
+    return np.array([draw_voice(seed, int(name[1:]), families).family for name in names])
+
+
 def synthesise(
     seed: int, speaker: int, utterance: int, seconds: float, families: int = 48
 ) -> np.ndarray:
@@ -132,10 +138,11 @@ def write_corpus(
 ) -> Path:
     """Write `folder`/v<speaker:05d>/u<utterance:03d>.flac (PCM16, 16 kHz) and return `folder`.
 
-    An utterance lasts 0.8 to 1.2 of `seconds`. Several `processes` (None: one a core) are spawned,
-    so a script that calls this needs the `__main__` guard. `folder` appears only when complete; if
-    it is there already, whatever it holds, nothing is done. Raises what `synthesise` and the file
-    system raise, and then leaves nothing behind.
+    speakers.csv says the gender and family of each speaker. An utterance lasts 0.8 to 1.2 of
+    `seconds`. Several `processes` (None: one a core) are spawned, so a script that calls this needs
+    the `__main__` guard. `folder` appears only when complete; if it is there already, whatever it
+    holds, nothing is done. Raises what `synthesise` and the file system raise, and then leaves
+    nothing behind.
     """
     folder = Path(folder)
     if folder.exists():
@@ -146,6 +153,7 @@ def write_corpus(
         staged.mkdir()
         write = partial(_write_speaker, staged, seed, utterances, seconds, families)
         _for_each_speaker(write, speakers, processes or os.cpu_count() or 1)
+        _write_table(staged / "speakers.csv", seed, speakers, families)
         try:
             staged.rename(folder)
         except OSError:
@@ -164,6 +172,12 @@ def _for_each_speaker(write, speakers: int, processes: int) -> None:
     with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
         for _ in progress(pool.map(write, range(speakers))):
             pass
+
+
+def _write_table(path: Path, seed: int, speakers: int, families: int) -> None:
+    voices = [draw_voice(seed, speaker, families) for speaker in range(speakers)]
+    rows = [f"v{i:05d},{voice.gender},{voice.family}\n" for i, voice in enumerate(voices)]
+    path.write_text("".join(["speaker,gender,family\n", *rows]))
 
 
 def _write_speaker(
@@ -358,3 +372,15 @@ class Voice:
     nasal_zero_hz: float  # zero of the nasal branch with the velum open, Hz
     syllables_per_second: float  # speaking rate
     jitter: float  # standard deviation of pulse times, in periods
+
+    @property
+    def gender(self) -> str:
+        """ "f" or "m", as a listener guesses it: by pitch, and by formants, which go as the inverse
+        of the tract's length; each as far from the middle of its range."""
+        pitch, tract = (
+            np.log(value / (lowest * highest) ** 0.5) / np.log(highest / lowest)
+            for value, (lowest, highest, _) in (
+                (self.f0_hz, RANGES["f0_hz"]), (self.tract_cm, RANGES["tract_cm"])
+            )
+        )  # fmt: skip
+        return "f" if pitch > tract else "m"

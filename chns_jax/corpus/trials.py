@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,10 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from chns_jax.common.errors import UserError
+from chns_jax.common.files import replacing
 from chns_jax.common.randomness import Purpose, generator
+from chns_jax.common.reading import check_readable
 from chns_jax.corpus.corpus import Corpus
 
 MOST_UTTERANCES = 4_000  # eight million pairs
+# Whether the speakers of a corpus (m,) and others (m,) are impostors of each other, (m,) bool.
+Impostors = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Layout(NamedTuple):
@@ -61,15 +66,21 @@ class Trials:
         return np.einsum("md,md->m", enrolment, test)
 
 
+def utterances_of(lists: Iterable[Trials]) -> np.ndarray:
+    """The rows that occur in any of the lists, ascending."""
+    return np.unique(np.concatenate([trials.utterances() for trials in lists]))
+
+
 def read(path: Path | str) -> NamedTrials:
     """A trial list: VoxCeleb's lines "<1 or 0> <enrolment> <test>", Kaldi's "<enrolment> <test>
     <target or nontarget>", or CN-Celeb's "<enrolment> <test> <1 or 0>".
 
-    The first line says which of them. Raises UserError.
+    The first line says which of them. Raises UserError, also for a pair, in either order, that is
+    labelled both ways.
     """
-    labels, enrolment, test = [], [], []
+    labels, enrolment, test, numbers = [], [], [], []
     layout = None
-    for number, line in _lines(path, "the trial list"):
+    for number, line in _lines(path, "a trial list"):
         parts = line.split()
         layout = layout or _layout(parts)
         if len(parts) != 3 or parts[layout.label] not in layout.values:
@@ -78,9 +89,18 @@ def read(path: Path | str) -> NamedTrials:
         names = parts[1:] if layout.label == 0 else parts[:2]
         enrolment.append(names[0])
         test.append(names[1])
+        numbers.append(number)
     if all(labels) or not any(labels):
         raise UserError(f"{path} needs both target (1) and impostor (0) trials")
-    return NamedTrials(np.array(labels), enrolment, test)
+    named = NamedTrials(np.array(labels), enrolment, test)
+    twice = _labelled_both_ways(named)
+    if twice is not None:
+        first, second = twice
+        raise UserError(
+            f"{path} line {numbers[second]} labels {enrolment[second]} and {test[second]} "
+            f"otherwise than line {numbers[first]} does: leave one of them out"
+        )
+    return named
 
 
 def read_enrolment(path: Path | str) -> dict[str, list[str]]:
@@ -89,7 +109,7 @@ def read_enrolment(path: Path | str) -> dict[str, list[str]]:
     Raises UserError for a model without utterances, or one that comes twice.
     """
     models: dict[str, list[str]] = {}
-    for number, line in _lines(path, "the enrolment list"):
+    for number, line in _lines(path, "an enrolment list"):
         model, *utterances = line.split()
         if not utterances:
             raise UserError(f"{path} line {number} names no utterance of the model {model}")
@@ -97,6 +117,12 @@ def read_enrolment(path: Path | str) -> dict[str, list[str]]:
             raise UserError(f"{path} line {number} names the model {model} again: join its lines")
         models[model] = utterances
     return models
+
+
+def speakers_of(path: Path | str, corpus: Corpus) -> np.ndarray:
+    """Names of the speakers of a list. Raises UserError as `read` and `locate_names`."""
+    rows = locate(read(path), corpus, path).utterances()
+    return corpus.speakers[np.unique(corpus.speaker[rows])]
 
 
 def locate(named: NamedTrials, corpus: Corpus, path: Path | str) -> Trials:
@@ -137,12 +163,15 @@ def check_speakers(
         )
 
 
-def make(corpus: Corpus, *, max_trials: int, seed: int) -> Trials:
+def make(
+    corpus: Corpus, *, max_trials: int, seed: int, impostors: Impostors | None = None
+) -> Trials:
     """All pairs of a corpus's utterances, or `max_trials` of them at most.
 
-    Targets are pairs of one speaker from different recordings. When there are more pairs, some are
-    drawn: in proportion, but a tenth of them targets if there are as many. Of a corpus of more than
-    4,000 utterances, so many are drawn first. Raises UserError when there are no targets or no
+    Targets are pairs of one speaker from different recordings, or, with a warning, from one where
+    nobody has two; `impostors` may leave out pairs of two speakers. When there are more pairs, some
+    are drawn: in proportion, but a tenth of them targets if there are as many. Of a corpus of more
+    than 4,000 utterances, so many are drawn first. Raises UserError when there are no targets or no
     impostors.
     """
     rng = generator(seed, Purpose.TRIALS)
@@ -150,14 +179,25 @@ def make(corpus: Corpus, *, max_trials: int, seed: int) -> Trials:
     if len(corpus) > MOST_UTTERANCES:
         utterances = np.sort(rng.choice(len(corpus), MOST_UTTERANCES, replace=False))
     first, second = (utterances[i] for i in np.triu_indices(len(utterances), k=1))
-    same = corpus.speaker[first] == corpus.speaker[second]
-    across = corpus.recording[first] != corpus.recording[second]
-    target, impostor = np.flatnonzero(same & across), np.flatnonzero(~same)
-    if not len(target) or not len(impostor):
-        raise UserError(
-            f"the {len(corpus.speakers)} held-out speakers of {corpus.roots[0]} make no trials: "
-            "hold out at least two speakers, one of whom has two recordings"
+    one, other = corpus.speaker[first], corpus.speaker[second]
+    different = one != other
+    target = np.flatnonzero(~different & (corpus.recording[first] != corpus.recording[second]))
+    if not len(target) and not different.all():
+        target = np.flatnonzero(~different)
+        warnings.warn(
+            f"no speaker of {corpus.roots[0]} has two recordings: targets are of one recording, "
+            "and easier than those of two",
+            stacklevel=2,
         )
+    if impostors is not None:
+        different[different] = impostors(one[different], other[different])
+    impostor = np.flatnonzero(different)
+    for kind, found in ("target", target), ("impostor", impostor):
+        if not len(found):
+            raise UserError(
+                f"{len(corpus.speakers)} speakers of {corpus.roots[0]} make no {kind} trials: "
+                "take more speakers, of two utterances each"
+            )
     if len(target) + len(impostor) > max_trials:
         share = max(0.1, len(target) / (len(target) + len(impostor)))
         wanted = min(len(target), max(1, round(share * max_trials)))
@@ -167,6 +207,66 @@ def make(corpus: Corpus, *, max_trials: int, seed: int) -> Trials:
     kept = np.concatenate([target, impostor])
     labels = np.arange(len(kept)) < len(target)
     return Trials(labels, first[kept], second[kept])
+
+
+def sharing(group: np.ndarray) -> Impostors:
+    """Impostors of one group; `group` (n,), of anything, is each speaker's."""
+    return lambda one, other: group[one] == group[other]
+
+
+def among(neighbours: np.ndarray) -> Impostors:
+    """Impostors one of whom is among the neighbours (n, k), speakers, of the other."""
+    speakers, count = neighbours.shape
+    pairs = np.repeat(np.arange(speakers), count) * speakers + neighbours.ravel()
+    return lambda one, other: (
+        np.isin(one * speakers + other, pairs) | np.isin(other * speakers + one, pairs)
+    )
+
+
+def all_of(rules: Sequence[Impostors]) -> Impostors:
+    """Impostors by every one of the rules."""
+    return lambda one, other: np.all([rule(one, other) for rule in rules], axis=0)
+
+
+def write(path: Path | str, trials: Trials, corpus: Corpus) -> None:
+    """A list of VoxCeleb's lines. Raises UserError for a name with a space in it."""
+    names = {row: corpus.names[row] for row in trials.utterances().tolist()}
+    for name in names.values():
+        if name.split() != [name]:
+            raise UserError(f"a trial list cannot hold the name {name!r}: rename the file")
+    columns = (trials.labels.tolist(), trials.enrolment.tolist(), trials.test.tolist())
+    with replacing(path) as file:
+        file.writelines(
+            f"{label:d} {names[one]} {names[other]}\n"
+            for label, one, other in zip(*columns, strict=True)
+        )
+
+
+def list_names(paths: Sequence[str]) -> list[str]:
+    """What lists are called: their files' names without extension, or else their paths.
+
+    Raises UserError for one that is given twice.
+    """
+    stems = [Path(path).stem for path in paths]
+    names = stems if len(set(stems)) == len(stems) else list(paths)
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"the trials {twice[0]} are given twice: leave one out")
+    return names
+
+
+def _labelled_both_ways(named: NamedTrials) -> tuple[int, int] | None:
+    """Two trials, the earlier first, of one pair in either order, of which one is a target."""
+    number = {name: i for i, name in enumerate(dict.fromkeys([*named.enrolment, *named.test]))}
+    sides = [[number[name] for name in names] for names in (named.enrolment, named.test)]
+    low, high = np.sort(np.array(sides, np.int64), axis=0)
+    pair = low * len(number) + high
+    both = np.intersect1d(pair[named.labels], pair[~named.labels])
+    if not len(both):
+        return None
+    trials = np.flatnonzero(pair == both[0])
+    other = trials[named.labels[trials] != named.labels[trials[0]]]
+    return int(trials[0]), int(other[0])
 
 
 def _layout(parts: list[str]) -> Layout:
@@ -180,9 +280,10 @@ def _layout(parts: list[str]) -> Layout:
 
 def _lines(path: Path | str, what: str) -> Iterator[tuple[int, str]]:
     """The lines of a list that are not empty, with their numbers."""
+    file = check_readable(path, what)
     try:
-        with open(Path(path).expanduser(), encoding="utf-8-sig") as lines:
+        with open(file, encoding="utf-8-sig") as lines:
             yield from ((i, line) for i, line in enumerate(lines, start=1) if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise UserError(f"{what} {path} cannot be read: {reason}") from error
+        raise UserError(f"{path} cannot be read: {reason}: give {what}") from error

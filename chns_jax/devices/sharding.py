@@ -15,9 +15,21 @@ from chns_jax.common.errors import UserError
 AXIS = "data"  # of the mesh, over which the rows of a batch are split
 
 
+def find_devices() -> list[Any]:
+    """All devices that JAX may use. Raises UserError where it finds none."""
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter without the plugin of a GPU
+        asked, why = jax.config.values["jax_platforms"], str(error).partition("\n")[0]
+        raise UserError(
+            f"JAX finds no device for JAX_PLATFORMS={asked}: set it to cpu or leave it out"
+            f"{f' ({why})' if why else ''}"
+        ) from error
+
+
 def make_mesh(devices: int | None = None) -> Mesh:
     """A one-axis mesh of the first `devices` devices, or of all. Raises UserError for too many."""
-    found = jax.devices()
+    found = find_devices()
     if devices is not None and devices > len(found):
         raise UserError(f"training.devices is {devices}, but JAX finds {len(found)}: lower it")
     chosen = found[:devices]

@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 import time
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from chns_jax.common import arrays
 from chns_jax.common.files import replacing
 from chns_jax.corpus import records
 from chns_jax.corpus.corpus import Corpus, Strings
@@ -117,15 +117,14 @@ def save(path: Path, known: dict[Key, np.ndarray]) -> None:
 def load(path: Path, dimension: int) -> dict[Key, np.ndarray]:
     """The embeddings (d,) kept at `path`; none when the file is not there, or damaged."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if int(arrays["format"]) != CACHE_FORMAT:
-                return {}
-            names = Strings(arrays["text"], arrays["end"])
-            sizes, times = arrays["size"].tolist(), arrays["time"].tolist()
-            embeddings = arrays["embeddings"]
-            if embeddings.shape != (len(names), dimension):
-                return {}
-            keys = map(Key, names, sizes, times)
-            return dict(zip(keys, embeddings, strict=True))
-    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile):
+        held = arrays.load(path)
+        if int(arrays.need(held, "format", "i", 0)) != CACHE_FORMAT:
+            return {}
+        names = Strings.held(held)
+        sizes, times = (arrays.need(held, name, "i", 1).tolist() for name in ("size", "time"))
+        embeddings = arrays.need(held, "embeddings", "f", 2)
+        if embeddings.shape != (len(names), dimension):
+            return {}
+        return dict(zip(map(Key, names, sizes, times), embeddings, strict=True))
+    except (OSError, ValueError, arrays.Damaged):
         return {}

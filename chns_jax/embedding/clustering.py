@@ -7,6 +7,8 @@ from concurrent.futures import CancelledError
 from threading import Event
 from typing import Any
 
+import numpy as np
+
 from chns_jax.config import Sampler
 from chns_jax.corpus.reader import Reader
 from chns_jax.devices import processes
@@ -27,8 +29,9 @@ def make_table(
     seed: int,
     round: int,
     stopped: Event | None = None,
-) -> SpeakerClusters:
-    """Clusters of the reader's speakers, by their voices as the encoder hears them now.
+) -> tuple[SpeakerClusters, np.ndarray]:
+    """Clusters of the reader's speakers, by their voices as the encoder hears them now; and these
+    voiceprints (n, d), L2-normalised.
 
     Embeds `sampler.utterances_per_speaker` random crops of each speaker, a function of seed and
     round. Several hosts read a part each, and all get the table of host 0. Raises CancelledError
@@ -52,7 +55,7 @@ def make_table(
     if sampler.cluster_by == "chance":
         table = clusters.by_chance(table, seed=seed, round=round)
     # Another version of a library, or another processor, may cluster otherwise.
-    return SpeakerClusters(*processes.broadcast((table.cluster, table.centroids)))
+    return SpeakerClusters(*processes.broadcast((table.cluster, table.centroids))), voiceprints
 
 
 def _until(stopped: Event, batches: Iterator) -> Iterator:

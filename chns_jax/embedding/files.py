@@ -66,9 +66,12 @@ def write(path: Path, names: Sequence[str], embeddings: np.ndarray) -> None:
 
 
 def open_parts(folder: Path, job: dict[str, Any]) -> None:
-    """Make `folder` for the parts of a job. Raises UserError when it holds those of another."""
+    """Make `folder` for the parts of a job. Raises UserError when it holds those of another, or is
+    a link, whose folder would be removed at the end."""
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link: remove it, or give another --out")
     about, text = folder / "job.json", json.dumps(job)
-    if about.exists() and about.read_text(encoding="utf-8") != text:
+    if about.exists() and about.read_text(encoding="utf-8", errors="replace") != text:
         raise UserError(
             f"{folder} holds embeddings of another model or other --segments: remove it, or give "
             "another --out"

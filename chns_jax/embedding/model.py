@@ -8,11 +8,10 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from chns_jax.config import Config
+from chns_jax.config import Config, check_unedited, read_run
 from chns_jax.devices.sharding import make_mesh, replicated
 from chns_jax.embedding.embedder import Embedder
 from chns_jax.runs.checkpoint import restore_variables
-from chns_jax.runs.folder import read_config
 from chns_jax.runs.state import sha256
 
 
@@ -29,9 +28,10 @@ def load(run: Path | str, checkpoint: str = "last") -> Model:
     Raises UserError when the folder is no run, or holds no such checkpoint.
     """
     run = Path(run).expanduser()
-    config = read_config(run)
+    config = read_run(run)
     mesh = make_mesh()
     saved = restore_variables(run, checkpoint, replicated(mesh))
+    check_unedited(config, saved.config, run, ("features", "encoder"))
     return Model(config, saved.step, saved.variables, Embedder(config, mesh))
 
 

@@ -10,11 +10,13 @@ from chns_jax.config import Encoder
 def make_encoder(encoder: Encoder, *, dtype: str = "float32", remat: bool = False) -> nn.Module:
     """The Flax module that the config describes; `dtype` and `remat` as of `config.Training`."""
     from chns_jax.encoders.ecapa_tdnn import EcapaTdnn
+    from chns_jax.encoders.redimnet2 import ReDimNet2
     from chns_jax.encoders.thin_resnet import ThinResNet
 
     kinds = {
         "ecapa_tdnn": (EcapaTdnn, encoder.ecapa),
         "thin_resnet": (ThinResNet, encoder.thin_resnet),
+        "redimnet2": (ReDimNet2, encoder.redimnet2),
     }
     module, options = kinds[encoder.kind]
     # Modules must be hashable, and a config may hold lists.

@@ -1,6 +1,6 @@
 """Waveform -> log-mel, in JAX, on the device.
 
-Two definitions, which differ in nearly every detail; a model needs the one it was trained with.
+Three definitions, which differ in nearly every detail; a model needs the one it was trained with.
 
 - `speechbrain`: SpeechBrain's `Fbank`. Frames centred on multiples of the hop with zeros outside
   the signal, a periodic Hamming window, filters triangular in hertz, decibels, and a floor 80 dB
@@ -8,6 +8,10 @@ Two definitions, which differ in nearly every detail; a model needs the one it w
 - `kaldi`: Kaldi's `compute-fbank-feats` without dither. Whole frames only, each without its mean
   and pre-emphasised, a Povey window, filters triangular in mel, natural logarithms.
   `kaldi_hamming` has a Hamming window, and samples in the range of int16, as wespeaker uses it.
+- `redimnet2`: `TFMelBanks` of ReDimNet2's authors, of wespeaker too. The utterance has mean 0 and
+  deviation 1, and is pre-emphasised as a whole; frames begin half a hop before multiples of the
+  hop, a symmetric Hamming window, filters triangular in mel, natural logarithms. The spectrum is
+  without its last bin, and the filters are spread over what is left.
 """
 
 from __future__ import annotations
@@ -26,7 +30,8 @@ INT16_SCALE = 32768.0
 DYNAMIC_RANGE_DB = 80.0
 SMALLEST_POWER = 1e-10
 KALDI_SMALLEST_ENERGY = float(np.finfo(np.float32).eps)
-KALDI_PREEMPHASIS = 0.97
+REDIMNET2_SMALLEST = 1e-8  # deviation, power and energy
+PREEMPHASIS = 0.97
 POVEY_POWER = 0.85
 Samples = TypeVar("Samples", int, Array)
 
@@ -39,20 +44,26 @@ def log_mel(
     """Log-mel energies (b, t, f) float32, with t = `frame_count(s, features)`.
 
     `waveform` is int16, or float in [-1, 1]. With `features.mean_normalise`, each bin's mean over
-    time is subtracted, which removes a stationary channel. SpeechBrain's are in dB, Kaldi's in
-    nepers of power. Source: SpeechBrain 1.x `Fbank`; kaldi-native-fbank.
+    time is subtracted, which removes a stationary channel. SpeechBrain's are in dB, the others
+    in nepers of power. Source: SpeechBrain 1.x `Fbank`; kaldi-native-fbank; PalabraAI/redimnet2.
 
     Where rows are padded to one length, `samples_b` are the samples of each utterance: its frames,
     `frame_count(samples_b, features)`, are those that it has alone, and the frames after them are
     zero.
     """
     waveform = to_float(waveform)
-    where = None
+    heard = where = None
     if samples_b is not None:
-        waveform = jnp.where(jnp.arange(waveform.shape[-1]) < samples_b[:, None], waveform, 0)
+        heard = jnp.arange(waveform.shape[-1]) < samples_b[:, None]
+        waveform = jnp.where(heard, waveform, 0)
         frames = frame_count(waveform.shape[-1], features)
         where = (jnp.arange(frames) < frame_count(samples_b, features)[:, None])[..., None]
-    log = (_speechbrain if features.kind == "speechbrain" else _kaldi)(waveform, features, where)
+    if features.kind == "speechbrain":
+        log = _speechbrain(waveform, features, where)
+    elif features.kind == "redimnet2":
+        log = _redimnet2(waveform, features, heard)
+    else:
+        log = _kaldi(waveform, features)
     if features.mean_normalise:
         log = log - jnp.mean(log, axis=-2, keepdims=True, where=where)
     return log if where is None else jnp.where(where, log, 0)
@@ -69,6 +80,8 @@ def frame_count(samples: Samples, features: Features) -> Samples:
     """Number of frames t that `log_mel` makes of `samples` samples: one number, or (b,)."""
     if features.kind == "speechbrain":
         return 1 + samples // features.hop
+    if features.kind == "redimnet2":
+        samples = samples + 2 * (features.hop // 2)
     return (samples >= features.window) * (1 + (samples - features.window) // features.hop)
 
 
@@ -83,7 +96,23 @@ def _speechbrain(waveform_bxs, features: Features, where_bxtx1):
     return jnp.maximum(decibel, loudest - DYNAMIC_RANGE_DB)
 
 
-def _kaldi(waveform_bxs, features: Features, where_bxtx1):
+def _redimnet2(waveform_bxs, features: Features, heard_bxs):
+    """`heard_bxs`: which samples are the utterance's; all when None."""
+    centred = waveform_bxs - waveform_bxs.mean(-1, keepdims=True, where=heard_bxs)
+    deviation = jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True, where=heard_bxs))
+    unit = centred / (deviation + REDIMNET2_SMALLEST)
+    before = jnp.concatenate([unit[:, 1:2], unit[:, :-1]], axis=-1)
+    emphasised = unit - PREEMPHASIS * before
+    if heard_bxs is not None:
+        emphasised = jnp.where(heard_bxs, emphasised, 0)
+    frames, side = frame_count(waveform_bxs.shape[-1], features), features.hop // 2
+    framed = _frames(jnp.pad(emphasised, ((0, 0), (side, side))), frames, features)
+    framed = framed * np.hamming(features.window).astype(np.float32)
+    energies = _mel_energies(framed, _fft(features), features, REDIMNET2_SMALLEST)
+    return jnp.log(jnp.maximum(energies, REDIMNET2_SMALLEST) + REDIMNET2_SMALLEST)
+
+
+def _kaldi(waveform_bxs, features: Features):
     window = features.window
     if features.kind == "kaldi":
         shape = np.hanning(window) ** POVEY_POWER
@@ -93,9 +122,14 @@ def _kaldi(waveform_bxs, features: Features, where_bxtx1):
     framed = _frames(waveform_bxs, frames, features)
     framed = framed - framed.mean(axis=-1, keepdims=True)
     before = jnp.concatenate([framed[..., :1], framed[..., :-1]], axis=-1)
-    framed = (framed - KALDI_PREEMPHASIS * before) * shape.astype(np.float32)
-    fft = 2 ** (window - 1).bit_length()
-    return jnp.log(jnp.maximum(_mel_energies(framed, fft, features), KALDI_SMALLEST_ENERGY))
+    framed = (framed - PREEMPHASIS * before) * shape.astype(np.float32)
+    energies = _mel_energies(framed, _fft(features), features)
+    return jnp.log(jnp.maximum(energies, KALDI_SMALLEST_ENERGY))
+
+
+def _fft(features: Features) -> int:
+    """The power of two that holds a window."""
+    return 2 ** (features.window - 1).bit_length()
 
 
 def _frames(signal_bxs, frames: int, features: Features):
@@ -111,11 +145,12 @@ def _frames(signal_bxs, frames: int, features: Features):
     return jax.vmap(frame, out_axes=1)(jnp.arange(frames) * hop)
 
 
-def _mel_energies(framed_bxtxw, fft: int, features: Features):
+def _mel_energies(framed_bxtxw, fft: int, features: Features, smallest_power: float = 0.0):
     """(b, t, f): the power spectra of frames, summed with the mel filters."""
     spectrum = jnp.fft.rfft(framed_bxtxw, fft, axis=-1)
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     filters = jnp.asarray(mel_filters(features, fft))
+    power = jnp.maximum(power[..., : len(filters)], smallest_power)
     return jnp.matmul(power, filters, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -125,9 +160,10 @@ def mel_filters(features: Features, fft: int) -> np.ndarray:
     (2595 log10(1 + hz / 700)).
 
     SpeechBrain's are triangles in hertz, each as wide on its right as on its left, by the distance
-    to the centre below it. Kaldi's are triangles in mel, between the neighbours' centres.
+    to the centre below it. The others are triangles in mel, between the neighbours' centres.
+    ReDimNet2's have one bin fewer, and take it for half the sample rate.
     """
-    bins = np.linspace(0, features.sample_rate / 2, fft // 2 + 1)
+    bins = np.linspace(0, features.sample_rate / 2, fft // 2 + (features.kind != "redimnet2"))
     edges_mel = np.linspace(_mel(features.f_min), _mel(features.f_max), features.bands + 2)
     if features.kind == "speechbrain":
         edges = 700 * (10 ** (edges_mel / 2595) - 1)

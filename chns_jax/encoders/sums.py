@@ -6,6 +6,7 @@ ones. There the sums are such products, elsewhere XLA's own.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import jax
@@ -79,5 +80,12 @@ _sum_of_each.defvjp(_forward, _backward)
 
 
 def _product_with_ones(x: Float[Array, "b n c"]) -> Float[Array, "b c"]:
-    """Sum over the second axis."""
-    return jnp.einsum("bn,bnc->bc", jnp.ones(x.shape[:2], x.dtype), x)
+    """Sum over the second axis, in as many parts as there are values in each, if n allows.
+
+    Such products add one value after another, so that of 20,000 small ones a share of 3e-4 is lost.
+    """
+    rows, n, channels = x.shape
+    parts = max(parts for parts in range(1, math.isqrt(n) + 1) if n % parts == 0)
+    x = x.reshape(rows, n // parts, parts * channels)
+    sums = jnp.einsum("bn,bnc->bc", jnp.ones(x.shape[:2], x.dtype), x)
+    return sums.reshape(rows, parts, channels).sum(1)

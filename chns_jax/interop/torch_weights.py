@@ -1,28 +1,41 @@
 """Weights from and to PyTorch.
 
-Names and layouts are SpeechBrain's for ECAPA-TDNN (`ECAPA_TDNN`) and voxceleb_trainer's for
-ThinResNet (`ResNetSE`), which the authors of CHNS use. A state dict is a dict name -> array.
+Names and layouts are SpeechBrain's for ECAPA-TDNN (`ECAPA_TDNN`), voxceleb_trainer's for ThinResNet
+(`ResNetSE`), which the authors of CHNS use, and for ReDimNet2 its authors' and wespeaker's, which
+are the same. A state dict is a dict name -> array.
 """
 
 from __future__ import annotations
 
 import re
-import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from chns_jax import config as configs
+from chns_jax.common import arrays
+from chns_jax.common.command_line import make_parser
 from chns_jax.common.errors import UserError
 from chns_jax.config import Encoder
+from chns_jax.interop import redimnet2
 
 TORCH = (".pt", ".pth", ".ckpt")
 FILES = (*TORCH, ".safetensors", ".npz")
 # A tensor that each encoder has once, and no part of another module can be taken for.
-KNOWN_BY = {"ecapa_tdnn": "mfa.conv.conv.weight", "thin_resnet": "sap_linear.weight"}
-# voxceleb_trainer's log-mel, which `features` replaces.
-FRONT_END = {"ecapa_tdnn": (), "thin_resnet": ("torchfb.", "instancenorm.")}
+KNOWN_BY = {
+    "ecapa_tdnn": "mfa.conv.conv.weight",
+    "thin_resnet": "sap_linear.weight",
+    "redimnet2": "backbone.fin_wght1d.w",
+}
+# What stands beside an encoder under its prefix: the log-mel, which `features` replaces, of
+# voxceleb_trainer and of ReDimNet2's authors, and wespeaker's classes.
+BESIDE = {
+    "ecapa_tdnn": (),
+    "thin_resnet": ("torchfb.", "instancenorm."),
+    "redimnet2": ("spec.", "projection."),
+}
 # Where checkpoints of Lightning and of others hold a state dict.
 NESTED_UNDER = ("state_dict", "model", "model_state_dict")
 COUNTER = "num_batches_tracked"  # of BatchNorm in PyTorch; unused at a constant momentum
@@ -53,15 +66,15 @@ def from_torch(
     """The encoder's variables {"params", "batch_stats"}, float32, from a PyTorch state dict.
 
     Tensors may be float16, bfloat16, float32 or float64. `num_batches_tracked` is ignored, and so
-    is the log-mel of voxceleb_trainer's ResNetSE (`torchfb.*`, `instancenorm.*`). Raises UserError
-    naming the first tensor that is missing, unknown, of another shape or not finite.
+    is what `BESIDE` names. Raises UserError naming the first tensor that is missing, unknown, of
+    another shape or not finite.
     """
     tensors = _tensors(encoder, bands)
     counters = {_counter(name) for name, tensor in tensors.items() if tensor.path[-1] == "mean"}
     given = {
         name: value
         for name, value in state_dict.items()
-        if name not in counters and not name.startswith(FRONT_END[encoder.kind])
+        if name not in counters and not name.startswith(BESIDE[encoder.kind])
     }
     _check({name: np.shape(value) for name, value in given.items()}, tensors)
     variables: dict[str, Any] = {}
@@ -115,12 +128,32 @@ def find_encoder(state_dict: dict[str, np.ndarray]) -> tuple[str, str]:
     if not found:
         raise UserError(
             "no name ends with " + " or ".join(KNOWN_BY.values()) + ": it holds no encoder of "
-            "SpeechBrain's ECAPA_TDNN or voxceleb_trainer's ResNetSE"
+            "SpeechBrain's ECAPA_TDNN, voxceleb_trainer's ResNetSE or wespeaker's ReDimNet2"
         )
     if len(found) > 1:
         prefixes = ", ".join(repr(prefix) for _, prefix in found)
         raise UserError(f"it holds {len(found)} encoders, under {prefixes}: keep one of them")
     return found[0]
+
+
+def infer_encoder(state_dict: dict[str, np.ndarray]) -> Encoder:
+    """The encoder in a state dict; what the shapes of its tensors do not tell is the default.
+
+    Raises UserError as `find_encoder` and `infer` do, and where the defaults do not fit.
+    """
+    kind, prefix = find_encoder(state_dict)
+    parser = make_parser("")
+    configs.add_keys(parser)
+    return configs.read(parser, [], defaults=infer(under(prefix, state_dict), kind)).encoder
+
+
+def under(prefix: str, state_dict: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What has a name that begins with `prefix`, without it."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in state_dict.items()
+        if name.startswith(prefix)
+    }
 
 
 def infer(state_dict: dict[str, np.ndarray], kind: str) -> dict[str, Any]:
@@ -130,11 +163,12 @@ def infer(state_dict: dict[str, np.ndarray], kind: str) -> dict[str, Any]:
     does not fit those beside it.
     """
 
-    def shape(name: str, rank: int) -> tuple[int, ...]:
+    def shape(name: str, *ranks: int) -> tuple[int, ...]:
         if name not in state_dict:
             raise UserError(f"tensor {name} is missing")
         found = np.shape(state_dict[name])
-        if len(found) != rank:
+        if len(found) not in ranks:
+            rank = " or ".join(map(str, ranks))
             raise UserError(f"tensor {name} has shape {found}, which is not of rank {rank}")
         if 0 in found:
             raise UserError(f"tensor {name} has shape {found}, which holds no numbers")
@@ -160,8 +194,10 @@ def infer(state_dict: dict[str, np.ndarray], kind: str) -> dict[str, Any]:
         outer, inner = [layer("blocks.0.conv.conv", 3)], []
         for i in range(1, 1 + max(1, last("blocks."))):
             outer.append(layer(f"blocks.{i}.tdnn1.conv.conv", 3, inputs=outer[-1][0]))
-            group = outer[-1][0] // scale
-            inner.append(layer(f"blocks.{i}.res2net_block.blocks.0.conv.conv", 3, inputs=group))
+            group, inside = outer[-1][0] // scale, f"blocks.{i}.res2net_block.blocks."
+            inner.append(layer(f"{inside}0.conv.conv", 3, inputs=group))
+            for j in range(1, scale - 1):
+                shape(f"{inside}{j}.conv.conv.weight", 3)
         aggregation = layer("mfa.conv.conv", 3, inputs=sum(s[0] for s in outer[1:]))
         keys = {
             "features.bands": outer[0][1],
@@ -172,13 +208,20 @@ def infer(state_dict: dict[str, np.ndarray], kind: str) -> dict[str, Any]:
             "encoder.ecapa.se_channels": layer("blocks.1.se_block.conv1.conv", 3)[0],
             "encoder.ecapa.attention_channels": layer("asp.tdnn.conv.conv", 3)[0],
         }
+    elif kind == "redimnet2":
+        stages = 1 + last("backbone.stage")
+        keys = redimnet2.what_shapes_tell(state_dict, shape, stages)
     else:
         stages = range(1, 1 + max(1, last("layer")))
         filters = tuple(shape(f"layer{stage}.0.bn1.weight", 1)[0] for stage in stages)
+        layers = tuple(1 + last(f"layer{stage}.") for stage in stages)
+        for stage, blocks in zip(stages, layers, strict=True):
+            for block in range(blocks):  # a name of the last makes no others
+                shape(f"layer{stage}.{block}.bn1.weight", 1)
         embedding, pooled = layer("fc", 2)
         keys = {  # bands are averaged over, whatever their number
             "encoder.embedding": embedding,
-            "encoder.thin_resnet.layers": tuple(1 + last(f"layer{stage}.") for stage in stages),
+            "encoder.thin_resnet.layers": layers,
             "encoder.thin_resnet.filters": filters,
             "encoder.thin_resnet.pooling": "sap" if pooled == filters[-1] else "asp",
         }
@@ -190,8 +233,13 @@ def read_file(path: Path) -> dict[str, np.ndarray]:
 
     Raises UserError for another file, one that is cut off, and one without tensors.
     """
+    return unwrap(load_file(path))
+
+
+def load_file(path: Path) -> Any:
+    """What a file holds, as `read_file` does, with what stands beside a state dict."""
     readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
-    return unwrap(readers.get(path.suffix, _read_torch)(path))
+    return readers.get(path.suffix, _read_torch)(path)
 
 
 def unwrap(loaded: Any) -> dict[str, np.ndarray]:
@@ -232,17 +280,20 @@ def _tensors(encoder: Encoder, bands: int) -> dict[str, Tensor]:
     for path, value in cast(dict[tuple[str, ...], Any], flatten_dict(shapes)).items():
         axes = tuple(range(value.ndim))
         if path[-1] == "kernel":
-            axes = KERNEL_AXES[value.ndim]
+            # ReDimNet2's images have time first here, and there frequency.
+            axes = axes[::-1] if encoder.kind == "redimnet2" else KERNEL_AXES[value.ndim]
         shape = tuple(value.shape[axis] for axis in axes)
-        tensors[_torch_name(path, encoder.kind)] = Tensor(path, axes, shape)
+        tensors[_torch_name(path, encoder)] = Tensor(path, axes, shape)
     return tensors
 
 
-def _torch_name(path: tuple[str, ...], kind: str) -> str:
+def _torch_name(path: tuple[str, ...], encoder: Encoder) -> str:
     """PyTorch's name of the variable at `path`."""
     _, *modules, leaf = path
     leaf = LEAVES.get(leaf, leaf)
-    if kind == "ecapa_tdnn":
+    if encoder.kind == "redimnet2":
+        return redimnet2.torch_name(modules, leaf, encoder.redimnet2)
+    if encoder.kind == "ecapa_tdnn":
         parts = [ECAPA_PARTS.get(part, part.replace("blocks_", "blocks.")) for part in modules]
         # SpeechBrain's Conv1d and BatchNorm1d each hold PyTorch's.
         wrapped = "norm" if modules[-1] in ("norm", "asp_bn") else "conv"
@@ -351,7 +402,6 @@ def _read_safetensors(path: Path) -> Any:
 
 def _read_npz(path: Path) -> Any:
     try:
-        with open(path, "rb") as file, np.load(file) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError("it is no .npz of arrays, or cut off") from error
+        return arrays.load(path)
+    except arrays.Damaged as error:
+        raise UserError(f"it {error}") from error

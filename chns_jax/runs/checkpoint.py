@@ -46,6 +46,7 @@ class Saved(NamedTuple):
     step: int
     variables: dict[str, Any]
     speakers: str | None  # as of Progress; None where it was not trained here
+    config: str  # as it was when this was saved, in YAML
 
 
 def open_manager(folder: Path, keep: int = 1, *, read_only: bool = False) -> ocp.CheckpointManager:
@@ -132,6 +133,16 @@ def restore(manager: ocp.CheckpointManager, like: TrainState) -> Restored | None
     return Restored(state, table, progress, refresh)
 
 
+def latest_config(manager: ocp.CheckpointManager) -> str:
+    """The config, in YAML, of the latest checkpoint; empty when there is none."""
+    step = manager.latest_step()
+    if step is None:
+        return ""
+    with _reading(manager, step):
+        items = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
+        return items["about"]["config"]
+
+
 def save_variables(manager: ocp.CheckpointManager, variables: dict[str, Any], config: str) -> None:
     """Save variables that were not trained here, as those of step 0, and wait until it is done."""
     manager.save(
@@ -167,7 +178,8 @@ def restore_variables(run: Path, which: str, sharding: jax.sharding.Sharding) ->
                 variables=ocp.args.StandardRestore(shapes), about=ocp.args.JsonRestore()
             )
             items = manager.restore(step, args=args)
-        return Saved(step, items["variables"], items["about"].get("speakers"))
+            about = items["about"]
+            return Saved(step, items["variables"], about.get("speakers"), about["config"])
 
 
 def _latest_of_all(manager: ocp.CheckpointManager) -> int | None:

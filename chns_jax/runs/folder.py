@@ -27,7 +27,7 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        return self.path / "config.yaml"
+        return self.path / configs.RUN_CONFIG
 
     @property
     def checkpoints(self) -> Path:
@@ -103,14 +103,6 @@ def claim(folder: RunFolder, config: Config) -> None:
     if not processes.is_first():
         processes.check_seen(folder.config)
         _check_config(folder, config)  # that of the first must be that of all
-
-
-def read_config(run: Path) -> Config:
-    """The config of a run folder. Raises UserError when it is none."""
-    path = RunFolder(run).config
-    if not path.is_file():
-        raise UserError(f"{run} is not a run folder: it holds no {path.name}")
-    return configs.load(["--config", str(path)])
 
 
 def training_speakers(run: Path, config: Config, step: int) -> np.ndarray | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from chns_jax.common import arrays
 from chns_jax.common.errors import UserError
 from chns_jax.common.files import replacing
 from chns_jax.common.randomness import Purpose, generator
@@ -90,13 +90,27 @@ def load(path: Path | str, speakers: Sequence[str] | np.ndarray) -> SpeakerClust
 def read(path: Path | str) -> tuple[np.ndarray, SpeakerClusters]:
     """Names of the speakers (n,) and table of a file. Raises UserError when it is no table."""
     try:
-        with open(Path(path).expanduser(), "rb") as file, np.load(file) as arrays:
-            named, labels, centroids = (arrays[key] for key in ("speakers", "cluster", "centroids"))
-        fits = labels.shape == named.shape and len(named) and centroids.ndim == 2
-        if not fits or labels.min() < 0 or labels.max() >= len(centroids):
-            raise ValueError
+        held = arrays.load(Path(path).expanduser())
+        named = arrays.need(held, "speakers", "U", 1)
+        labels = arrays.need(held, "cluster", "iu", 1)
+        with np.errstate(over="ignore"):
+            centroids = arrays.need(held, "centroids", "f", 2).astype(np.float32)
     except FileNotFoundError:
         raise UserError(f"the table {path} does not exist: make it with chns_jax.cluster") from None
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a table of clusters (.npz of chns_jax.cluster)") from error
-    return named, SpeakerClusters(labels.astype(np.int32), centroids.astype(np.float32))
+    except OSError as error:
+        raise UserError(f"the table {path} cannot be read: {error.strerror}") from error
+    except arrays.Damaged as error:
+        raise _no_table(path, f"it {error}") from error
+    if not 0 < len(named) == len(labels):
+        raise _no_table(path, f"it names {len(named)} speakers, and the clusters of {len(labels)}")
+    if len(np.unique(named)) < len(named):
+        raise _no_table(path, "it names a speaker twice")
+    if labels.min() < 0 or labels.max() >= len(centroids):
+        raise _no_table(path, f"its clusters are not from 0 to {len(centroids) - 1}")
+    if not np.isfinite(centroids).all():
+        raise _no_table(path, "its centroids hold NaN or infinity")
+    return named, SpeakerClusters(labels.astype(np.int32), centroids)
+
+
+def _no_table(path: Path | str, why: str) -> UserError:
+    return UserError(f"{path} is not a table of clusters (.npz of chns_jax.cluster): {why}")

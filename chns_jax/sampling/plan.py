@@ -36,14 +36,21 @@ def plan(
         utterances = _utterances(seed, step, 2 * sampler.speakers, len(corpus))
         return Batch(utterances, corpus.speaker[utterances], hard=0)
     rng = generator(seed, Purpose.PLAN, step)
+    speakers, hard = draw_speakers(rng, sampler, len(corpus.speakers), table)
+    utterances = _two_utterances(rng, speakers, corpus)
+    return Batch(utterances, corpus.speaker[utterances], hard)
+
+
+def draw_speakers(
+    rng: np.random.Generator, sampler: Sampler, count: int, table: SpeakerClusters | None
+) -> tuple[np.ndarray, int]:
+    """The speakers (b,) of a batch, of `count`, the hard ones first; and how many those are."""
     hard, chosen = 0, np.empty(0, np.int64)
     if table is not None and hard_count(sampler):
         hard = hard_count(sampler)
         chosen = _hard_speakers(rng, hard, sampler, table)
-    rest = _others(rng, sampler.speakers - hard, chosen, len(corpus.speakers))
-    speakers = np.concatenate([chosen, rest])
-    utterances = _two_utterances(rng, speakers, corpus)
-    return Batch(utterances, corpus.speaker[utterances], hard)
+    rest = _others(rng, sampler.speakers - hard, chosen, count)
+    return np.concatenate([chosen, rest]), hard
 
 
 def hard_count(sampler: Sampler) -> int:

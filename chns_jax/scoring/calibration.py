@@ -217,28 +217,45 @@ def load(path: Path) -> Calibration | None:
         if not _is_whole(made):
             raise ValueError
         return made
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise UserError(
             f"{path} is not what chns_jax.calibrate writes: remove it and calibrate again"
         ) from error
 
 
 def _is_whole(made: Calibration) -> bool:
-    """Whether its values are such as `calibrate` makes them. Raises KeyError, TypeError or
-    AttributeError for some that are not."""
+    """Whether its values are such as `calibrate` makes them. Raises KeyError, TypeError,
+    AttributeError or OverflowError for some that are not."""
     weights, scores, norm = made.quality, made.scores, made.scores["norm"]
     numbers = [made.scale, made.offset, made.threshold, *weights.values(), *made.set_for.values()]
+    counts = [made.speakers, made.targets, made.nontargets]
+    if norm is not None:
+        counts += [norm["top"], norm["speakers"]]
     of_norm = norm is None or (
         norm.keys() >= {"kind", "cohort"} and norm["top"] <= norm["speakers"]
     )
+    segments = scores["segments"]
     return (
-        all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+        all(_is_number(number) for number in numbers)
+        and all(isinstance(count, int) and count > 0 for count in counts)
+        and all(isinstance(cost, int | float) for cost in (made.cllr, made.min_cllr))
         and len(made.set_for) == 1
         and weights.keys() <= {"duration", *(() if norm is None else ("cohort_mean",))}
         and "checkpoint" in scores
-        and isinstance(scores["segments"], int | float | None)
+        and (segments is None or (_is_number(segments) and segments > 0))
         and of_norm
     )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _log_odds(p: float) -> float:

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from chns_jax.common.errors import UserError
+from chns_jax.corpus.audio import AudioError
 from chns_jax.corpus.reader import Reader
 from chns_jax.corpus.trials import Trials
 from chns_jax.scoring import metrics
@@ -15,23 +17,34 @@ WINDOW_SECONDS, HOP_SECONDS = 0.025, 0.010
 
 
 def mfcc_eer(reader: Reader, trials: Trials) -> float:
-    """EER of the cosine between means and deviations of the MFCCs of whole utterances.
-
-    Each of the 40 statistics is standardised over the utterances of the trials, without which the
-    mean of the energy outweighs all others and the EER is several percent higher.
-    """
+    """EER of the cosine between the utterances' `mfcc_embeddings`."""
     utterances = trials.utterances()
+    embeddings = mfcc_embeddings(reader, utterances)
+    return metrics.eer(trials.labels, trials.scores(utterances, embeddings))
+
+
+def mfcc_embeddings(reader: Reader, utterances: np.ndarray) -> np.ndarray:
+    """L2-normalised means and deviations (v, 40) of the MFCCs of whole utterances, rows (v,).
+
+    Each of the 40 statistics is standardised over the utterances, without which the mean of the
+    energy outweighs all others and the EER is several percent higher. Raises UserError when a file
+    cannot be read.
+    """
 
     def statistics(utterance: np.integer) -> np.ndarray:
         samples = round(float(reader.corpus.seconds[utterance]) * reader.sample_rate)
-        return mfcc_statistics(reader.crop(int(utterance), 0.0, samples), reader.sample_rate)
+        try:
+            waveform_s = reader.crop(int(utterance), 0.0, samples)
+        except AudioError as error:
+            raise UserError(f"{error}: replace the file or leave it out") from error
+        return mfcc_statistics(waveform_s, reader.sample_rate)
 
     with ThreadPoolExecutor(reader.threads) as pool:
         embeddings = np.stack(list(pool.map(statistics, utterances)))
     embeddings -= embeddings.mean(axis=0)
     embeddings /= np.maximum(embeddings.std(axis=0), 1e-9)
     embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-9)
-    return metrics.eer(trials.labels, trials.scores(utterances, embeddings))
+    return embeddings
 
 
 def mfcc_statistics(waveform_s: np.ndarray, sample_rate: int) -> np.ndarray:

@@ -10,9 +10,9 @@ import numpy as np
 
 from chns_jax.common.console import say
 from chns_jax.common.errors import UserError
-from chns_jax.config import Config, differences
+from chns_jax.config import Config, differences, read_run
 from chns_jax.runs import checkpoint
-from chns_jax.runs.folder import RunFolder, read_config, training_speakers
+from chns_jax.runs.folder import RunFolder, training_speakers
 from chns_jax.runs.state import TrainState
 
 
@@ -55,7 +55,7 @@ def check_unheard(config: Config, validating: np.ndarray) -> None:
     assert config.training.start_from is not None
     run = Path(config.training.start_from).expanduser()
     steps = [int(path.name) for path in RunFolder(run).checkpoints.glob("[0-9]*")]
-    heard = training_speakers(run, read_config(run), max(steps, default=0))
+    heard = training_speakers(run, read_run(run), max(steps, default=0))
     if heard is None:
         say(f"who {run} was trained on is not known: see that nobody of them validates")
         return
@@ -70,10 +70,11 @@ def check_unheard(config: Config, validating: np.ndarray) -> None:
 
 def _check_config(run: Path, config: Config) -> None:
     """Raises UserError where keys that make an embedding are not those of `run`."""
-    unused = {"ecapa_tdnn": "thin_resnet", "thin_resnet": "ecapa"}[config.encoder.kind]
-    for key in differences(config, read_config(run)):
+    kinds = {"ecapa_tdnn": "ecapa", "thin_resnet": "thin_resnet", "redimnet2": "redimnet2"}
+    unused = set(kinds.values()) - {kinds[config.encoder.kind]}
+    for key in differences(config, read_run(run)):
         part, *inner = key.split(".")
-        if part in ("features", "encoder") and inner[0] != unused:
+        if part in ("features", "encoder") and inner[0] not in unused:
             raise UserError(
                 f"training.start_from {run} was trained with another {key}: give features.* and "
                 "encoder.* as its config.yaml has them"

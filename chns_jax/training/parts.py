@@ -11,8 +11,8 @@ from chns_jax.config import Config
 from chns_jax.embedding.clustering import make_table
 from chns_jax.embedding.embedder import Embedder
 from chns_jax.runs import checkpoint
-from chns_jax.sampling.clusters import SpeakerClusters
 from chns_jax.training.build import Build, build
+from chns_jax.training.refresh import MakeTable
 from chns_jax.training.validate import validate
 
 
@@ -21,8 +21,8 @@ class Parts(NamedTuple):
 
     build: Callable[[Config, int, Mesh], Build] = build
     embedder: Callable[[Config, Mesh], Embedder] = Embedder
-    make_table: Callable[..., SpeakerClusters] = make_table
-    validate: Callable[..., dict[str, Any]] = validate
+    make_table: MakeTable = make_table
+    validate: Callable[..., dict[str, dict[str, Any]]] = validate
     save: Callable[..., None] = checkpoint.save
 
 

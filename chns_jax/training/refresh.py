@@ -12,7 +12,8 @@ import numpy as np
 
 from chns_jax.sampling.clusters import SpeakerClusters
 
-MakeTable = Callable[..., SpeakerClusters]  # of (variables, round=..., stopped=...)
+Clustered = tuple[SpeakerClusters, np.ndarray]  # and the voiceprints (n, d) that were clustered
+MakeTable = Callable[..., Clustered]  # of (variables, round=..., stopped=...)
 
 
 class Refresh:
@@ -24,7 +25,7 @@ class Refresh:
 
     def __init__(self, make: MakeTable, make_beside: MakeTable):
         self._make, self._make_beside = make, make_beside
-        self._begun: Future[SpeakerClusters] | None = None
+        self._begun: Future[Clustered] | None = None
         self._stopped = Event()
         self.variables: dict[str, Any] | None = None  # on the host, of a table that was begun
 
@@ -42,7 +43,7 @@ class Refresh:
         )
         thread.shutdown(wait=False)  # it ends with the table
 
-    def table(self, variables: dict[str, Any], round: int) -> SpeakerClusters:
+    def table(self, variables: dict[str, Any], round: int) -> Clustered:
         """The table that was begun, or else one made with these variables."""
         if self._begun is None:
             return self._make(variables, round=round)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from chns_jax.common import arrays
 from chns_jax.common.errors import UserError
 from chns_jax.common.files import replacing
 from chns_jax.common.vectors import means
@@ -92,17 +92,19 @@ def remove_others(run: Path, made_by: dict[str, Any]) -> None:
             path.unlink(missing_ok=True)
 
 
-def load(run: Path, made_by: dict[str, Any]) -> Cohort | None:
-    """The cohort that `save` kept; None for scores without one. Raises UserError when it is gone or
-    damaged."""
+def load(run: Path, made_by: dict[str, Any], dimension: int) -> Cohort | None:
+    """The cohort that `save` kept, of embeddings (n, d); None for scores without one. Raises
+    UserError when it is gone or damaged."""
     norm, path = made_by["norm"], _file(run, made_by)
     if norm is None:
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return Cohort(arrays["embeddings"], norm["top"], norm["cohort"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        embeddings = arrays.need(arrays.load(path), "embeddings", "f", 2)
+    except (OSError, arrays.Damaged) as error:
         raise UserError(f"the cohort {path} cannot be read: calibrate again") from error
+    if embeddings.shape != (norm["speakers"], dimension) or not np.isfinite(embeddings).all():
+        raise UserError(f"the cohort {path} is not that of the calibration: calibrate again")
+    return Cohort(embeddings, norm["top"], norm["cohort"])
 
 
 def _file(run: Path, made_by: dict[str, Any]) -> Path:

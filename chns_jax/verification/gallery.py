@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import unicodedata
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -15,6 +17,7 @@ from chns_jax.verification.speaker_encoder import SpeakerEncoder, Voiceprint
 
 UNKNOWN = "unknown"  # what nobody's voice is identified as
 LONGEST_FILE_NAME = 200  # bytes; file systems hold 255
+LARGEST_FILE = 1 << 20  # bytes; embeddings take some thousands
 
 
 class Enrolled(NamedTuple):
@@ -29,7 +32,8 @@ class Enrolled(NamedTuple):
 
 def enroll(folder: Path, name: str, recordings: list[str], encoder: SpeakerEncoder) -> Enrolled:
     """Add the speaker of some recordings under a name. Raises UserError for a name that is taken or
-    cannot be one, and for what is no speech."""
+    cannot be one, and for what is no speech. Names that look alike, é in two forms, are one."""
+    name = unicodedata.normalize("NFC", name)
     path = _file(folder, name)
     taken = UserError(f"{name} is enrolled in {folder} already: remove the name first")
     if path.exists():
@@ -56,11 +60,12 @@ def read(folder: Path) -> list[Enrolled]:
         if path.name.startswith("."):  # that of an enrolment that was killed
             continue
         try:
-            speaker = Enrolled(**json.loads(path.read_text(encoding="utf-8")))
-            numbers = [*speaker.embedding, speaker.seconds, speaker.recordings]
-            if not (isinstance(speaker.name, str) and np.isfinite(np.array(numbers, float)).all()):
+            if not path.is_file() or path.stat().st_size > LARGEST_FILE:
                 raise ValueError
-        except (ValueError, TypeError) as error:
+            speaker = Enrolled(**json.loads(path.read_text(encoding="utf-8")))
+            if not _is_whole(speaker) or path != _file(folder, speaker.name):
+                raise ValueError
+        except (ValueError, TypeError, OverflowError, RecursionError, UserError) as error:
             raise _damaged(path) from error
         speakers.append(speaker)
     return sorted(speakers)
@@ -95,8 +100,24 @@ def remove(folder: Path, name: str) -> None:
         raise UserError(f"nobody is enrolled as {name} in {folder}: see gallery list") from None
 
 
+def _is_whole(speaker: Enrolled) -> bool:
+    """Whether its values are such as `enroll` makes them. Raises TypeError or OverflowError for
+    some that are not."""
+    return (
+        isinstance(speaker.name, str)
+        and isinstance(speaker.recordings, int)
+        and speaker.recordings > 0
+        and isinstance(speaker.seconds, int | float)
+        and 0 < speaker.seconds < math.inf
+        and isinstance(speaker.embedding, list)
+        and all(isinstance(x, int | float) for x in speaker.embedding)
+        and abs(math.hypot(*speaker.embedding) - 1) < 1e-3  # not of zeros, nor of NaN
+    )
+
+
 def _file(folder: Path, name: str) -> Path:
     """Where a speaker is kept. Raises UserError for what is no name."""
+    name = unicodedata.normalize("NFC", name)
     if not name.isprintable() or name != name.strip() or name in ("", UNKNOWN):
         raise UserError(
             f"{name!r} cannot be a speaker's name: it must be printable, without spaces around it, "

@@ -14,6 +14,7 @@ import numpy as np
 from chns_jax.common.errors import UserError
 from chns_jax.common.prefetch import ahead
 from chns_jax.common.vectors import means
+from chns_jax.corpus import records
 from chns_jax.corpus.audio import RATES, AudioError, fault, read_whole, to_int16
 from chns_jax.embedding import model
 from chns_jax.embedding.embedder import SHORTEST_SECONDS, segment_samples
@@ -69,7 +70,8 @@ class SpeakerEncoder:
             return cls(loaded)
         if made.scores["checkpoint"] != model.checkpoint_digest(loaded):
             return cls(loaded, uncalibrated="the run's calibration is for another checkpoint")
-        return cls(loaded, made, cohorts.load(run, made.scores))
+        dimension = loaded.config.encoder.embedding
+        return cls(loaded, made, cohorts.load(run, made.scores, dimension))
 
     def embed(self, speech: Speech | list[Speech], *, sample_rate: int | None = None) -> np.ndarray:
         """L2-normalised embedding (d,) float32 of a recording, or (n, d) of a list of them.
@@ -179,6 +181,8 @@ class SpeakerEncoder:
 def _waveform(speech: Speech, rate: int | None, sample_rate: int) -> np.ndarray:
     """(s,) int16 at `sample_rate`, of a file or of a waveform at `rate`."""
     if isinstance(speech, str | PathLike):
+        if not records.names_file(str(speech)):
+            raise UserError(f"{str(speech)!r} is no file: give an audio file")
         try:
             return read_whole(str(speech), sample_rate)
         except AudioError as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from chns_jax.common.command_line import Parser, add_cache, add_model, add_segments
 from chns_jax.common.errors import UserError
 from chns_jax.common.values import PositiveInt
+from chns_jax.config import read_run
 
 if TYPE_CHECKING:
     from chns_jax.embedding.model import Model
@@ -60,18 +61,27 @@ def add_trial_arguments(parser: Parser) -> None:
     add_cache(parser)
 
 
-def score_trials(chosen: Namespace, *, by_speaker: bool) -> tuple[Scores, Cohort | None, Model]:
-    """The scores of the trials that a command's arguments name, the cohort of their norm, and the
-    model."""
+def check_trial_arguments(chosen: Namespace) -> None:
+    """Raises UserError for what is wrong with the arguments and can be known before JAX is
+    imported."""
     if chosen.cohort and not chosen.norm:
         raise UserError("--cohort is for --norm as-norm: give both or neither")
 
     from chns_jax.corpus import trials as trial_lists
+
+    read_run(chosen.model)
+    trial_lists.read(chosen.trials)
+    if chosen.enrolment:
+        trial_lists.read_enrolment(chosen.enrolment)
+
+
+def score_trials(chosen: Namespace, *, by_speaker: bool) -> tuple[Scores, Cohort | None, Model]:
+    """The scores of the trials that a command's arguments name, the cohort of their norm, and the
+    model."""
     from chns_jax.embedding import model
     from chns_jax.verification import cohort as cohorts
     from chns_jax.verification import evaluation
 
-    trial_lists.read(chosen.trials)  # what is wrong with the list is said before much is loaded
     encoder = model.load(chosen.model, chosen.checkpoint)
     cohort = None
     if chosen.norm:

@@ -1,0 +1,31 @@
+"""What a command line names to be read: looked at before anything large is loaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from chns_jax.common.errors import UserError
+
+
+def check_readable(path: Path | str, what: str) -> Path:
+    """The path of a file, ~ expanded. Raises UserError when there is none, which says `what` it was
+    to be; a pipe or a device might never end."""
+    found = os.path.expanduser(path)
+    if os.path.isdir(found):
+        raise UserError(f"{path} is a folder: give {what}")
+    if not os.path.lexists(found):
+        raise UserError(f"{path} is not there: give {what}")
+    if not os.path.isfile(found):  # a link that leads nowhere as well
+        raise UserError(f"{path} is no regular file: give {what}")
+    return Path(found)
+
+
+def read_text(path: Path | str, what: str) -> str:
+    """The text in a file of UTF-8. Raises UserError as `check_readable`, and for other bytes."""
+    try:
+        return check_readable(path, what).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}: give {what}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not text in UTF-8: give {what}") from error
