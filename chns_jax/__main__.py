@@ -12,7 +12,7 @@ from chns_jax.common.errors import UserError, run
 
 NAME = "chns-jax"
 COMMANDS = (
-    "train", "evaluate", "calibrate", "compare", "study", "verify", "gallery", "embed", "explore",
+    "train", "evaluate", "calibrate", "compare", "study", "trials", "verify", "gallery", "embed", "explore",
     "cluster", "convert", "prepare", "rehearse", "bench",
 )  # fmt: skip
 

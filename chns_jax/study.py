@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chns_jax import config as configs
+from chns_jax.common import packaged
 from chns_jax.common.command_line import add_checkpoint, make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import NonNegativeInt, PositiveInt
@@ -26,7 +27,11 @@ def main(argv: list[str]) -> None:
         "study's base; those of an arm stand above both."
     )
     parser.add_argument(
-        "study", type=str, metavar="STUDY", help="YAML file of base, baseline, seeds and arms."
+        "study",
+        type=str,
+        metavar="STUDY",
+        help="YAML file of base, baseline, seeds and arms, or the name of one that comes with this "
+        "package, such as lab/folder.",
     )
     parser.add_argument(
         "--trials",
@@ -56,7 +61,7 @@ def main(argv: list[str]) -> None:
 
     from chns_jax.studies import definition
 
-    study = definition.read(chosen.study)
+    study = definition.read(packaged.find(chosen.study, packaged.STUDY))
     named = {"out": f"studies/{Path(chosen.study).name.partition('.')[0]}"}
     config = configs.read(parser, argv, defaults={**named, **study.base})
     runs = definition.runs_of(study, config)

@@ -9,13 +9,15 @@ import pytest
 from test_docs import COMMANDS as FILES
 
 from chns_jax import __main__ as commands
+from chns_jax import config as configs
+from chns_jax.common import packaged
 from chns_jax.common.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_every_command_is_listed_with_what_it_does(monkeypatch, capsys):
-    assert set(commands.COMMANDS) == {path.stem for path in FILES if path.stem != "__main__"}
+    assert set(commands.COMMANDS) == {path.stem for path in FILES}
     monkeypatch.setattr(sys, "argv", ["chns-jax"])
     commands.main()
     lines = capsys.readouterr().out.splitlines()
@@ -69,3 +71,19 @@ def test_what_is_installed_runs_in_an_empty_folder(tmp_path):
     train = ("train", "--config", "debug", "--out", "run")
     run("chns_jax", *train, cwd=empty, env=environment)
     assert (empty / "run" / "summary.json").exists()
+
+
+def test_configs_have_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert configs.load(["--config", "chns"]) == configs.load(
+        ["--config", str(ROOT / "configs" / "chns.yaml")]
+    )
+    assert packaged.find("lab/folder") == str(ROOT / "configs" / "lab" / "folder.yaml")
+    assert packaged.find("lab/folder", packaged.STUDY).endswith("folder.study.yaml")
+    (tmp_path / "chns").mkdir()  # a folder is no config
+    assert packaged.find("chns").endswith("chns.yaml")
+    (tmp_path / "supcon").write_text("training: {steps: 7}\n")
+    assert configs.load(["--config", "supcon"]).training.steps == 7
+    assert packaged.find("gone.yaml") == "gone.yaml" and packaged.find("a/b") == "a/b"
+    with pytest.raises(UserError, match="chsn is neither a file nor one of aams.*, lab/folder$"):
+        configs.load(["--config", "chsn"])
