@@ -12,8 +12,8 @@ from chns_jax.common.errors import UserError, run
 
 NAME = "chns-jax"
 COMMANDS = (
-    "train", "evaluate", "calibrate", "compare", "study", "trials", "verify", "gallery", "embed", "explore",
-    "cluster", "convert", "prepare", "rehearse", "bench",
+    "train", "evaluate", "calibrate", "compare", "study", "trials", "verify", "gallery", "embed",
+    "explore", "cluster", "convert", "prepare", "rehearse", "bench",
 )  # fmt: skip
 
 

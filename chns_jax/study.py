@@ -105,10 +105,14 @@ def choose_lists(
 
     Raises UserError when there are none, as with `data.held_out`, of which every seed has others.
     """
+    from chns_jax.config import BUILTIN_VOICES
     from chns_jax.corpus import trials as trial_lists
+    from chns_jax.corpus.split import voices_folder
     from chns_jax.studies.definition import TrialList
 
-    paths, own_root = config.data.trial_lists, config.data.trials_root or config.data.root
+    data, paths = config.data, config.data.trial_lists
+    root = voices_folder(data) if data.root == BUILTIN_VOICES else data.root
+    own_root = data.trials_root or str(root)
     if roots and not trials:
         raise UserError("--root is the folder of --trials: give --trials LIST too")
     if trials:
