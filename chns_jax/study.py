@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chns_jax import config as configs
+from chns_jax.common import packaged
 from chns_jax.common.command_line import add_checkpoint, make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import NonNegativeInt, PositiveInt
@@ -26,7 +27,11 @@ def main(argv: list[str]) -> None:
         "study's base; those of an arm stand above both."
     )
     parser.add_argument(
-        "study", type=str, metavar="STUDY", help="YAML file of base, baseline, seeds and arms."
+        "study",
+        type=str,
+        metavar="STUDY",
+        help="YAML file of base, baseline, seeds and arms, or the name of one that comes with this "
+        "package, such as lab/folder.",
     )
     parser.add_argument(
         "--trials",
@@ -58,7 +63,7 @@ def main(argv: list[str]) -> None:
 
     from chns_jax.studies import definition
 
-    study = definition.read(chosen.study)
+    study = definition.read(packaged.find(chosen.study, packaged.STUDY))
     named = {"out": f"studies/{Path(chosen.study).name.partition('.')[0]}"}
     config = configs.read(parser, argv, defaults={**named, **study.base})
     runs = definition.runs_of(study, config)
@@ -102,10 +107,14 @@ def choose_lists(
 
     Raises UserError when there are none, as with `data.held_out`, of which every seed has others.
     """
+    from chns_jax.config import BUILTIN_VOICES
     from chns_jax.corpus import trials as trial_lists
+    from chns_jax.corpus.split import voices_folder
     from chns_jax.studies.definition import TrialList
 
-    paths, own_root = config.data.trial_lists, config.data.trials_root or config.data.root
+    data, paths = config.data, config.data.trial_lists
+    root = voices_folder(data) if data.root == BUILTIN_VOICES else data.root
+    own_root = data.trials_root or str(root)
     if roots and not trials:
         raise UserError("--root is the folder of --trials: give --trials LIST too")
     if trials:

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "chns_jax"
 README = ROOT / "README.md"
 PAGES = sorted([README, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-COMMANDS = [path for path in sorted(PACKAGE.glob("*.py")) if "def main(" in path.read_text()]
+COMMANDS = [path for path in sorted(PACKAGE.glob("*.py")) if "def main(argv" in path.read_text()]
 OF_A_RUN = {"config.yaml"}  # files with such an ending that are no config of ours
 OF_OTHERS = {"pythonpath"}  # options of other programs
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 import yaml
 
-from chns_jax.common import plain_yaml
+from chns_jax.common import packaged, plain_yaml
 from chns_jax.common.command_line import Parser, did_you_mean
 from chns_jax.common.errors import UserError
 from chns_jax.common.reading import read_text
@@ -53,8 +53,9 @@ def add_keys(parser: Parser, cls: type) -> None:
         type=str,
         keys=keys_of(cls),
         metavar="FILE",
-        help="YAML file of keys; of several, and of what is given after it, the last wins. A file "
-        f"may name another under {BASE}, relative to itself, which is read before it.",
+        help="YAML file of keys, or the name of one that comes with this package, such as "
+        "quickstart; of several, and of what is given after it, the last wins. A file may name "
+        f"another under {BASE}, relative to itself, which is read before it.",
     )
     parser.add_argument(f"--{BASE}", action=_OnlyInFiles, help=SUPPRESS)
     groups = {}
@@ -167,7 +168,7 @@ class _ReadFile(Action):
         self.keys = keys
 
     def __call__(self, parser: Any, chosen: Namespace, path: Any, option: Any = None) -> None:
-        for name, value in read_file(self.keys, path).items():
+        for name, value in read_file(self.keys, packaged.find(path)).items():
             setattr(chosen, name, value)
 
 
