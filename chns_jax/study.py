@@ -83,10 +83,11 @@ def main(argv: list[str]) -> None:
     pages.check_plotly()
     for of_list in lists.values():  # what is wrong with them is said before hours of training
         trial_lists.read(of_list.trials)
-    out, text = Path(config.out).expanduser(), ""
+    out, text, new = Path(config.out).expanduser(), "", False
     for number, one in enumerate(runs, start=1):
-        train_run(one, runs, train)
-        if number % len(study.arms):
+        new |= train_run(one, runs, train)
+        whole_seed = number % len(study.arms) == 0
+        if not whole_seed or not (new or number == len(runs)):
             continue
         rows = score_runs(
             runs[:number], lists, baseline=study.baseline, checkpoint=chosen.checkpoint,

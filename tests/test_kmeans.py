@@ -110,6 +110,7 @@ def test_the_tables_of_a_run_are_not_overwritten(tmp_path):
     (tmp_path / "run" / "tables").mkdir(parents=True)
     table = tmp_path / "run" / "tables" / "step_0000000.npz"
     table.write_bytes(b"kept")
+    (tmp_path / "run" / "config.yaml").write_text("")
     with pytest.raises(UserError, match="step_0000000.npz is read or written for something else"):
         where = ["--model", tmp_path / "run", "--root", tmp_path, "--out", table]
         cluster.main([str(argument) for argument in where])

@@ -78,7 +78,7 @@ def test_a_rehearsal_with_a_sleeping_device(tiny, tones, tmp_path, capsys):
     assert not list((tmp_path / "runs").iterdir()), "the run folder is left"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rehearsal_with_real_steps(tiny, tones, tmp_path, capsys):
     rehearse.main(
         [

@@ -188,6 +188,7 @@ def compiled(config, devices=1, samples=16_000):
     return made.update.lower(jax.eval_shape(made.init), batch, None).compile()
 
 
+@pytest.mark.long
 def test_micro_batches_take_less_memory():
     config = replaced({}, data=Data(crop_seconds=1.0))
     few = replaced({"micro_batch": 4}, data=Data(crop_seconds=1.0))
@@ -289,6 +290,7 @@ def test_training_separates_the_speakers(training):
     np.testing.assert_allclose(one[3:4], alone, rtol=1e-4, atol=1e-5)  # inference: rows are apart
 
 
+@pytest.mark.long
 def test_redimnet2_separates_the_speakers():
     config = replaced(
         {}, encoder=REDIMNET2, loss=Loss(), augment=Augment(), optimizer=NO_DECAY

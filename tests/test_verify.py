@@ -242,7 +242,7 @@ def test_what_is_no_speech(calibrated, tones, odd, tmp_path, name, message):
 
 def test_no_request_leaves_for_a_name(calibrated, tones):
     for name in ("http://127.0.0.1:9/x.m4a", "http://127.0.0.1:9/x.array_record:0+99"):
-        with pytest.raises(UserError, match="does not exist|is no file"):
+        with pytest.raises(UserError, match="is not there|is no file"):
             verify.main([str(tones / NAMES[0]), name, "--model", str(calibrated)])
 
 

@@ -16,13 +16,14 @@ from chns_jax.runs.folder import RunFolder, is_complete
 from chns_jax.studies.definition import Run
 
 
-def train_run(one: Run, runs: Sequence[Run], train: Callable[[Config, ExitStack], None]) -> None:
-    """Train one of the `runs` with `train`, that of chns_jax.train, unless it is complete.
+def train_run(one: Run, runs: Sequence[Run], train: Callable[[Config, ExitStack], None]) -> bool:
+    """Train one of the `runs` with `train`, that of chns_jax.train, unless it is complete; whether
+    it was trained.
 
     Raises UserError as that does, with the run's name.
     """
     if is_complete(folder_of(one), one.config):
-        return
+        return False
     say(f"run {runs.index(one) + 1} of {len(runs)}: {one.name}{time_left(runs)}")
     try:
         with ExitStack() as opened:
@@ -30,6 +31,7 @@ def train_run(one: Run, runs: Sequence[Run], train: Callable[[Config, ExitStack]
     except UserError as error:
         raise UserError(f"the run {one.name} ended: {error}") from error
     jax.clear_caches()  # of a night of runs, none uses the functions of another
+    return True
 
 
 def time_left(runs: Sequence[Run]) -> str:
