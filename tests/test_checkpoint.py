@@ -79,6 +79,11 @@ def weights(folder, item="variables"):
     return max((folder / item / "d").iterdir(), key=lambda path: path.stat().st_size)
 
 
+def latest(folder):
+    with checkpoint.open_manager(folder, keep=2) as manager:
+        return checkpoint.restore(manager, build()[2])
+
+
 def without(path):
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -131,7 +136,7 @@ def test_a_damaged_checkpoint_of_a_trained_run(run, copied, capsys):
         without(copied / str(step))
     for restore in (
         lambda: checkpoint.restore_variables(copied.parent, "last", sharding),
-        lambda: checkpoint.restore(checkpoint.open_manager(copied, keep=2), build()[2]),
+        lambda: latest(copied),
     ):
         with pytest.raises(UserError, match="checkpoints/6 is damaged.*: remove"):
             restore()
@@ -143,8 +148,7 @@ def test_a_checkpoint_without_digests_is_restored(run, copied):
     about = json.loads(path.read_text())
     del about["sha256"]
     path.write_text(json.dumps(about))
-    with checkpoint.open_manager(copied, keep=2) as manager:
-        assert int(checkpoint.restore(manager, build()[2]).state.step) == 6
+    assert int(latest(copied).state.step) == 6
 
 
 @pytest.mark.parametrize("error, what", [
@@ -168,7 +172,7 @@ def test_what_is_no_damage_is_not_called_so(run, copied, monkeypatch, error, wha
     sharding = run[1].step.sharding
     for read in (
         lambda: checkpoint.restore_variables(copied.parent, "last", sharding),
-        lambda: checkpoint.restore(checkpoint.open_manager(copied, keep=2), build()[2]),
+        lambda: latest(copied),
     ):
         left.clear()
         with pytest.raises(UserError, match=f"checkpoints/6 cannot be restored: .*{what}") as said:

@@ -28,10 +28,10 @@ def run(main: Callable[[list[str]], None]) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         main(sys.argv[1:])
-    except KeyboardInterrupt as error:
-        leave(error)  # XLA may be compiling in a thread, which crashes where the interpreter ends
-    except Exception as error:
-        sys.exit(report(error))
+    except (Exception, KeyboardInterrupt) as error:
+        # XLA may be compiling in a thread, which crashes where the interpreter ends; and threads
+        # that write to a full disk say so with tracebacks.
+        leave(error)
 
 
 def leave(error: BaseException, *, patience: float = 0.0) -> None:

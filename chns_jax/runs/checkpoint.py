@@ -13,7 +13,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ NO_STEP = -1  # what hosts tell each other where there is no checkpoint
 # with hundreds of lines.
 logging.getLogger("absl").setLevel(logging.ERROR)
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.msg)
 _hook = sys.unraisablehook
 
 
@@ -74,8 +75,15 @@ class Saved(NamedTuple):
     speakers: str | None  # as of Progress; None where it was not trained here
 
 
-def open_manager(folder: Path, keep: int = 1, *, read_only: bool = False) -> ocp.CheckpointManager:
-    """The checkpoints in `folder`: the `keep` latest, and the one of lowest EER, are kept."""
+@contextmanager
+def open_manager(
+    folder: Path, keep: int = 1, *, read_only: bool = False
+) -> Iterator[ocp.CheckpointManager]:
+    """The checkpoints in `folder`: the `keep` latest, and the one of lowest EER, are kept.
+
+    What is being saved is waited for at the end; if that fails after another error, it is that one
+    which is raised.
+    """
     by_eer = BestN(
         get_metric_fn=lambda metrics: metrics["eer"],
         reverse=True,
@@ -93,9 +101,16 @@ def open_manager(folder: Path, keep: int = 1, *, read_only: bool = False) -> ocp
         "variables": ocp.StandardCheckpointHandler(),
         "about": ocp.JsonCheckpointHandler(),
     }
-    return ocp.CheckpointManager(
+    manager = ocp.CheckpointManager(
         folder.resolve(), options=options, item_handlers=handlers if read_only else None
     )
+    try:
+        yield manager
+    except BaseException:
+        with suppress(Exception):
+            manager.close()
+        raise
+    manager.close()
 
 
 def save(
