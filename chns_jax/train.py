@@ -45,6 +45,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     from chns_jax.corpus.audio import check
     from chns_jax.corpus.noise import find_noise
     from chns_jax.corpus.reader import Reader
+    from chns_jax.corpus.retry import ReadError
     from chns_jax.corpus.rirs import make_rirs
     from chns_jax.corpus.skipped import Skipped
     from chns_jax.corpus.split import corpus_digest, make_split, validating_speakers
@@ -54,7 +55,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     from chns_jax.reports.training_plot import training_picture
     from chns_jax.runs import checkpoint
     from chns_jax.runs.checkpoint import Progress
-    from chns_jax.runs.folder import RunFolder, claim, is_complete
+    from chns_jax.runs.folder import RunFolder, check_kept, claim, is_complete
     from chns_jax.runs.state import sha256
     from chns_jax.sampling import clusters as tables
     from chns_jax.sampling import plan, rounds
@@ -87,7 +88,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     if starts and validation is not None:
         check_unheard(config, validating_speakers(validation, trials))
     start_table = tables.load(sampler.table, corpus.speakers) if sampler.table else None
-    claim(folder, config)
+    opened.enter_context(claim(folder, config))
     sample_rate = config.features.sample_rate
     noise = find_noise(config.augment.noise, sample_rate)
     reader = Reader(corpus, sample_rate, config.data.threads)
@@ -151,7 +152,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
         say(f"going on from step {int(state.step)}")
     elif config.training.start_from:
         state = start_from(config, state, names)
-    step = int(state.step)
+    step = saved = int(state.step)
     log = opened.enter_context(closing(RunLog(folder, step)))
     eer_at = {r["step"]: r["eer"] for r in records(folder.metrics) if "eer" in r}
     stopped, agreement = opened.enter_context(stop_signals()), processes.Agreement(mesh)
@@ -160,9 +161,32 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     journal = Journal(config, corpus, folder, log, bar, pace)
     started = time.perf_counter() - progress.seconds
     results = {}  # of the last validation, by list
+    before = step, table, progress, refresh.variables  # a step, and what its round began with
+
+    def save(table, progress, variables, eer=None) -> None:
+        nonlocal saved
+        check_kept(folder)
+        parts.save(manager, state, table, progress, configs.to_yaml(config), eer, refresh=variables)
+        saved = step
+        pace.restart()
+
+    def owes_validation() -> bool:
+        return bool(trials) and is_due(step, config.validation.every, steps)
+
+    def save_position(kind, error, trace) -> None:
+        """Where speech cannot be read, keep the steps until then."""
+        if isinstance(error, ReadError) and step > saved and not owes_validation():
+            journal.read(all=True)
+            began = step == before[0]  # the round, which will begin again
+            save(*before[1:] if began else (table, progress, refresh.variables))
+            manager.wait_until_finished()
+            say(f"stopped after step {step}, which is saved")
+
+    opened.push(save_position)
 
     # ------------------------------------------------------------------ rounds and steps
     while step < steps:
+        before = step, table, progress, refresh.variables
         if rounds.begins(step, sampler, round_length):
             foreseen = {}
             if step == sampler.start_step and start_table is not None:
@@ -198,7 +222,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
                 skipped.record(reader.skipped)
                 skipped.limit()
 
-                validates = bool(trials) and is_due(step, config.validation.every, steps)
+                validates = owes_validation()
                 checkpoints = is_due(step, config.training.checkpoint_every, steps)
                 saves = validates or checkpoints or stop > 0
                 journal.read(all=saves)
@@ -213,18 +237,16 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
                     log.write(step, **logged)
                     say(f"step {step}: {validate.in_words(results)}")
                 progress = progress._replace(seconds=time.perf_counter() - started)
-                parts.save(
-                    manager, state, table, progress, configs.to_yaml(config), eer,
-                    refresh=refresh.variables,
-                )  # fmt: skip
-                pace.restart()
+                save(table, progress, refresh.variables, eer)
                 if stop and step < steps:
                     manager.wait_until_finished()
+                    check_kept(folder)
                     say(f"stopped after step {step}, which is saved: the same command goes on")
                     sys.exit(128 + stop)
 
     # ------------------------------------------------------------------ summary
     manager.wait_until_finished()
+    check_kept(folder)
     if trials and not results:  # killed between the last checkpoint and here
         results = parts.validate(embedder, state.variables, trial_reader, trials,
                                  samples=config.segment_samples)  # fmt: skip

@@ -151,7 +151,15 @@ def test_a_file_that_holds_no_numbers(tmp_path, bad):
         read_crop(str(tmp_path / "x.wav"), 0.0, 4000, RATE)
 
 
+def test_an_mp3_may_begin_with_other_bytes(tmp_path):
+    soundfile.write(tmp_path / "x.mp3", np.sin(np.arange(RATE)) / 2, RATE)
+    (tmp_path / "y.mp3").write_bytes(bytes(100) + (tmp_path / "x.mp3").read_bytes())
+    whole, other = (read_whole(str(tmp_path / name), RATE) for name in ("x.mp3", "y.mp3"))
+    np.testing.assert_array_equal(other, whole)
+
+
 def test_a_missing_file(tmp_path):
+    (tmp_path / "another.flac").touch()
     with pytest.raises(AudioError, match="gone.flac"):
         read_crop(str(tmp_path / "gone.flac"), 0.0, 100, RATE)
     with pytest.raises(AudioError, match="cannot be decoded: it is a folder"):

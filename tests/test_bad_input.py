@@ -115,6 +115,7 @@ def ended(line: str, capfd, monkeypatch) -> tuple[int, str]:
     command, *arguments = shlex.split(line)
     main = importlib.import_module(f"chns_jax.{command}").main
     monkeypatch.setattr(sys, "argv", [command, *arguments])
+    monkeypatch.setattr(os, "_exit", sys.exit)
     capfd.readouterr()
     try:
         errors.run(main)
@@ -129,7 +130,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {
         str(path): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != "lock"  # of a training that ended
     }
 
 

@@ -1,9 +1,12 @@
+import json
+import re
 import shutil
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from support import CONFIG, LABELS, audio, build
 
@@ -15,6 +18,11 @@ from chns_jax.runs.state import sha256
 from chns_jax.sampling.clusters import SpeakerClusters
 from chns_jax.training.optimizer import make_optimizer
 from chns_jax.training.step import train_step
+
+# pytest puts its hook in the place of runs/checkpoint.py's, which knows these errors.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning"
+)
 
 TABLE = SpeakerClusters(np.array([1, 0, 1], np.int32), np.eye(2, dtype=np.float32))
 UNDER_WAY = {"params": {"w": np.arange(3, dtype=np.float32)}}
@@ -52,19 +60,160 @@ def test_the_latest_checkpoint_comes_back_whole(run):
     np.testing.assert_array_equal(back.refresh["params"]["w"], UNDER_WAY["params"]["w"])
 
 
-def test_a_damaged_checkpoint_is_named(run, tmp_path):
-    folder, state, _ = run
-    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
-    shutil.rmtree(tmp_path / "checkpoints" / "6" / "variables")
-    with (
-        checkpoint.open_manager(tmp_path / "checkpoints", keep=2) as manager,
-        pytest.raises(UserError, match="checkpoints/6 is damaged: remove it"),
+@pytest.fixture
+def copied(run, tmp_path):
+    """A copy of the run's checkpoints 5 and 6, and 2, which is the best."""
+    shutil.copytree(run[0] / "checkpoints", tmp_path / "checkpoints")
+    return tmp_path / "checkpoints"
+
+
+def flip(path, bit=None):
+    content = bytearray(path.read_bytes())
+    bit = 4 * len(content) if bit is None else bit  # of the middle
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def weights(folder, item="variables"):
+    """The file that holds them."""
+    return max((folder / item / "d").iterdir(), key=lambda path: path.stat().st_size)
+
+
+def latest(folder):
+    with checkpoint.open_manager(folder, keep=2) as manager:
+        return checkpoint.restore(manager, build()[2])
+
+
+def without(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def spoil(folder, what):
+    if what == "gone":
+        without(folder / "variables")
+    elif what == "about":
+        (folder / "about/metadata").write_text("{")
+    elif what == "round":
+        content = (folder / "about/metadata").read_text()
+        (folder / "about/metadata").write_text(content.replace('"round": 5', '"round": 4'))
+    else:
+        flip(weights(folder, what))
+
+
+LESS = [
+    pytest.param(what, marks=pytest.mark.long) for what in ("gone", "about", "table", "refresh")
+]
+
+
+@pytest.mark.parametrize("what", ["variables", "optimizer", "round", *LESS])
+def test_the_one_before_a_damaged_checkpoint_is_used(run, copied, capsys, what):
+    digests, like = run[2], build()[2]
+    spoil(copied / "6", what)
+    with checkpoint.open_manager(copied, keep=2) as manager:
+        back = checkpoint.restore(manager, like)
+        assert int(back.state.step) == 5 and sha256(back.state.variables) == digests[5]
+        said = capsys.readouterr().err
+        assert "checkpoints/6 is damaged" in said and "checkpoints/damaged.6 can be removed" in said
+        assert (copied / "damaged.6").is_dir()
+        again = back.state.replace(step=np.int32(6))
+        checkpoint.save(manager, again, TABLE, back.progress, "seed: 0", None)
+    assert not capsys.readouterr().err and (copied / "6").is_dir()
+
+
+def test_a_damaged_checkpoint_of_a_trained_run(run, copied, capsys):
+    """The last one may be another; one that was asked for may not."""
+    sharding = run[1].step.sharding
+    for step in (2, 6):
+        flip(weights(copied / str(step)))
+    saved = checkpoint.restore_variables(copied.parent, "last", sharding)
+    assert saved.step == 5 and sha256(saved.variables) == run[2][5]
+    said = capsys.readouterr().err
+    assert re.search(r"checkpoints/6 is damaged.*: that of step 5 is used", said)
+    for which, step in [("best", 2), ("6", 6)]:
+        with pytest.raises(UserError, match=f"checkpoints/{step} is damaged.*: remove"):
+            checkpoint.restore_variables(copied.parent, which, sharding)
+    for step in (2, 5):
+        without(copied / str(step))
+    for restore in (
+        lambda: checkpoint.restore_variables(copied.parent, "last", sharding),
+        lambda: latest(copied),
     ):
-        checkpoint.restore(manager, state)
-    with pytest.raises(UserError, match="checkpoints/6 is damaged"):
-        checkpoint.restore_variables(tmp_path, "last", state.step.sharding)
-    shutil.rmtree(tmp_path / "checkpoints" / "6")
-    assert checkpoint.restore_variables(tmp_path, "last", state.step.sharding).step == 5
+        with pytest.raises(UserError, match="checkpoints/6 is damaged.*: remove"):
+            restore()
+
+
+def test_a_checkpoint_without_digests_is_restored(run, copied):
+    """Those of earlier versions."""
+    path = copied / "6" / "about" / "metadata"
+    about = json.loads(path.read_text())
+    del about["sha256"]
+    path.write_text(json.dumps(about))
+    assert int(latest(copied).state.step) == 6
+
+
+@pytest.mark.parametrize("error, what", [
+    (MemoryError(), "there is too little memory"),
+    (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes."), "too little memory"),
+    (PermissionError(13, "Permission denied"), "Permission denied"),
+    (ValueError("PERMISSION_DENIED: Failed to open [os_error_code='13']"), "Permission denied"),
+    (ValueError("Error reading [os_error_code='5']"), "Input/output error"),
+    (RuntimeError("what may pass"), "does not fit its config, or was saved by another version"),
+])  # fmt: skip
+def test_what_is_no_damage_is_not_called_so(run, copied, monkeypatch, error, what):
+    restore, left = ocp.CheckpointManager.restore, []
+
+    def fail_first(*arguments, **options):
+        if not left:
+            left.append(None)
+            raise error
+        return restore(*arguments, **options)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", fail_first)
+    sharding = run[1].step.sharding
+    for read in (
+        lambda: checkpoint.restore_variables(copied.parent, "last", sharding),
+        lambda: latest(copied),
+    ):
+        left.clear()
+        with pytest.raises(UserError, match=f"checkpoints/6 cannot be restored: .*{what}") as said:
+            read()
+        assert "damaged" not in str(said.value) and "remove" not in str(said.value)
+    assert (copied / "6").is_dir()
+
+
+def test_another_encoder_is_no_damage(copied):
+    like = build()[2]
+    params = {**like.variables["params"], "more": np.zeros(3)}
+    like = like.replace(variables={**like.variables, "params": params})
+    with (
+        checkpoint.open_manager(copied, keep=2) as manager,
+        pytest.raises(UserError, match="checkpoints/6 cannot be restored: it does not fit"),
+    ):
+        checkpoint.restore(manager, like)
+
+
+def test_flipped_bits_are_never_believed(tmp_path, capsys):
+    """Anywhere in a checkpoint: its values are as they were, or it is refused."""
+    rng, sharding = np.random.default_rng(), build()[2].step.sharding
+    weight = rng.normal(size=(40, 30)).astype(np.float32)
+    saved = {"params": {"kernel": weight, "bias": np.zeros(30, np.float32)}}
+    with checkpoint.open_manager(tmp_path / "checkpoints") as manager:
+        checkpoint.save_variables(manager, saved, "seed: 0")
+    files = [path for path in (tmp_path / "checkpoints/0").rglob("*") if path.stat().st_size]
+    files = [path for path in files if path.is_file() and "ocdbt.process_0" not in path.parts]
+    refused = 0
+    for i in range(24):
+        path = weights(tmp_path / "checkpoints/0") if i % 2 else files[i // 2 % len(files)]
+        content, bit = path.read_bytes(), int(rng.integers(8 * path.stat().st_size))
+        flip(path, bit)
+        try:
+            back = checkpoint.restore_variables(tmp_path, "last", sharding).variables
+            assert jax.tree.all(jax.tree.map(np.array_equal, back, saved)), f"{path}, bit {bit}"
+        except UserError as error:
+            assert "checkpoints/0 is damaged" in str(error)
+            refused += 1
+        path.write_bytes(content)
+    assert refused
 
 
 def test_the_last_ones_and_the_best_are_kept(run):
@@ -130,7 +279,7 @@ def test_variables_alone_come_back(tmp_path):
 def as_another_host(monkeypatch, latest):
     """Let this process be one of several, whose first has `latest` for its latest step."""
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(processes, "broadcast", lambda _: np.int32(latest))
+    monkeypatch.setattr(processes, "broadcast", lambda a: a if np.ndim(a) else np.int32(latest))
     monkeypatch.setattr(processes, "SEEN_WITHIN", 0)
 
 

@@ -174,6 +174,30 @@ def assert_lost(process):
     return errors
 
 
+ABORTED = """
+import ctypes, os, signal, sys, threading, time
+from chns_jax.devices import processes
+
+processes.explain_aborts()
+libc = ctypes.CDLL(None)
+libc.signal(signal.SIGALRM, ctypes.cast(libc.abort, ctypes.c_void_p))  # without Python's lock
+libc.alarm(1)
+if sys.argv[1] == "held":
+    threading.Thread(target=ctypes.PyDLL(None).sleep, args=(600,), daemon=True).start()
+time.sleep(600)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("lock, status", [("free", 2), ("held", -signal.SIGABRT)])
+def test_an_abort_ends_a_host_whatever_its_threads_do(lock, status):
+    """With a sentence, where a thread of Python can still say one."""
+    command = [sys.executable, "-c", ABORTED, lock]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == status
+    assert status != 2 or f"error: {LOST}" in done.stderr.splitlines()[-1]
+
+
 def test_a_host_that_never_comes(start, tones, tmp_path):
     keys = ["--data.root", tones, "--out", tmp_path / "run", "--hosts.timeout", 2]
     (process,) = start([*TINY, *keys], alone=True)

@@ -1,6 +1,7 @@
 """The main job: run as a user runs it where it is killed or must end as a program, and else in this
 process."""
 
+import errno
 import json
 import os
 import shutil
@@ -14,8 +15,10 @@ from support import TINY, finish, step_of, wait_for, write_tone
 
 from chns_jax import config as configs
 from chns_jax.common.errors import UserError
+from chns_jax.corpus import audio, retry
 from chns_jax.corpus.open import open_corpus
 from chns_jax.runs import folder
+from chns_jax.sampling import pipeline
 from chns_jax.training import stopping
 from chns_jax.training.logs import records
 
@@ -148,6 +151,70 @@ def test_a_refresh_beside_training_is_begun_again(command, tones, tmp_path):
     assert (tables[-1].read_bytes(), digest(run)) == expected
 
 
+def test_faults_of_reading_change_no_byte(finished, command, tmp_path, monkeypatch):
+    """One read in 200 fails, and what is read again is the same. Where plans cannot be read (as it
+    were) for good, in the middle of a round and as one begins, the run stops with its position
+    saved."""
+    run, arguments = finished
+    out, plan, rng = tmp_path / "run", pipeline.plan, np.random.default_rng()
+    monkeypatch.setattr(retry, "PAUSES", (0.0,) * 30)
+
+    class Faulty(audio._Watched):
+        def readinto(self, buffer):
+            if rng.random() < 0.005:
+                self.fault = OSError(errno.EIO, "Input/output error")
+                return 0
+            return super().readinto(buffer)
+
+    monkeypatch.setattr(audio, "_Watched", Faulty)
+    for stop in (5, 8):
+
+        def plan_until(seed, step, *of_what, stop=stop):
+            if step == stop:
+                raise retry.ReadError(
+                    "a.flac cannot be read: when it can, the same command goes on"
+                )
+            return plan(seed, step, *of_what)
+
+        monkeypatch.setattr(pipeline, "plan", plan_until)
+        _, errors = command("train", *arguments, "--out", out, status=2)
+        assert f"stopped after step {stop}, which is saved" in errors
+        assert errors.splitlines()[-1].startswith("error: a.flac cannot be read")
+    monkeypatch.setattr(pipeline, "plan", plan)
+    command("train", *arguments, "--out", out)
+    assert digest(out) == digest(run) and not (out / "skipped.txt").exists()
+
+
+def test_a_run_folder_that_is_removed(finished, command, tmp_path, monkeypatch):
+    _, arguments = finished
+    out, plan = tmp_path / "run", pipeline.plan
+
+    def remove(seed, step, *of_what):
+        if step == 5 and out.exists():
+            out.rename(tmp_path / "away")
+        return plan(seed, step, *of_what)
+
+    monkeypatch.setattr(pipeline, "plan", remove)
+    _, errors = command("train", *arguments, "--out", out, status=2)
+    assert f"error: {out} was removed" in errors.splitlines()[-1]
+
+
+def test_two_trainings_do_not_share_a_folder(finished, command, tmp_path, monkeypatch):
+    run, arguments = finished
+    out = folder.RunFolder(tmp_path / "run")
+    config = configs.load([str(a) for a in (*arguments, "--out", out.path)])
+    with folder.claim(out, config):
+        _, errors = command("train", *arguments, "--out", out.path, status=2)
+        assert f"error: another training is at work in {out.path}" in errors
+
+        def flock(file, operation):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(folder.fcntl, "flock", flock)
+        with folder.claim(out, config):  # on a file system without locks
+            pass
+
+
 def test_another_config_for_a_run_is_refused(finished, command):
     run, arguments = finished
     changed = ["--sampler.hard_ratio", "0.25", "--training.seed", "3"]
@@ -161,7 +228,8 @@ def test_a_folder_where_nothing_was_learnt_takes_another_config(tmp_path):
     )
     for config in (first, other):
         assert not folder.is_complete(folder.RunFolder(tmp_path), config)
-        folder.claim(folder.RunFolder(tmp_path), config)
+        with folder.claim(folder.RunFolder(tmp_path), config):
+            pass
         assert configs.load(["--config", str(tmp_path / "config.yaml")]) == config
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     assert not folder.is_complete(folder.RunFolder(tmp_path), other)
@@ -312,7 +380,7 @@ def test_a_mistake_ends_a_program_with_status_2_and_one_sentence(program):
 def test_a_disk_that_fills_up(program, command, tiny, tmp_path):
     """A limit on the size of files stands in for a full disk."""
     _, errors = finish(program("train", *tiny, largest_file_kb=1), 2)
-    assert "no space is left" in errors
+    assert "no space is left" in errors.splitlines()[-1] and len(errors.splitlines()) < 9
     command("train", *tiny)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["step"] == 14
 

@@ -12,6 +12,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -36,24 +37,20 @@ def run(main: Callable[[list[str]], None]) -> None:
         finally:
             if sys.stdout:
                 sys.stdout.flush()  # what cannot be written is known here
-    except KeyboardInterrupt as error:
-        leave(error)  # XLA may be compiling in a thread, which crashes where the interpreter ends
-    except Exception as error:
-        status = report(error)
-        try:
-            if sys.stdout:
-                sys.stdout.flush()
-        except OSError:  # which the interpreter would meet again when it ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(status)
+    except (Exception, KeyboardInterrupt) as error:
+        # XLA may be compiling in a thread, which crashes where the interpreter ends; and threads
+        # that write to a full disk say so with tracebacks.
+        leave(error)
 
 
 def leave(error: BaseException, *, patience: float = 0.0) -> None:
     """Say what ended the program, and end it after `patience` seconds without waiting for threads,
     or for hosts that may wait for this one."""
     status = report(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # which said so before, or nobody reads
+            if stream:
+                stream.flush()
     time.sleep(patience)
     os._exit(status)
 

@@ -5,6 +5,7 @@ A path is that of an audio file, or locates a record of a shard (`records.parse`
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -12,7 +13,9 @@ import os
 import shutil
 import stat
 import subprocess
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import soundfile
@@ -21,6 +24,7 @@ import soxr
 from chns_jax.common.errors import UserError
 from chns_jax.corpus import records
 from chns_jax.corpus.records import Record
+from chns_jax.corpus.retry import LASTING, retried
 from chns_jax.corpus.storage import is_url
 
 EXTENSIONS = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a"})
@@ -36,6 +40,8 @@ MOST_CHUNKS = 1000  # of a wav file, before its samples
 # What may be in a .m4a: no playlist, which names other files, and nothing behind a URL.
 FFMPEG_INPUT = ("-protocol_whitelist", "file", "-format_whitelist", "mov,aac,mp3,flac,wav,ogg")
 STREAMED = 0x7FFFF000  # bytes; a wav that was piped states so many, or 0
+Source = bytes | io.IOBase  # what libsndfile reads: a path, or an open file
+Found = TypeVar("Found")
 
 
 class AudioError(Exception):
@@ -53,21 +59,13 @@ class Header(NamedTuple):
 
 def read_header(path: str) -> Header:
     """Duration and sampling rate of a file, without decoding it. Raises AudioError, also for a wav
-    file that is truncated."""
+    file that is truncated, and ReadError."""
     try:
-        _check_regular(path)
-        if os.path.splitext(path)[1].lower() == ".m4a":
-            return _ffprobe_header(path)
-        _check_length(path)
-        # Names may hold any bytes, of which the types of soundfile do not know.
-        info = soundfile.info(os.fsencode(path))  # pyright: ignore[reportArgumentType]
-    except (soundfile.SoundFileError, OSError) as error:
+        return retried(partial(_header_once, path), path)
+    except (soundfile.SoundFileError, *LASTING) as error:
         raise AudioError(
             path, f"is no audio that libsndfile reads: {_reason(error, path)}"
         ) from error
-    if info.frames <= 0:
-        raise AudioError(path, "holds no samples")
-    return _believed(path, info.frames / max(1, info.samplerate), info.samplerate, info.channels)
 
 
 def read_crop(path: str, position: float, samples: int, sample_rate: int) -> np.ndarray:
@@ -75,14 +73,15 @@ def read_crop(path: str, position: float, samples: int, sample_rate: int) -> np.
 
     `position` in [0, 1] is where the crop lies between the earliest and the latest possible one.
     A file that is shorter than the crop is repeated to fill it. Raises AudioError when the file
-    cannot be decoded, is truncated, holds no samples, or has a `fault`.
+    cannot be decoded, is truncated, holds no samples, has a `fault`, or is not there; and ReadError
+    when it could not be read again and again.
     """
     crop = _decode(path, position, samples, sample_rate)
     return crop[:samples] if len(crop) >= samples else np.resize(crop, samples)
 
 
 def read_whole(path: str, sample_rate: int) -> np.ndarray:
-    """All samples (s,) int16, mono, at `sample_rate` hertz. Raises AudioError as `read_crop`."""
+    """All samples (s,) int16, mono, at `sample_rate` hertz. Raises as `read_crop` does."""
     return _decode(path, 0.0, None, sample_rate)
 
 
@@ -112,39 +111,66 @@ def fault(block: np.ndarray) -> str | None:
 
 
 def check(path: str, sample_rate: int) -> None:
-    """Decode a whole file. Raises AudioError as `read_crop` does."""
+    """Decode a whole file. Raises as `read_crop` does."""
     read_whole(path, sample_rate)
 
 
 def exists(path: str) -> bool:
     """Whether there is such a file, or the shard of such a record; of a URL's it is assumed."""
+    where = _file_of(path)
+    return is_url(where) or os.path.exists(where)
+
+
+def check_folder(path: str) -> None:
+    """Raises OSError when a file is missing with all that its folder held, as where a disk is not
+    mounted."""
+    folder = os.path.dirname(_file_of(path)) or "."
+    if not exists(path) and not (os.path.isdir(folder) and os.listdir(folder)):
+        raise OSError(errno.ESTALE, "its folder is gone or empty")
+
+
+def _file_of(path: str) -> str:
     record = records.parse(path)
-    if record is None:
-        return os.path.exists(path)
-    return is_url(record.shard) or os.path.exists(record.shard)
+    return path if record is None else record.shard
+
+
+def _header_once(path: str) -> Header:
+    _check_regular(path)
+    if os.path.splitext(path)[1].lower() == ".m4a":
+        return _ffprobe_header(path)
+    # Names may hold any bytes, of which the types of soundfile do not know.
+    info = _of_file(path, soundfile.info)  # pyright: ignore[reportArgumentType]
+    if info.frames <= 0:
+        raise AudioError(path, "holds no samples")
+    return _believed(path, info.frames / max(1, info.samplerate), info.samplerate, info.channels)
 
 
 def _decode(path: str, position: float, samples: int | None, sample_rate: int) -> np.ndarray:
     """About `samples` samples (all: None) from `position`, or as many as there are."""
-    record = records.parse(path)
     try:
-        if record is None:
-            _check_regular(path)
-        if record is None and os.path.splitext(path)[1].lower() == ".m4a":
-            crop = _ffmpeg_crop(path, position, samples, sample_rate)
-        elif record is None:  # names may hold any bytes
-            _check_length(path)
-            crop = _libsndfile_crop(path, os.fsencode(path), position, samples, sample_rate)
-        elif record.rate is None:
-            file = io.BytesIO(records.read(record, 0, record.size))
-            crop = _libsndfile_crop(path, file, position, samples, sample_rate)
-        else:
-            crop = _raw_crop(record, record.rate, position, samples, sample_rate)
-    except (soundfile.SoundFileError, OSError) as error:
+        crop = retried(partial(_decode_once, path, position, samples, sample_rate), path)
+    except (soundfile.SoundFileError, EOFError, *LASTING) as error:
         raise AudioError(path, f"cannot be decoded: {_reason(error, path)}") from error
     if len(crop) == 0:
         raise AudioError(path, "holds no samples")
     return crop
+
+
+def _decode_once(path: str, position: float, samples: int | None, sample_rate: int) -> np.ndarray:
+    record = records.parse(path)
+    if record is None:
+        _check_regular(path)
+    if record is None and os.path.splitext(path)[1].lower() == ".m4a":
+        return _ffmpeg_crop(path, position, samples, sample_rate)
+
+    def crop(source: Source) -> np.ndarray:
+        return _libsndfile_crop(path, source, position, samples, sample_rate)
+
+    if record is None:
+        return _of_file(path, crop)
+    if record.rate is None:
+        return crop(io.BytesIO(records.read(record, 0, record.size)))
+    return _raw_crop(record, record.rate, position, samples, sample_rate)
 
 
 def _window(
@@ -158,8 +184,46 @@ def _window(
     return min(int(position * (spare + 1)), spare), min(wanted, frames)
 
 
+class _Watched(io.FileIO):
+    """A file that keeps the system's fault, which libsndfile hides: it decodes other samples."""
+
+    fault: OSError | None = None
+
+    def readinto(self, buffer) -> int | None:
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            self.fault = error
+            return 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except OSError as error:
+            self.fault = error
+            return 0
+
+
+def _of_file(path: str, read: Callable[[Source], Found]) -> Found:
+    """What `read` makes of a file by libsndfile. Raises OSError where reading it failed."""
+    kind = os.path.splitext(path)[1].lower()
+    with _Watched(path) as file:
+        try:
+            if kind == ".wav":
+                _check_length(path, file)
+                file.seek(0)
+            return read(file)
+        except soundfile.SoundFileError:
+            if kind != ".mp3" or file.fault is not None:
+                raise
+        finally:
+            if file.fault is not None:
+                raise file.fault
+    return read(os.fsencode(path))  # only by its name is an mp3 known that begins with other bytes
+
+
 def _libsndfile_crop(
-    path: str, source: bytes | io.BytesIO, position: float, samples: int | None, sample_rate: int
+    path: str, source: Source, position: float, samples: int | None, sample_rate: int
 ) -> np.ndarray:
     with soundfile.SoundFile(source) as file:  # pyright: ignore[reportArgumentType]
         rate = file.samplerate
@@ -206,30 +270,31 @@ def _check_regular(path: str) -> None:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
         raise AudioError(path, "does not exist") from error
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise
+        raise AudioError(path, f"cannot be followed: {error.strerror}") from error
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(path)
     if not stat.S_ISREG(mode):
         raise AudioError(path, "is a pipe, a socket or a device, and no file")
 
 
-def _check_length(path: str) -> None:
+def _check_length(path: str, file: io.RawIOBase) -> None:
     """Raises AudioError for a wav file that ends before its samples do, and OSError; libsndfile
     reads what there is."""
-    if os.path.splitext(path)[1].lower() != ".wav":
+    if (file.read(12) or b"")[:4] != b"RIFF":
         return
-    with open(path, "rb", buffering=0) as file:
-        if file.read(12)[:4] != b"RIFF":
+    for _ in range(MOST_CHUNKS):
+        head = file.read(8) or b""
+        size = int.from_bytes(head[4:], "little")
+        if head[:4] == b"data":
+            missing = file.tell() + size - os.fstat(file.fileno()).st_size
+            if missing > 0 and size < STREAMED:
+                raise AudioError(path, f"is truncated: {missing} of {size} bytes are missing")
+        if head[:4] == b"data" or len(head) < 8:
             return
-        for _ in range(MOST_CHUNKS):
-            head = file.read(8)
-            size = int.from_bytes(head[4:], "little")
-            if head[:4] == b"data":
-                missing = file.tell() + size - os.fstat(file.fileno()).st_size
-                if missing > 0 and size < STREAMED:
-                    raise AudioError(path, f"is truncated: {missing} of {size} bytes are missing")
-            if head[:4] == b"data" or len(head) < 8:
-                return
-            file.seek(size + size % 2, os.SEEK_CUR)
+        file.seek(size + size % 2, os.SEEK_CUR)
     raise AudioError(path, f"has {MOST_CHUNKS} chunks and no samples")
 
 
@@ -276,7 +341,13 @@ def _run_ffmpeg(path: str, program: str, *arguments: str) -> bytes:
             f"{path} is m4a, which needs {program}: install ffmpeg or convert the file to FLAC"
         )
     command = [program, "-v", "error", *arguments]
-    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+    run = partial(subprocess.run, command, capture_output=True, stdin=subprocess.DEVNULL)
+    done = run()
+    if done.returncode:  # that of a file which can be read, twice
+        with open(path, "rb") as file:
+            while file.read(1 << 20):
+                pass
+        done = run()
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         reason = said[-1].removeprefix(f"file:{path}: ") if said else program

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chns_jax.common.errors import UserError
 from chns_jax.config import Noise
 from chns_jax.corpus.audio import AudioError, read_crop
 from chns_jax.corpus.listing import all_audio_files
+from chns_jax.corpus.retry import ReadError
 
 KINDS = ("noise", "music", "speech")
 ATTEMPTS = 10
@@ -28,7 +28,7 @@ class NoiseFiles:
         """Noise (s,) int16 and the signal-to-noise ratio at which to add it, dB.
 
         With 1 - `probability`, silence and infinity. Babble is the sum of several recordings of
-        equal power. Raises UserError when file after file cannot be read.
+        equal power. Raises ReadError when file after file cannot be read.
         """
         if rng.random() >= self.options.probability:
             return np.zeros(samples, np.int16), np.float32(np.inf)
@@ -54,7 +54,7 @@ class NoiseFiles:
                 return crop.astype(np.float64)
             except AudioError as error:
                 why = error
-        raise UserError(f"the noise cannot be read: {why}; repair the folder augment.noise.root")
+        raise ReadError(f"the noise cannot be read: {why}; repair the folder augment.noise.root")
 
 
 def find_noise(options: Noise, sample_rate: int) -> NoiseFiles | None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from chns_jax.common.errors import UserError
-from chns_jax.corpus.audio import AudioError, read_crop
+from chns_jax.corpus.audio import AudioError, check_folder, read_crop
 from chns_jax.corpus.corpus import Corpus
+from chns_jax.corpus.retry import ReadError, retried
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,24 @@ class Reader:
     skipped: dict[str, str] = field(default_factory=dict)  # path -> why
 
     def crop(self, utterance: int, position: float, samples: int) -> np.ndarray:
-        """A crop (s,) int16 of an utterance, at `position` in [0, 1]. Raises AudioError."""
-        return read_crop(self.corpus.path(utterance), position, samples, self.sample_rate)
+        """A crop (s,) int16 of an utterance, at `position` in [0, 1]. Raises as `read_crop`, and
+        ReadError for one that is missing with all that its folder held."""
+        path = self.corpus.path(utterance)
+
+        def read() -> np.ndarray:
+            try:
+                return read_crop(path, position, samples, self.sample_rate)
+            except AudioError:
+                check_folder(path)
+                raise
+
+        return retried(read, path)
 
     def random_crop(self, utterance: int, rng: np.random.Generator, samples: int) -> np.ndarray:
-        """A random crop of an utterance, or of another of its speaker where that one is broken."""
+        """A random crop of an utterance, or of another of its speaker where that one is broken.
+
+        Raises ReadError when one cannot be read now, or all are broken.
+        """
         position = rng.random()
         try:
             return self.crop(utterance, position, samples)
@@ -38,7 +51,7 @@ class Reader:
                 return self.crop(other, position, samples)
             except AudioError as error:
                 self.skipped[error.path] = error.why
-        raise UserError(
+        raise ReadError(
             f"no utterance of speaker {self.corpus.speakers[speaker]} can be read, "
             f"not even {self.corpus.path(utterance)}: repair them or leave the speaker out"
         )

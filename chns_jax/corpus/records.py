@@ -52,7 +52,8 @@ def names_file(path: str) -> bool:
 
 
 def read(record: Record, start: int, end: int) -> bytes:
-    """Bytes `start` to `end` - 1 of a record. Raises OSError, also when the shard is too short."""
+    """Bytes `start` to `end` - 1 of a record. Raises OSError, and EOFError when the shard is too
+    short."""
     return _read(record.shard, record.first + start, record.first + end)
 
 
@@ -83,7 +84,7 @@ def _read(shard: str, first: int, end: int) -> bytes:
         at += BLOCK - into + BLOCK_HEADER
     content = b"".join(pieces)
     if len(content) < end - first:
-        raise OSError(f"the shard ends {end - first - len(content)} bytes too early")
+        raise EOFError(f"the shard ends {end - first - len(content)} bytes too early")
     return content
 
 

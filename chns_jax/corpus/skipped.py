@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import IO
 
 from chns_jax.common.errors import UserError
 from chns_jax.common.files import replacing
@@ -18,7 +19,7 @@ def write(path: Path, why: Mapping[str, str]) -> None:
         path.unlink(missing_ok=True)
         return
     with replacing(path) as file:
-        file.writelines(f"{name}\t{wrong}\n" for name, wrong in sorted(why.items()))
+        file.writelines(_lines(why))
 
 
 class Skipped:
@@ -28,18 +29,25 @@ class Skipped:
         """`files` is how many there are; those that an earlier start listed are checked again."""
         self.path, self.files = path, files
         self.why: dict[str, str] = {}
-        for file in self._listed():
+        if not path.exists():
+            return
+        with _open(path, "r") as file:
+            lines = file.read().split("\n")[:-1]  # what no end of line follows was cut off
+        for listed in (line.partition("\t")[0] for line in lines):
             try:
-                check(file)
+                check(listed)
             except AudioError as error:
-                if exists(file):
-                    self.why[file] = error.why
+                if exists(listed):
+                    self.why[listed] = error.why
+        write(path, self.why)
 
     def record(self, broken: Mapping[str, str]) -> None:
         """List files, given what is wrong with each."""
-        if not broken.keys() <= self.why.keys():
-            self.why.update(broken)
-            write(self.path, self.why)
+        new = {name: broken[name] for name in broken.keys() - self.why.keys()}
+        if new:
+            with _open(self.path, "a") as file:
+                file.writelines(_lines(new))
+            self.why.update(new)
 
     def limit(self) -> None:
         """Raises UserError when more than 1 % of all files are broken."""
@@ -51,8 +59,11 @@ class Skipped:
                 f"shards), such as {name}, which {why}"
             )
 
-    def _listed(self) -> list[str]:
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        return [line.partition("\t")[0] for line in lines]
+
+def _open(path: Path, mode: str) -> IO[str]:
+    """File names may hold bytes that are no UTF-8, and whatever else ends lines than "\\n"."""
+    return open(path, mode, encoding="utf-8", errors="surrogateescape", newline="\n")
+
+
+def _lines(why: Mapping[str, str]) -> list[str]:
+    return [f"{name}\t{wrong}\n" for name, wrong in sorted(why.items())]

@@ -7,12 +7,14 @@ same order, or they wait for each other in vain.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
+import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Timer
+from threading import Thread, Timer
 from typing import Any
 
 import jax
@@ -42,7 +44,7 @@ def joined(hosts: Hosts) -> Iterator[None]:
     if not hosts.several:
         yield
         return
-    ctypes.CDLL(None).signal(signal.SIGABRT, _explain_abort)
+    explain_aborts()
     try:
         _initialize(hosts)
     except UserError as error:
@@ -55,6 +57,27 @@ def joined(hosts: Hosts) -> Iterator[None]:
         lost = not isinstance(error, UserError) and any(word in str(error) for word in LOST)
         said = _lost(_first_line(error)) if lost else error
         leave(said, patience=LAST_WORDS if is_first() else 0)
+
+
+def explain_aborts() -> None:
+    """Let an abort, by which JAX ends a process that loses host 0, be said in a sentence: one that
+    follows JAX's own stack trace.
+
+    A handler in Python may wait for ever for the lock that some thread holds. So the handler is
+    C's: it tells a thread by a pipe, and sleeps for 6 seconds, the number of the signal, after
+    which the process is aborted if that thread could not end it.
+    """
+    reading, writing = os.pipe()
+
+    def explain() -> None:
+        if b"Aborted" in os.read(reading, 1 << 16):
+            leave(_lost("JAX says above how it found out"))
+
+    Thread(target=explain, daemon=True).start()
+    libc = ctypes.CDLL(None)
+    faulthandler.disable()
+    libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
+    faulthandler.enable(writing, all_threads=False)  # then goes on to the handler before it
 
 
 def is_first() -> bool:
@@ -164,12 +187,6 @@ def _initialize(hosts: Hosts) -> None:
         timer.cancel()
     # JAX takes SIGTERM for a notice of preemption from here on, and would not end.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-@ctypes.CFUNCTYPE(None, ctypes.c_int)
-def _explain_abort(number):
-    """Say in a sentence why JAX aborts a process that loses host 0, after its own stack trace."""
-    leave(_lost("JAX says above how it found out"))
 
 
 def _lost(how: str) -> UserError:

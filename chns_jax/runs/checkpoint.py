@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import hashlib
+import json
 import logging
+import os
+import re
+import shutil
+import sys
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +22,35 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from chns_jax.common.console import say
 from chns_jax.common.errors import UserError
 from chns_jax.devices import processes
 from chns_jax.runs.folder import RunFolder
-from chns_jax.runs.state import TrainState
+from chns_jax.runs.state import TrainState, digest
 from chns_jax.sampling.clusters import SpeakerClusters
 
 NO_STEP = -1  # what hosts tell each other where there is no checkpoint
 
-# orbax reports its own settings as warnings at every start.
+# orbax reports its own settings as warnings at every start, and each error, which it raises too,
+# with hundreds of lines.
 logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.msg)
+_hook = sys.unraisablehook
+
+
+def _not_of_closed_loops(ignored: Any) -> None:
+    """After the first error of several reads or writes, tensorstore tells of the others a loop that
+    orbax has closed; each would be a traceback."""
+    if "Event loop is closed" not in str(ignored.exc_value):
+        _hook(ignored)
+
+
+sys.unraisablehook = _not_of_closed_loops
+
+
+class Damaged(Exception):
+    """A checkpoint that does not hold what was saved, as a sentence about it."""
 
 
 class Progress(NamedTuple):
@@ -49,8 +76,15 @@ class Saved(NamedTuple):
     config: str  # as it was when this was saved, in YAML
 
 
-def open_manager(folder: Path, keep: int = 1, *, read_only: bool = False) -> ocp.CheckpointManager:
-    """The checkpoints in `folder`: the `keep` latest, and the one of lowest EER, are kept."""
+@contextmanager
+def open_manager(
+    folder: Path, keep: int = 1, *, read_only: bool = False
+) -> Iterator[ocp.CheckpointManager]:
+    """The checkpoints in `folder`: the `keep` latest, and the one of lowest EER, are kept.
+
+    What is being saved is waited for at the end; if that fails after another error, it is that one
+    which is raised.
+    """
     by_eer = BestN(
         get_metric_fn=lambda metrics: metrics["eer"],
         reverse=True,
@@ -68,9 +102,16 @@ def open_manager(folder: Path, keep: int = 1, *, read_only: bool = False) -> ocp
         "variables": ocp.StandardCheckpointHandler(),
         "about": ocp.JsonCheckpointHandler(),
     }
-    return ocp.CheckpointManager(
+    manager = ocp.CheckpointManager(
         folder.resolve(), options=options, item_handlers=handlers if read_only else None
     )
+    try:
+        yield manager
+    except BaseException:
+        with suppress(Exception):
+            manager.close()
+        raise
+    manager.close()
 
 
 def save(
@@ -87,15 +128,11 @@ def save(
     The checkpoint appears under its final name only when it is complete. `refresh` are the
     variables of a refresh under way.
     """
-    trees = {"table": table and dataclasses.asdict(table), "refresh": refresh}
+    trees = {"variables": state.variables, "optimizer": state.optimizer, "refresh": refresh}
+    trees["table"] = table and dataclasses.asdict(table)
     manager.save(
         int(state.step),
-        args=ocp.args.Composite(
-            variables=ocp.args.StandardSave(state.variables),
-            optimizer=ocp.args.StandardSave(state.optimizer),
-            about=ocp.args.JsonSave({**progress._asdict(), "config": config, "eer": eer}),
-            **{name: ocp.args.StandardSave(tree) for name, tree in trees.items() if tree},
-        ),
+        args=_to_save(trees, {**progress._asdict(), "config": config, "eer": eer}),
         metrics=None if eer is None else {"eer": eer},
     )
 
@@ -103,24 +140,46 @@ def save(
 def restore(manager: ocp.CheckpointManager, like: TrainState) -> Restored | None:
     """The latest checkpoint, with the shapes and shardings of `like`; None when there is none.
 
-    Several hosts take the one that host 0 sees. Raises UserError when it is damaged, or hosts do
-    not see the same.
+    One that is damaged is named and set aside for the one before it. Several hosts take the one
+    that host 0 sees. Raises UserError when none is whole, one cannot be read, or hosts do not see
+    the same.
     """
-    step = _latest_of_all(manager)
-    if step is None:
-        return None
+    while (step := _latest_of_all(manager)) is not None:
+        restored = damage = None
+        try:
+            restored = _restore(manager, step, like)
+        except Damaged as error:
+            damage = error
+        path = manager.directory / str(step)
+        processes.check_same("00" if damage is None else "01", f"bytes of {path}", "--out")
+        if damage is None:
+            return restored
+        if len(manager.all_steps()) == 1:
+            raise UserError(f"{damage}: remove it; none before it was kept") from damage
+        aside = path.with_name(f"damaged.{step}")
+        say(f"warning: {damage}: training goes on from the one before it; {aside} can be removed")
+        if processes.is_first():
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+        processes.barrier(f"{aside} is set aside")
+        manager.reload()
+    return None
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Restored:
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     args = {
         "variables": ocp.args.StandardRestore(shapes.variables),
         "optimizer": ocp.args.StandardRestore(shapes.optimizer),
         "about": ocp.args.JsonRestore(),
     }
-    with _reading(manager, step):
+    with _reading(manager, step, args):
         saved = manager.item_metadata(step)
         for name in ("table", "refresh"):
             if name in saved:
                 args[name] = ocp.args.StandardRestore()
         items = manager.restore(step, args=ocp.args.Composite(**args))
+        _check(manager, step, items)
     table = None
     if "table" in args:
         table = SpeakerClusters(
@@ -134,52 +193,97 @@ def restore(manager: ocp.CheckpointManager, like: TrainState) -> Restored | None
 
 
 def latest_config(manager: ocp.CheckpointManager) -> str:
-    """The config, in YAML, of the latest checkpoint; empty when there is none."""
+    """The config, in YAML, of the latest checkpoint; empty when there is none, or it is damaged."""
     step = manager.latest_step()
     if step is None:
         return ""
-    with _reading(manager, step):
-        items = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
+    args = {"about": ocp.args.JsonRestore()}
+    with suppress(Damaged), _reading(manager, step, args):
+        items = manager.restore(step, args=ocp.args.Composite(**args))
+        _check(manager, step, items)
         return items["about"]["config"]
+    return ""
 
 
 def save_variables(manager: ocp.CheckpointManager, variables: dict[str, Any], config: str) -> None:
     """Save variables that were not trained here, as those of step 0, and wait until it is done."""
-    manager.save(
-        0,
-        args=ocp.args.Composite(
-            variables=ocp.args.StandardSave(variables),
-            about=ocp.args.JsonSave({"config": config, "eer": None}),
-        ),
-    )
+    manager.save(0, args=_to_save({"variables": variables}, {"config": config, "eer": None}))
     manager.wait_until_finished()
 
 
 def restore_variables(run: Path, which: str, sharding: jax.sharding.Sharding) -> Saved:
     """The variables of a checkpoint of a run: "last", "best" (lowest EER) or a step number.
 
-    The tree is the one that was saved. Raises UserError when there is no such checkpoint, or it is
-    damaged.
+    The tree is the one that was saved. Where the last one is damaged, that is said, and it is that
+    of the one before. Raises UserError when there is no such checkpoint, it is damaged, or it
+    cannot be read.
     """
     folder = RunFolder(run).checkpoints
     if not folder.is_dir():
         raise UserError(f"{run} holds no checkpoints: give the folder of a run that has saved some")
     with open_manager(folder, read_only=True) as manager:
-        steps = list(manager.all_steps())
-        step = _choose(manager, which, steps)
-        if step is None or step not in steps:
-            raise UserError(f"{run} holds no checkpoint {which}: it has {steps or 'none yet'}")
-        with _reading(manager, step):
-            shapes = jax.tree.map(
-                lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
-                manager.item_metadata(step)["variables"].tree,
-            )
-            args = ocp.args.Composite(
-                variables=ocp.args.StandardRestore(shapes), about=ocp.args.JsonRestore()
-            )
-            items = manager.restore(step, args=args)
-            about = items["about"]
-            return Saved(step, items["variables"], about.get("speakers"), about["config"])
+        steps = sorted(manager.all_steps())
+        try:
+            step = _choose(manager, which, steps)
+            while True:
+                if step is None or step not in steps:
+                    raise UserError(
+                        f"{run} holds no checkpoint {which}: it has {steps or 'none yet'}"
+                    )
+                try:
+                    return _restore_variables(manager, step, sharding)
+                except Damaged as error:
+                    if which != "last" or step == steps[0]:
+                        raise
+                    step = steps[steps.index(step) - 1]
+                    say(f"warning: {error}: that of step {step} is used")
+        except Damaged as error:
+            raise UserError(f"{error}: remove it, or give another --checkpoint") from error
+
+
+def _restore_variables(
+    manager: ocp.CheckpointManager, step: int, sharding: jax.sharding.Sharding
+) -> Saved:
+    args: dict[str, Any] = {"variables": None, "about": ocp.args.JsonRestore()}
+    with _reading(manager, step, args):
+        shapes = jax.tree.map(
+            lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
+            manager.item_metadata(step)["variables"].tree,
+        )
+        args["variables"] = ocp.args.StandardRestore(shapes)
+        items = manager.restore(step, args=ocp.args.Composite(**args))
+        _check(manager, step, items)
+    about = items["about"]
+    return Saved(step, items["variables"], about.get("speakers"), about["config"])
+
+
+def _to_save(trees: dict[str, Any], about: dict[str, Any]) -> ocp.args.Composite:
+    """Items of a checkpoint, and their digests: of what is restored, and not of files, so that
+    whatever happens to it between here and there is seen."""
+    trees = {name: tree for name, tree in trees.items() if tree}
+    digests = {name: digest(tree) for name, tree in trees.items()}
+    about = {**about, "sha256": {**digests, "about": _digest_of_json(about)}}
+    return ocp.args.Composite(
+        about=ocp.args.JsonSave(about),
+        **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
+    )
+
+
+def _digest_of_json(about: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _check(manager: ocp.CheckpointManager, step: int, items: Any) -> None:
+    """Raises Damaged when restored items are not what their digests say; those of checkpoints of
+    earlier versions, which have no digests, are believed."""
+    about = dict(items["about"])
+    digests = about.pop("sha256", {})
+    for name, expected in digests.items():
+        if name not in items:
+            continue
+        found = _digest_of_json(about) if name == "about" else digest(items[name])
+        if found != expected:
+            raise Damaged(f"the checkpoint {manager.directory / str(step)} is damaged ({name})")
 
 
 def _latest_of_all(manager: ocp.CheckpointManager) -> int | None:
@@ -202,26 +306,74 @@ def _latest_of_all(manager: ocp.CheckpointManager) -> int | None:
 
 
 @contextmanager
-def _reading(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
+def _reading(manager: ocp.CheckpointManager, step: int, args: dict[str, Any]) -> Iterator[None]:
+    """Raises Damaged when what is restored of `args` is damaged, and else UserError for errors."""
+    path = Path(manager.directory / str(step))
     try:
         yield
+    except Damaged:
+        raise
     except Exception as error:  # of orbax, tensorstore, or what they meet in a damaged file
-        raise UserError(
-            f"the checkpoint {manager.directory / str(step)} is damaged: remove it; training goes "
-            "on from the one before it, if that was kept"
-        ) from error
+        fault = _fault(error, path)
+        if fault is None:
+            _check_alone(manager, step, args)
+            fault = "it does not fit its config, or was saved by another version of chns_jax"
+        raise UserError(f"the checkpoint {path} cannot be restored: {fault}") from error
+
+
+def _fault(error: Exception, path: Path) -> str | None:
+    """What else than damage kept a checkpoint in the folder `path` from being restored, if so."""
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return "there is too little memory"
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's
+    if code is not None and int(code[1]) != errno.ENOENT:
+        return os.strerror(int(code[1]))
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        return error.strerror or str(error)
+    try:  # orbax takes what it may not look at for missing
+        for folder, _, names in os.walk(path, onerror=_raise):
+            for name in names:
+                with open(os.path.join(folder, name), "rb") as file:
+                    while file.read(1 << 24):
+                        pass
+    except OSError as other:
+        return f"{other.filename}: {other.strerror}"
+    return None
+
+
+def _check_alone(manager: ocp.CheckpointManager, step: int, args: dict[str, Any]) -> None:
+    """Raises Damaged when items of a checkpoint, as they were saved, cannot be restored or are not
+    what their digests say."""
+    path = manager.directory / str(step)
+    as_saved = {name: ocp.args.StandardRestore() for name in args if name != "about"}
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of shardings that are not given
+            items = manager.restore(
+                step, args=ocp.args.Composite(about=ocp.args.JsonRestore(), **as_saved)
+            )
+        _check(manager, step, items)
+    except Damaged:
+        raise
+    except Exception as error:
+        if _fault(error, Path(path)) is None:
+            raise Damaged(f"the checkpoint {path} is damaged") from error
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _choose(manager: ocp.CheckpointManager, which: str, steps: list[int]) -> int | None:
     if which == "last":
-        return manager.latest_step()
+        return max(steps, default=None)
     if which != "best":
         return int(which) if which.isdecimal() else None
     eers = {}
     for step in steps:
-        with _reading(manager, step):
-            items = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
-        about = items["about"]
-        if about["eer"] is not None:
-            eers[step] = about["eer"]
+        args = {"about": ocp.args.JsonRestore()}
+        with _reading(manager, step, args):
+            items = manager.restore(step, args=ocp.args.Composite(**args))
+            _check(manager, step, items)
+        if items["about"]["eer"] is not None:
+            eers[step] = items["about"]["eer"]
     return min(eers, key=eers.__getitem__, default=None)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -18,6 +20,11 @@ from chns_jax.corpus.split import make_split, voices_folder
 from chns_jax.devices import processes
 from chns_jax.sampling import clusters as tables
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -28,6 +35,10 @@ class RunFolder:
     @property
     def config(self) -> Path:
         return self.path / configs.RUN_CONFIG
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
 
     @property
     def checkpoints(self) -> Path:
@@ -95,14 +106,40 @@ def is_complete(folder: RunFolder, config: Config) -> bool:
     return folder.summary.exists()
 
 
-def claim(folder: RunFolder, config: Config) -> None:
-    """Make the run folder, and put the complete config into it; all processes must see it."""
-    if processes.is_first():
-        _make(folder, config)
-    processes.barrier("the run folder is made")
-    if not processes.is_first():
-        processes.check_seen(folder.config)
-        _check_config(folder, config)  # that of the first must be that of all
+@contextmanager
+def claim(folder: RunFolder, config: Config) -> Iterator[None]:
+    """Make the run folder, and put the complete config into it; all processes must see it.
+
+    Raises UserError when another training is at work there. This one keeps others out until the
+    block ends, or the process does.
+    """
+    with ExitStack() as held:
+        if processes.is_first():
+            try:
+                folder.path.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise UserError(
+                    f"the run folder {folder.path} is a file: give another --out"
+                ) from None
+            _lock(held.enter_context(open(folder.lock, "a")), folder)
+            remove_leftovers(folder.path)
+            if not folder.is_begun():
+                with replacing(folder.config) as file:
+                    file.write(configs.to_yaml(replace(config, hosts=Hosts())))  # what, not where
+        processes.barrier("the run folder is made")
+        if not processes.is_first():
+            processes.check_seen(folder.config)
+            _check_config(folder, config)  # that of the first must be that of all
+        yield
+
+
+def check_kept(folder: RunFolder) -> None:
+    """Raises UserError when the run folder was removed after it was claimed."""
+    if processes.is_first() and not folder.config.exists():
+        raise UserError(
+            f"{folder.path} was removed, or its {folder.config.name}: what was not saved before is "
+            "lost, and the same command begins anew; put it back to go on"
+        )
 
 
 def training_speakers(run: Path, config: Config, step: int) -> np.ndarray | None:
@@ -134,12 +171,16 @@ def _check_config(folder: RunFolder, config: Config) -> None:
         )
 
 
-def _make(folder: RunFolder, config: Config) -> None:
+def _lock(file: IO, folder: RunFolder) -> None:
+    """Lock a file for as long as it is open. Where file systems know no locks, nothing happens."""
+    if fcntl is None:
+        return
     try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"the run folder {folder.path} is a file: give another --out") from None
-    remove_leftovers(folder.path)
-    if not folder.is_begun():
-        with replacing(folder.config) as file:
-            file.write(configs.to_yaml(replace(config, hosts=Hosts())))  # what, not where
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"another training is at work in {folder.path}: wait until it ends, or give another "
+            "--out"
+        ) from None
+    except OSError:
+        pass

@@ -21,6 +21,19 @@ class TrainState:
     optimizer: optax.OptState
 
 
+def digest(tree: Any) -> str:
+    """sha256 of the names, types, shapes and bytes of a tree's arrays, whatever it is made of."""
+    arrays = {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    found = hashlib.sha256()
+    for name, value in sorted(jax.device_get(arrays).items()):
+        found.update(f"{name} {value.dtype} {value.shape}\n".encode())
+        found.update(value.tobytes())
+    return found.hexdigest()
+
+
 def sha256(variables: dict[str, Any]) -> str:
     """Digest of the bytes of all parameters and batch statistics, in sorted order of their keys."""
     digest = hashlib.sha256()
