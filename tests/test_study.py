@@ -97,7 +97,7 @@ def study(tones, tmp_path):
 def untrained(config, opened):
     """In place of training: a run of the encoder as it begins."""
     run = RunFolder(Path(config.out))
-    claim(run, config)
+    opened.enter_context(claim(run, config))
     with checkpoint.open_manager(run.checkpoints) as manager:
         state = first_state(config, speakers=6)
         checkpoint.save(manager, state, None, checkpoint.Progress(0, 0.0, "", ""), "", None)
