@@ -60,7 +60,9 @@ def test_a_run_folder_holds_what_it_should(finished, tones):
     kept = {int(path.name) for path in (run / "checkpoints").iterdir()}
     assert 14 in kept and len(kept) <= 3
     assert (run / "training.png").read_bytes()[:4] == b"\x89PNG"
-    assert list((run / "tensorboard").iterdir())
+    (events,) = (run / "tensorboard").iterdir()
+    written = events.read_bytes()
+    assert written.count(b"learning_rate") == 14 and b"brain.Event:2" in written
     assert not list(run.glob(".*")), "a file that was being written is left"
 
 

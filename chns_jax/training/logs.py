@@ -37,22 +37,31 @@ class RunLog:
         self._writes = processes.is_first()
         if not self._writes:
             return
-        from tensorboardX import SummaryWriter
+        # Not SummaryWriter: its thread ends with a traceback where a disk is full, and then waits.
+        from tensorboardX.event_file_writer import EventsWriter
 
         # A round that begins at `step` begins again, and will be written again.
         earlier = [r for r in records(folder.metrics) if r["step"] < step + ("round" not in r)]
         with replacing(folder.metrics) as file:
             file.writelines(json.dumps(record) + "\n" for record in earlier)
         self._jsonl = open(folder.metrics, "a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(folder.tensorboard), purge_step=step + 1)
+        folder.tensorboard.mkdir(exist_ok=True)
+        self._tensorboard = EventsWriter(str(folder.tensorboard / "events"))
+        self._tell(step + 1, session_log={"status": "START"})  # drops what was past it
 
     def write(self, step: int, **scalars: float) -> None:
         if not self._writes:
             return
         self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
         self._jsonl.flush()
-        for name, value in scalars.items():
-            self._tensorboard.add_scalar(name, value, step)
+        values = [{"tag": tag, "simple_value": value} for tag, value in scalars.items()]
+        self._tell(step, summary={"value": values})
+
+    def _tell(self, step: int, **event: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+
+        self._tensorboard.write_event(Event(wall_time=time.time(), step=step, **event))
+        self._tensorboard.flush()
 
     def close(self) -> None:
         if not self._writes:
