@@ -44,6 +44,8 @@ def matmul(x: Float[Array, "*b c"], kernel: Float[Array, "c d"]) -> Float[Array,
     """`x @ kernel`. Of two axes, XLA sums for the kernel's gradient as fast as for the product."""
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
 
+IN_ONE_PART = 1024  # values that a product sums well, and sooner than in parts
+
 
 @jax.custom_vjp
 def add_bias(
@@ -80,12 +82,15 @@ _sum_of_each.defvjp(_forward, _backward)
 
 
 def _product_with_ones(x: Float[Array, "b n c"]) -> Float[Array, "b c"]:
-    """Sum over the second axis, in as many parts as there are values in each, if n allows.
+    """Sum over the second axis, of many values in as many parts as there are values in each, if n
+    allows.
 
     Such products add one value after another, so that of 20,000 small ones a share of 3e-4 is lost.
     """
     rows, n, channels = x.shape
-    parts = max(parts for parts in range(1, math.isqrt(n) + 1) if n % parts == 0)
+    parts = 1
+    if n > IN_ONE_PART:
+        parts = max(parts for parts in range(1, math.isqrt(n) + 1) if n % parts == 0)
     x = x.reshape(rows, n // parts, parts * channels)
     sums = jnp.einsum("bn,bnc->bc", jnp.ones(x.shape[:2], x.dtype), x)
     return sums.reshape(rows, parts, channels).sum(1)
