@@ -112,7 +112,7 @@ def test_mistakes_get_one_sentence(tones, tmp_path, metadata, options, message):
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
-    for name in ("a/0.wav", "a/1.wav", "b/0.wav"):
+    for name in ("a/0.wav", "a/1.wav", "b/0.wav", "b/1.wav"):
         write_tone(tmp_path / "root" / name, 0.5, hertz=100)
     corpus = open_corpus(tmp_path / "root", tmp_path)
     (tmp_path / "root" / "b" / "0.wav").unlink()
