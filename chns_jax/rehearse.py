@@ -27,15 +27,9 @@ def main(argv: list[str]) -> None:
     configs.add_keys(parser)
     whole = "of the index"
     parser.add_argument("--speakers", type=Count, default=5_994, help=f"Speakers {whole}.")
-    parser.add_argument(
-        "--recordings", type=Count, default=145_569, help=f"Recordings {whole}."
-    )
-    parser.add_argument(
-        "--utterances", type=Count, default=1_092_009, help=f"Utterances {whole}."
-    )
-    parser.add_argument(
-        "--validation_utterances", type=Count, default=4_708, help="Of the trials."
-    )
+    parser.add_argument("--recordings", type=Count, default=145_569, help=f"Recordings {whole}.")
+    parser.add_argument("--utterances", type=Count, default=1_092_009, help=f"Utterances {whole}.")
+    parser.add_argument("--validation_utterances", type=Count, default=4_708, help="Of the trials.")
     parser.add_argument("--trials", type=Count, default=37_611, help="Of a validation.")
     parser.add_argument(
         "--pool",

@@ -134,7 +134,7 @@ def choose_lists(
 
 def checked_checkpoint(given: str, runs: Sequence[Run]) -> str:
     """The checkpoint that runs are scored by. Raises UserError for one that a run will not hold."""
-    which = read_value("--checkpoint", Literal["last", "best"] | NonNegativeInt, given)
+    which = read_value("--checkpoint", Literal["last"] | Literal["best"] | NonNegativeInt, given)
     for one in runs:
         data, steps = one.config.data, one.config.training.steps
         if which == "best" and not (data.trial_lists or data.held_out):

@@ -147,7 +147,10 @@ def test_what_is_wrong_is_said_before_any_training(command, study, tmp_path, mon
     path, gone = tmp_path / "two.yaml", tmp_path / "gone"
     text = path.read_text()
     for added, said in [
-        (f"lists: {{all: {{trials: {tmp_path}/all.txt, root: {gone}}}}}", f"the folder {gone} does"),
+        (
+            f"lists: {{all: {{trials: {tmp_path}/all.txt, root: {gone}}}}}",
+            f"the folder {gone} does",
+        ),
         (f"lists: {{all: {{trials: {gone}, root: {tmp_path}}}}}", f"{gone} is not there"),
     ]:
         path.write_text(f"{text}{added}\n")
