@@ -8,8 +8,8 @@ from typing import Literal
 
 from chns_jax.common.command_line import add_cache, add_model, make_parser, parse
 from chns_jax.common.errors import run
-from chns_jax.common.values import NonNegativeInt, PositiveInt
-from chns_jax.config import read_run
+from chns_jax.common.values import NonNegativeInt
+from chns_jax.config import Clusters, UtterancesPerSpeaker, read_run
 
 
 def main(argv: list[str]) -> None:
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
     add_model(parser)
     parser.add_argument("--root", type=str, required=True, help="Folder of the speakers' speech.")
     parser.add_argument("--out", type=str, required=True, help="File to write, .npz.")
-    parser.add_argument("--clusters", type=PositiveInt, default=50, help="Number of clusters K.")
+    parser.add_argument("--clusters", type=Clusters, default=50, help="Number of clusters K.")
     parser.add_argument(
         "--kmeans",
         type=Literal["auto", "full", "sampled"],
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument(
         "--utterances_per_speaker",
-        type=PositiveInt,
+        type=UtterancesPerSpeaker,
         default=10,
         help="Utterances embedded for a voiceprint, k.",
     )

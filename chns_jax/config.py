@@ -57,6 +57,11 @@ Masks = Annotated[int, between(0, 100)]
 Width = Annotated[int, between(1, 100_000)]
 SampleRate = Annotated[int, between(1000, 768_000)]
 WaitSeconds = Annotated[int, between(1, A_WEEK)]
+LayerSize = Annotated[int, between(1, 65_536)]  # channels, taps, strides
+Blocks = Annotated[int, between(1, 1000)]
+Clusters = Annotated[int, between(1, 10_000_000)]
+UtterancesPerSpeaker = Annotated[int, between(1, 10_000)]
+Talkers = Annotated[int, between(1, 1000)]
 Temperature = Annotated[float, between(0.0001, 100)]
 Margin = Annotated[float, between(0, 100)]
 Scale = Annotated[float, between(0.01, 1000)]
@@ -166,17 +171,17 @@ class Features:
 class Ecapa:
     """ECAPA-TDNN: one entry for the first layer, one for each block, one for the aggregation."""
 
-    channels: tuple[PositiveInt, ...] = (256, 256, 256, 256, 768)
+    channels: tuple[LayerSize, ...] = (256, 256, 256, 256, 768)
     """Output channels."""
-    kernel_sizes: tuple[PositiveInt, ...] = (5, 3, 3, 3, 1)
+    kernel_sizes: tuple[LayerSize, ...] = (5, 3, 3, 3, 1)
     """Taps of the convolutions."""
-    dilations: tuple[PositiveInt, ...] = (1, 2, 3, 4, 1)
+    dilations: tuple[LayerSize, ...] = (1, 2, 3, 4, 1)
     """Frames between taps."""
-    res2net_scale: PositiveInt = 8
+    res2net_scale: LayerSize = 8
     """Channel groups of a Res2Net block."""
-    se_channels: PositiveInt = 128
+    se_channels: LayerSize = 128
     """Bottleneck of squeeze-and-excitation."""
-    attention_channels: PositiveInt = 128
+    attention_channels: LayerSize = 128
     """Bottleneck of the attentive pooling."""
 
     @property
@@ -204,9 +209,9 @@ class Ecapa:
 class ThinResNet:
     """ThinResNet-34 with squeeze-and-excitation: one entry for each stage."""
 
-    layers: tuple[PositiveInt, ...] = (3, 4, 6, 3)
+    layers: tuple[Blocks, ...] = (3, 4, 6, 3)
     """Residual blocks."""
-    filters: tuple[PositiveInt, ...] = (16, 32, 64, 128)
+    filters: tuple[LayerSize, ...] = (16, 32, 64, 128)
     """Output channels."""
     pooling: Literal["sap", "asp"] = "asp"
     """sap: self-attentive; asp: attentive statistics."""
@@ -229,22 +234,22 @@ class ThinResNet:
 class ReDimNet2:
     """ReDimNet2, by default its paper's B1: lists have one entry for each stage."""
 
-    channels: PositiveInt = 16
+    channels: LayerSize = 16
     """Channels of each mel bin at the start."""
-    frequency_strides: tuple[PositiveInt, ...] = (1, 2, 1, 2, 1, 2)
+    frequency_strides: tuple[LayerSize, ...] = (1, 2, 1, 2, 1, 2)
     """By what a stage divides the number of bins, and multiplies their channels."""
-    time_strides: tuple[PositiveInt, ...] = (1, 1, 2, 1, 2, 1)
+    time_strides: tuple[LayerSize, ...] = (1, 1, 2, 1, 2, 1)
     """By what a stage divides the number of frames that the one before it has."""
-    blocks: tuple[PositiveInt, ...] = (2, 3, 4, 5, 4, 3)
+    blocks: tuple[Blocks, ...] = (2, 3, 4, 5, 4, 3)
     """Residual blocks."""
-    expansions: tuple[PositiveFloat, ...] = (2.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    expansions: tuple[Annotated[float, between(0.1, 100)], ...] = (2.0, 1.0, 1.0, 1.0, 1.0, 1.0)
     """How many times the channels the residual blocks have."""
-    reductions: tuple[PositiveInt, ...] = (32, 32, 32, 32, 16, 16)
+    reductions: tuple[LayerSize, ...] = (32, 32, 32, 32, 16, 16)
     """By what the channels of all bins are divided for the convolutions and attention over time."""
     head: Literal["1d", "2d"] = "2d"
     """What is pooled. 1d: the channels of all bins together, as wespeaker's B0 to B3; 2d: those of
     each bin, as the paper's."""
-    head_channels: PositiveInt | None = None
+    head_channels: LayerSize | None = None
     """Channels to which a product maps them before; null: none does."""
     group_norm: NonNegativeInt = 0
     """Groups of channels by which the output of each stage is normalised; 0: it is not."""
@@ -260,6 +265,12 @@ class ReDimNet2:
                 f"encoder.redimnet2.{', '.join(stages)} need one entry a stage, 1 or more: they "
                 f"have {', '.join(map(str, stages.values()))}"
             )
+        for stage, expansion in enumerate(self.expansions, start=1):
+            if self.channels * math.prod(self.frequency_strides[:stage]) * expansion + 1e-6 < 1:
+                raise UserError(
+                    f"encoder.redimnet2.expansions {list(self.expansions)} leave stage {stage} no "
+                    "channel: raise them, or encoder.redimnet2.channels"
+                )
 
     def check_bands(self, bands: int) -> None:
         """Raises UserError where log-mel of so many bands cannot be divided as it says."""
@@ -288,7 +299,7 @@ class Encoder:
 
     kind: Literal["ecapa_tdnn", "thin_resnet", "redimnet2"] = "ecapa_tdnn"
     """Architecture."""
-    embedding: PositiveInt = 192
+    embedding: LayerSize = 192
     """Dimensions of a speaker embedding."""
     ecapa: Ecapa = field(default_factory=Ecapa)
     thin_resnet: ThinResNet = field(default_factory=ThinResNet)
@@ -337,7 +348,7 @@ class Sampler:
     """Speakers in a batch, two utterances each; with kind utterances, twice as many utterances."""
     hard_ratio: ClosedUnitInterval = 0.5
     """Share of a batch's speakers that come from clusters, 0 to 1."""
-    clusters: PositiveInt = 50
+    clusters: Clusters = 50
     """Number of clusters K."""
     kmeans: Literal["auto", "full", "sampled"] = "auto"
     """full: k-means of all speakers; sampled: of a sixth of them, then ten iterations over all, for
@@ -368,7 +379,7 @@ class Sampler:
     """Before this step, batches are random and nothing is clustered."""
     table: str | None = None
     """File of clusters (.npz from `python -m chns_jax.cluster`) to start with."""
-    utterances_per_speaker: PositiveInt = 10
+    utterances_per_speaker: UtterancesPerSpeaker = 10
     """Utterances embedded for a voiceprint, k."""
     normalise_first: bool = False
     """L2-normalise embeddings before averaging them to a voiceprint."""
@@ -399,7 +410,7 @@ class Noise:
     """The same of music."""
     speech_snr: tuple[Decibels, Decibels] = (13.0, 20.0)
     """The same of babble."""
-    talkers: tuple[PositiveInt, PositiveInt] = (3, 7)
+    talkers: tuple[Talkers, Talkers] = (3, 7)
     """Fewest and most recordings of speech that make babble."""
 
     def check(self) -> None:
@@ -557,7 +568,7 @@ class Hosts:
     """Find the others as JAX does on TPU pods, Slurm, Kubernetes and Open MPI."""
     coordinator: str | None = None
     """ADDRESS:PORT at which host 0 can be reached by the others."""
-    count: PositiveInt | None = None
+    count: Annotated[int, between(1, 100_000)] | None = None
     """Number of hosts."""
     index: NonNegativeInt | None = None
     """Which of them this is, from 0."""
@@ -715,10 +726,13 @@ def read(parser: Parser, argv: list[str], *, defaults: dict[str, Any] | None = N
 
 def replaced(config: Config, values: dict[str, Any], where: str = "") -> Config:
     """The config with other values of dotted keys; raises UserError as `load`, which ends with
-    `where` for a key that is unknown or does not fit."""
+    `where` for a key that is unknown or does not fit, and for keys that do not fit each other."""
     known = keys.keys_of(Config)
     made = keys.make(Config, {**dict(keys.flat(config)), **keys.read_keys(known, values, where)})
-    _check(made)
+    try:
+        _check(made)
+    except UserError as error:
+        raise UserError(f"{error}{where}") from error
     return made
 
 

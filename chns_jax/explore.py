@@ -7,8 +7,8 @@ from typing import Literal
 
 from chns_jax.common.command_line import add_cache, add_model, make_parser, parse
 from chns_jax.common.errors import UserError, run
-from chns_jax.common.values import NonNegativeInt, PositiveInt
-from chns_jax.config import read_run
+from chns_jax.common.values import NonNegativeInt
+from chns_jax.config import Clusters, UtterancesPerSpeaker, read_run
 
 CROP_SECONDS = 3.0  # of embedded sound
 PAIRS_WITH_SOUND = 20  # with embedded sound, 0.1 MB each
@@ -24,13 +24,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=str, required=True, help="HTML page to write.")
     parser.add_argument(
         "--clusters",
-        type=PositiveInt | None,
+        type=Clusters | None,
         default=None,
         help="Number of clusters K; as in the run's config when not given.",
     )
     parser.add_argument(
         "--utterances_per_speaker",
-        type=PositiveInt,
+        type=UtterancesPerSpeaker,
         default=10,
         help="Utterances embedded of each speaker, evenly spaced over them; 2 at least.",
     )

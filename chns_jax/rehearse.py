@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
+from typing import Annotated
 
 from chns_jax import config as configs
 from chns_jax.common.command_line import make_parser, parse
 from chns_jax.common.errors import UserError, run
-from chns_jax.common.values import NonNegativeFloat, PositiveInt
+from chns_jax.common.values import between
+
+Count = Annotated[int, between(1, 1_000_000_000)]
+Seconds = Annotated[float, between(0, 24 * 3600)]
 
 
 def main(argv: list[str]) -> None:
@@ -22,17 +26,11 @@ def main(argv: list[str]) -> None:
     )
     configs.add_keys(parser)
     whole = "of the index"
-    parser.add_argument("--speakers", type=PositiveInt, default=5_994, help=f"Speakers {whole}.")
-    parser.add_argument(
-        "--recordings", type=PositiveInt, default=145_569, help=f"Recordings {whole}."
-    )
-    parser.add_argument(
-        "--utterances", type=PositiveInt, default=1_092_009, help=f"Utterances {whole}."
-    )
-    parser.add_argument(
-        "--validation_utterances", type=PositiveInt, default=4_708, help="Of the trials."
-    )
-    parser.add_argument("--trials", type=PositiveInt, default=37_611, help="Of a validation.")
+    parser.add_argument("--speakers", type=Count, default=5_994, help=f"Speakers {whole}.")
+    parser.add_argument("--recordings", type=Count, default=145_569, help=f"Recordings {whole}.")
+    parser.add_argument("--utterances", type=Count, default=1_092_009, help=f"Utterances {whole}.")
+    parser.add_argument("--validation_utterances", type=Count, default=4_708, help="Of the trials.")
+    parser.add_argument("--trials", type=Count, default=37_611, help="Of a validation.")
     parser.add_argument(
         "--pool",
         type=str | None,
@@ -40,24 +38,24 @@ def main(argv: list[str]) -> None:
         help="Folder of the speech that is heard again and again; built-in voices, which take a "
         "minute to make, when not given.",
     )
-    parser.add_argument("--steps", type=PositiveInt, default=300, help="Steps to train.")
+    parser.add_argument("--steps", type=configs.Steps, default=300, help="Steps to train.")
     parser.add_argument(
         "--step_seconds",
-        type=NonNegativeFloat | None,
+        type=Seconds | None,
         default=None,
         help="Sleep so long in place of each step, to see what the host can do for a faster "
         "device; steps are real when not given.",
     )
     parser.add_argument(
         "--embed_seconds",
-        type=NonNegativeFloat | None,
+        type=Seconds | None,
         default=None,
         help="The same in place of embedding a batch of crops; a third of a step's time for as "
         "many utterances when not given.",
     )
     parser.add_argument(
         "--feed_seconds",
-        type=NonNegativeFloat,
+        type=Seconds,
         default=10.0,
         help="How long to measure reading alone.",
     )

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from chns_jax import config as configs
 from chns_jax.common import packaged
 from chns_jax.common.command_line import add_checkpoint, make_parser, parse
 from chns_jax.common.errors import UserError, run
-from chns_jax.common.values import NonNegativeInt, PositiveInt
+from chns_jax.common.values import NonNegativeInt, PositiveInt, read_value
 from chns_jax.compare import pair_lists
 
 if TYPE_CHECKING:
     from chns_jax.config import Config
-    from chns_jax.studies.definition import Study, TrialList
+    from chns_jax.studies.definition import Run, Study, TrialList
 
 
 def main(argv: list[str]) -> None:
@@ -61,6 +62,8 @@ def main(argv: list[str]) -> None:
     configs.add_keys(parser)
     chosen = parse(parser, argv)
 
+    from chns_jax.reports import pages
+    from chns_jax.scoring.bootstrap import check_replicates
     from chns_jax.studies import definition
 
     study = definition.read(packaged.find(chosen.study, packaged.STUDY))
@@ -68,21 +71,19 @@ def main(argv: list[str]) -> None:
     config = configs.read(parser, argv, defaults={**named, **study.base})
     runs = definition.runs_of(study, config)
     lists = choose_lists(study, config, chosen.trials, chosen.root)
+    # What is wrong is said before JAX is imported, and before hours of training.
+    checkpoint = checked_checkpoint(chosen.checkpoint, runs)
+    check_replicates(chosen.replicates)
+    check_lists(lists, runs)
+    pages.check_plotly()
 
     from chns_jax.common.files import replacing
-    from chns_jax.corpus import trials as trial_lists
-    from chns_jax.reports import pages
     from chns_jax.scoring import comparison
-    from chns_jax.scoring.bootstrap import check_replicates
     from chns_jax.studies.page import write_page
     from chns_jax.studies.table import score_runs
     from chns_jax.studies.trained import train_run
     from chns_jax.train import train
 
-    check_replicates(chosen.replicates)
-    pages.check_plotly()
-    for of_list in lists.values():  # what is wrong with them is said before hours of training
-        trial_lists.read(of_list.trials)
     out, text, new = Path(config.out).expanduser(), "", False
     for number, one in enumerate(runs, start=1):
         new |= train_run(one, runs, train)
@@ -90,7 +91,7 @@ def main(argv: list[str]) -> None:
         if not whole_seed or not (new or number == len(runs)):
             continue
         rows = score_runs(
-            runs[:number], lists, baseline=study.baseline, checkpoint=chosen.checkpoint,
+            runs[:number], lists, baseline=study.baseline, checkpoint=checkpoint,
             replicates=chosen.replicates, seed=chosen.seed,
         )  # fmt: skip
         text = comparison.to_markdown(rows, paired=True)
@@ -129,6 +130,42 @@ def choose_lists(
         )
     names = trial_lists.list_names(paths)
     return {name: TrialList(path, own_root) for name, path in zip(names, paths, strict=True)}
+
+
+def checked_checkpoint(given: str, runs: Sequence[Run]) -> str:
+    """The checkpoint that runs are scored by. Raises UserError for one that a run will not hold."""
+    which = read_value("--checkpoint", Literal["last"] | Literal["best"] | NonNegativeInt, given)
+    for one in runs:
+        data, steps = one.config.data, one.config.training.steps
+        if which == "best" and not (data.trial_lists or data.held_out):
+            raise UserError(
+                f"--checkpoint best needs a validation, which the run {one.name} has not: give "
+                "--data.trials LIST"
+            )
+        if isinstance(which, int) and which > steps:
+            raise UserError(
+                f"--checkpoint {which} lies beyond the {steps} steps of the run {one.name}: give "
+                "last"
+            )
+    return str(which)
+
+
+def check_lists(lists: Mapping[str, TrialList], runs: Sequence[Run]) -> None:
+    """Raises UserError for a list that runs are scored on, or validate on, which cannot be read, or
+    whose folder is not there."""
+    from chns_jax.corpus import index, storage
+    from chns_jax.corpus import trials as trial_lists
+    from chns_jax.corpus.split import voices_folder
+
+    paths = [of_list.trials for of_list in lists.values()]
+    paths += [path for one in runs for path in one.config.data.trial_lists]
+    for path in dict.fromkeys(paths):
+        trial_lists.read(path)
+    made = {os.path.abspath(voices_folder(one.config.data)) for one in runs}  # by training
+    for of_list in lists.values():
+        root = os.path.abspath(os.path.expanduser(of_list.root))
+        if root not in made and not storage.is_url(of_list.root):
+            index.check_folder(root)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def places(tmp_path_factory, tones, untrained) -> dict[str, str]:
         "nested.yaml": "out: " + "[" * 3000 + "]" * 3000,
         "sections.yaml": "out: " + "{a: " * 3000 + "}" * 3000,
         "aliases.yaml": "out: &a [x]\ndata:\n" + "".join(f"  k{i}: [*a, *a]\n" for i in range(15)),
-        "large.yaml": "a: b\n" * 300_000,
+        "large.yaml": "a: b\n" * 30_000,
         "deep.yaml": "base: base0.yaml\n",
         **{f"base{i}.yaml": f"base: base{i + 1}.yaml\n" for i in range(30)},
     }.items():

@@ -27,7 +27,9 @@ def test_help_and_mistakes_do_not_wait_for_heavy_imports(tmp_path):
     model, trials = ["--model", str(run)], ["--trials", gone, "--root", str(tmp_path)]
     mistakes = [
         ["train", "--sampler.speakers", "1"],
+        ["study", "lab/folder", "--trials", gone, "--replicates", "1"],
         ["train", "--config", gone],
+        ["study", "lab/folder", "--data.trials", gone],
         ["rehearse", "--config", gone],
         ["verify", __file__, gone, *model],
         ["verify", __file__, __file__, "--model", gone],
@@ -69,7 +71,7 @@ print(json.dumps([light, sorted(sys.modules), helps, said, sentences]))
     light, imported, helps, said, sentences = json.loads(child.stdout)
     assert not HEAVY & set(imported)
     assert len(sentences) == len(mistakes)
-    assert all(f"{gone} is not" in sentence for sentence in sentences[1:])
+    assert all(f"{gone} is not" in sentence for sentence in sentences[2:])
     assert not {"numpy", "yaml"} & set(light)  # `import chns_jax` alone
     assert set(helps) == set(said) == set(COMMANDS)
     assert all("usage: " in text and "--help" in text for text in helps.values())
@@ -100,6 +102,9 @@ def test_mistakes_are_sentences():
             ["x", "--names", "010"],
             "--names 010 must be an integer above 0, in plain decimal digits",
         ),
+        (["x", "--rate", "-1e-3"], "--rate -1e-3 must be a number above 0 and below 1 or null"),
+        (["x", "--rate", "-inf"], "--rate -inf must be a number above 0 and below 1 or null"),
+        (["x", "--names", "1e19"], "--names 1e19 must be an integer above 0 and below 2**63 (N"),
         (["x", "y"], "y is unknown"),
         ([], "the following arguments are required: file"),
     ]:
@@ -112,6 +117,8 @@ def test_mistakes_are_sentences():
     "annotation, given, value",
     [
         (int, "16_000", 16_000),
+        (int, " 5\n", 5),
+        (float | None, " 1e-3", 0.001),
         (int, 3.0, 3),
         (float, 3, 3.0),
         (float, "-.inf", float("-inf")),

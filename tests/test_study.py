@@ -68,6 +68,10 @@ def test_a_study_is_every_arm_with_every_seed(written):
         ("  chns:", "  chns: {training.seed: 1}", "arm chns in .* sets training.seed, which"),
         ("  chns:", "  chns: 5", "arms.chns in .* must have names"),
         ("  chns:", "  a/b:", "the name a/b in .* must be letters"),
+        ("  chns:", f"  {'x' * 65}:", "the name x{64}[.]{3} in .* _, . and -, 64 at most"),
+        ("  chns:", "  1:", "the name 1 in .*a.study.yaml needs quotes: write '1'"),
+        ("  chns:", "  true:", "the name true in .*a.study.yaml needs quotes: write 'true'"),
+        ("  chns:", "  chns: {training.micro_batch: 7}", "divide .* of the arm chns in .*a.study"),
         ("  chns:", "  chns: {sampler.kind: random}", "the arms random and chns in .* are one"),
     ],
 )
@@ -136,6 +140,38 @@ def test_runs_are_compared_and_gone_on_with(command, study, tmp_path, monkeypatc
     assert (out / "runs/random-0/summary.json").stat().st_mtime_ns == before
     assert rows_of(out)[6:] == rows and {row["trials"] for row in rows_of(out)[:6]} == {"half"}
     assert "| half | chance |" in table and "speakers of the trials and the seeds" in table
+
+
+def test_what_is_wrong_is_said_before_any_training(command, study, tmp_path, monkeypatch):
+    monkeypatch.setattr("chns_jax.train.train", lambda *_: pytest.fail("it trains"))
+    path, gone = tmp_path / "two.yaml", tmp_path / "gone"
+    text = path.read_text()
+    for added, said in [
+        (
+            f"lists: {{all: {{trials: {tmp_path}/all.txt, root: {gone}}}}}",
+            f"the folder {gone} does",
+        ),
+        (f"lists: {{all: {{trials: {gone}, root: {tmp_path}}}}}", f"{gone} is not there"),
+    ]:
+        path.write_text(f"{text}{added}\n")
+        assert said in command(*study, status=2)[1]
+    path.write_text(text.replace("cluster_by: chance", f"cluster_by: chance, data.trials: {gone}"))
+    assert f"{gone} is not there: give a trial list" in command(*study, status=2)[1]
+    path.write_text(text)
+    for added, said in [
+        (["--checkpoint", "foo"], "--checkpoint foo must be last, best or an integer from 0 on"),
+        (["--checkpoint", 3], "--checkpoint 3 lies beyond the 2 steps of the run random-0"),
+        (["--training.seed", 5], "training.seed 5 does nothing here, as the study sets the seeds"),
+    ]:
+        assert said in command(*study, *added, status=2)[1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_may_have_a_seed(written, tmp_path):
+    (tmp_path / "base.yaml").write_text("training: {seed: 4}\n")
+    study = definition.read(written(STUDY))
+    config = configs.replaced(configs.Config(), study.base)
+    assert {one.seed for one in definition.runs_of(study, config)} == {3, 1}
 
 
 @pytest.mark.long

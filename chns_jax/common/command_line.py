@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from argparse import Namespace
 from functools import partial
 from typing import Any, NoReturn
 
 from chns_jax.common.errors import UserError
-from chns_jax.common.values import PositiveFloat, in_words, read_value, shown_as
+from chns_jax.common.values import (
+    DECIMAL,
+    NOT_FINITE,
+    PositiveFloat,
+    in_words,
+    read_value,
+    shown_as,
+)
+
+# Which are values, and no options.
+NEGATIVE = re.compile(rf"(?=-)({DECIMAL.pattern}|{NOT_FINITE.pattern})\Z", re.IGNORECASE)
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,6 +29,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str = "", **options: Any):
         self.options: list[str] = []  # all that it takes, "--model"
         super().__init__(description=description, allow_abbrev=False, **options)
+        self._negative_number_matcher = NEGATIVE  # argparse's knows no exponents
 
     def add_argument(
         self, *names: str, group: argparse._ArgumentGroup | None = None, **options: Any
@@ -29,15 +41,18 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's, which would ask for what is missing before it says what is unknown."""
-        for word in (
-            () if self._subparsers else args or ()
-        ):  # a subcommand's own parser looks at its own
+        for word in args or ():
             name = word.partition("=")[0]
-            if word == "--":
+            # A subcommand's own parser looks at its own.
+            if word == "--" or (self._subparsers and not word.startswith("-")):
                 break
             is_option = word.startswith("--") or (word[:1] == "-" and word[1:2].isalpha())
-            if is_option and name not in (*self.options, "--help", "-h"):
-                raise UserError(f"{name} is unknown{did_you_mean(name, self.options)}")
+            if NEGATIVE.match(word) or not is_option or name in (*self.options, "--help", "-h"):
+                continue
+            hint = did_you_mean(name, self.options)
+            if self._subparsers:
+                hint = ": begin with a command, of which --help tells"
+            raise UserError(f"{name} is unknown{hint}")
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:

@@ -26,7 +26,7 @@ from chns_jax.common.values import read_value
 
 BASE = "base"  # key of a file: another one that is read before it
 MOST_BASES = 20  # of a file, and of its bases
-LARGEST = 1_000_000  # characters of a file
+LARGEST = 100_000  # characters of a file; reading them takes a second or two
 
 
 class Key(NamedTuple):

@@ -20,6 +20,7 @@ NULL = "null"
 DECIMAL = re.compile(r"[-+]?((0|[1-9][0-9_]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 OTHER_NOTATION = re.compile(r"[-+]?\d[\w:]*")
 NOT_FINITE = re.compile(r"[-+]?\.?(inf|nan)", re.IGNORECASE)
+OPEN_ABOVE = re.compile(r"an integer (above 0|from 0 on)")
 WORDS = {
     str: "text",
     bool: "true or false",
@@ -67,8 +68,10 @@ def read_value(name: str, annotation: Any, given: Any, *, about: str = "", where
         shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
         if not isinstance(given, str):  # but a number of a file, say
             expected = expected.replace(WORDS[str], f"{WORDS[str]} in quotes")
-        elif OTHER_NOTATION.fullmatch(given) and not DECIMAL.fullmatch(given):
+        elif OTHER_NOTATION.fullmatch(given.strip()) and not DECIMAL.fullmatch(given.strip()):
             expected += ", in plain decimal digits"
+        if _is_beyond(given):
+            expected = OPEN_ABOVE.sub(r"\g<0> and below 2**63", expected)
         raise UserError(f"{name} {shown}{where} must be {expected}{ending}") from None
 
 
@@ -153,7 +156,7 @@ def _number(kind: type, given: Any) -> int | float:
     if isinstance(given, bool) or not isinstance(given, int | float | str):
         raise ValueError
     if isinstance(given, str):
-        given = _parsed(given)
+        given = _parsed(given.strip())
     if kind is float:
         return float(given)
     if given != int(given) or abs(given) > LARGEST:
@@ -170,3 +173,13 @@ def _parsed(text: str) -> int | float:
         return int(text)
     except ValueError:
         return float(text)
+
+
+def _is_beyond(given: Any) -> bool:
+    """Whether it is a number above all integers that arrays hold."""
+    try:
+        return _number(float, given) > LARGEST
+    except ValueError:
+        return False
+    except OverflowError:  # an integer that is above all floats, too
+        return True

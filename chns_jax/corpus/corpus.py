@@ -123,6 +123,7 @@ class Corpus:
     def evenly_spaced(self, per_speaker: int) -> np.ndarray:
         """Rows (v,), ascending: of each speaker `per_speaker` utterances at most, evenly spaced
         from the first to the last."""
+        per_speaker = min(per_speaker, int(np.diff(self.speaker_start).max(initial=0)))
         first, last = self.speaker_start[:-1, None], self.speaker_start[1:, None] - 1
         taken = np.minimum(last - first + 1, per_speaker)
         step = (last - first) / np.maximum(taken - 1, 1)

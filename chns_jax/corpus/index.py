@@ -31,6 +31,15 @@ PLAIN = {  # arrays of a `_Found`, and their kinds
 }  # fmt: skip
 
 
+def check_folder(root: str | Path) -> str:
+    """The absolute path of a folder of speech. Raises UserError when there is none."""
+    root = os.path.abspath(os.path.expanduser(root))
+    if not os.path.isdir(root):
+        wrong = "is not a folder" if os.path.exists(root) else "does not exist"
+        raise UserError(f"the folder {root} {wrong}: give the folder of your speech")
+    return root
+
+
 def index_folder(root: str | Path, cache: str | Path) -> Corpus:
     """The corpus in the folder or Kaldi data folder `root`.
 
@@ -38,10 +47,7 @@ def index_folder(root: str | Path, cache: str | Path) -> Corpus:
     size or time changed, are opened again. Files that cannot be read are listed in `broken`.
     Raises UserError when there is no such folder or no audio in it.
     """
-    root = os.path.abspath(os.path.expanduser(root))
-    if not os.path.isdir(root):
-        wrong = "is not a folder" if os.path.exists(root) else "does not exist"
-        raise UserError(f"the folder {root} {wrong}: give the folder of your speech")
+    root = check_folder(root)
     is_kaldi = os.path.isfile(os.path.join(root, "wav.scp"))
     found = _Found.of((kaldi if is_kaldi else listing).utterances(root))
     if not len(found.names) and is_kaldi:

@@ -19,6 +19,7 @@ from chns_jax.common.randomness import Purpose, generator
 
 LEVEL = 0.95
 FEWEST_REPLICATES = 20  # with fewer, none lies beyond the ends of an interval of 95 %
+MOST_REPLICATES = 1_000_000
 # The draws of fewer speakers are nearly always the same few, whose spread says nothing.
 FEWEST_SPEAKERS = 5
 
@@ -28,6 +29,11 @@ def check_replicates(count: int) -> None:
     if count < FEWEST_REPLICATES:
         raise UserError(
             f"--replicates {count} are too few for an interval: give {FEWEST_REPLICATES} or more"
+        )
+    if count > MOST_REPLICATES:
+        raise UserError(
+            f"--replicates {count} are more than any interval needs: give {MOST_REPLICATES:,} or "
+            "fewer"
         )
 
 

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 from chns_jax import config as configs
 from chns_jax.common import keys
 from chns_jax.common.errors import UserError
-from chns_jax.common.values import NonNegativeInt, read_value
+from chns_jax.common.values import NonNegativeInt, read_value, shown_as
 from chns_jax.config import LARGEST_SEED, Config
 
 FIELDS = ("base", "baseline", "seeds", "arms", "lists")
 OF_STUDY = ("out", "training.seed")  # which an arm leaves alone
-MOST_SEEDS = 1000
+LONGEST_NAME = 64  # letters of an arm's or a list's
 
 
 class TrialList(NamedTuple):
@@ -93,8 +93,14 @@ def runs_of(study: Study, config: Config) -> list[Run]:
     """Every training, seed by seed, so that what is done early can be compared early.
 
     `config` is what all share; each run lies in a folder of its own under its `out`. Raises
-    UserError for an arm that makes no config, or two that are alike.
+    UserError for an arm that makes no config, two that are alike, or a `config` with a seed.
     """
+    seed = config.training.seed
+    if seed != study.base.get("training.seed", Config().training.seed):
+        raise UserError(
+            f"training.seed {seed} does nothing here, as the study sets the seeds: leave it out, "
+            f"and change seeds in {study.path}"
+        )
     runs = []
     for seed in study.seeds:
         for arm, changes in study.arms.items():
@@ -122,6 +128,12 @@ def _section(name: str, value: Any, where: str) -> dict[Any, Any]:
 
 def _name(name: Any, where: str) -> str:
     """Which names folders and a column of a table."""
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-        raise UserError(f"the name {name}{where} must be letters, digits, _, . and -")
+    if not isinstance(name, str):  # 1 or true, say
+        said = shown_as(name)
+        raise UserError(f"the name {said}{where} needs quotes: write '{said}'")
+    if not re.fullmatch(rf"\w[\w.-]{{0,{LONGEST_NAME - 1}}}", name):
+        shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
+        raise UserError(
+            f"the name {shown}{where} must be letters, digits, _, . and -, {LONGEST_NAME} at most"
+        )
     return name

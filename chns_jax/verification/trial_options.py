@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from chns_jax.common.command_line import Parser, add_cache, add_model, add_segments
 from chns_jax.common.errors import UserError
-from chns_jax.common.values import PositiveInt
-from chns_jax.config import read_run
+from chns_jax.common.values import between
+from chns_jax.config import UtterancesPerSpeaker, read_run
 
 if TYPE_CHECKING:
     from chns_jax.embedding.model import Model
@@ -51,12 +51,15 @@ def add_trial_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--cohort_size",
-        type=PositiveInt,
+        type=Annotated[int, between(1, 10_000_000)],
         default=300,
         help="Nearest impostors that count, or all of fewer.",
     )
     parser.add_argument(
-        "--cohort_utterances", type=PositiveInt, default=5, help="Utterances of each impostor."
+        "--cohort_utterances",
+        type=UtterancesPerSpeaker,
+        default=5,
+        help="Utterances of each impostor.",
     )
     add_cache(parser)
 
