@@ -100,9 +100,7 @@ def read_file(keys: dict[str, Key], path: str, above: tuple[str, ...] = ()) -> d
     """
     where = f" in {path}"
     if _real(path) in map(_real, above):
-        raise UserError(
-            f"{path} is its own base: remove the key base from {' or '.join(above)}"
-        )
+        raise UserError(f"{path} is its own base: remove the key base from {' or '.join(above)}")
     if len(above) > MOST_BASES:
         raise UserError(
             f"{above[0]} has more than {MOST_BASES} bases, one below another: join some"

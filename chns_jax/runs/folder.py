@@ -198,9 +198,7 @@ def _check_unused(folder: RunFolder) -> None:
     except UserError:
         ours = False
     if not ours:
-        raise UserError(
-            f"{folder.path} holds a {there[0]} that no run wrote: give another --out"
-        )
+        raise UserError(f"{folder.path} holds a {there[0]} that no run wrote: give another --out")
 
 
 def _lock(file: IO, folder: RunFolder) -> None:
