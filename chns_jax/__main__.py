@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from chns_jax.common.command_line import did_you_mean
-from chns_jax.common.errors import UserError, run
+from chns_jax.common.errors import UserError, run, shortened
 
 NAME = "chns-jax"
 COMMANDS = (
@@ -30,7 +30,7 @@ def main() -> None:
 def _list_commands(argv: list[str]) -> None:
     if argv and argv[0] not in ("-h", "--help"):
         hint = did_you_mean(argv[0], list(COMMANDS)) or f": {NAME} alone lists them"
-        raise UserError(f"there is no command {argv[0]}{hint}")
+        raise UserError(f"there is no command {shortened(argv[0])}{hint}")
     print(f"usage: {NAME} COMMAND ...\n\nEach has --help:\n")
     for name in COMMANDS:
         print(f"  {name:<10} {_about(name)}")

@@ -21,7 +21,7 @@ import yaml
 
 from chns_jax.common import keys, plain_yaml
 from chns_jax.common.command_line import Parser, make_parser, parse
-from chns_jax.common.errors import UserError
+from chns_jax.common.errors import UserError, shortened
 from chns_jax.common.values import (
     ClosedUnitInterval,
     NonNegativeFloat,
@@ -592,10 +592,11 @@ class Hosts:
                 "hosts.detect"
             )
         address, _, port = coordinator.rpartition(":")
-        if not (address and port.isascii() and port.isdecimal() and int(port) <= LAST_PORT):
+        is_port = port.isascii() and port.isdecimal() and len(port) < 6 and int(port) <= LAST_PORT
+        if not (address and is_port):
             raise UserError(
-                f"hosts.coordinator {coordinator} must be an address and a port, such as "
-                "10.0.0.1:7890"
+                f"hosts.coordinator {shortened(coordinator)} must be an address and a port, "
+                "such as 10.0.0.1:7890"
             )
         if index >= count:
             raise UserError(
@@ -771,7 +772,7 @@ def check_unedited(
         raise UserError(f"the config in a checkpoint of {run} is damaged")
     then = dict(_leaves(tree))
     changed = [
-        f"{key} (was {shown_as(then[key])})"
+        f"{key} (was {shortened(shown_as(then[key]))})"
         for key, value in _leaves(plain_yaml.load(to_yaml(config)))
         if not _is_free(key)
         and key in then
@@ -802,7 +803,7 @@ def _check(config: Config) -> None:
     for key, value in keys.flat(config):
         numbers = value if isinstance(value, tuple) else [value]
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-            raise UserError(f"{key} must be finite, not {shown_as(value)}")
+            raise UserError(f"{key} must be finite, not {shortened(shown_as(value))}")
     _check_section(config)
 
 

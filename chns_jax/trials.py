@@ -76,6 +76,8 @@ def main(argv: list[str]) -> None:
         raise UserError("--metadata says nothing here: give --kind same-gender or --same COLUMN")
     if chosen.model and chosen.kind != "nearest":
         raise UserError("--model says who is near: give --kind nearest, or leave it out")
+    if chosen.checkpoint != "last" and not chosen.model:
+        raise UserError("--checkpoint is one of a run: give --model, or leave it out")
 
     import numpy as np
 

@@ -42,7 +42,7 @@ def places(tmp_path_factory, tones, untrained) -> dict[str, str]:
     """What {names} in the rows are: files in a folder that no command may change, and {out}."""
     folder = tmp_path_factory.mktemp("bad") / "in"
     folder.mkdir()
-    for name in ("folder", "empty", "gallery"):
+    for name in ("folder", "empty", "gallery", "own", "journal"):
         (folder / name).mkdir()
     pair, other = "s00/r0/u0.flac s00/r1/u2.flac", "s00/r0/u0.flac s01/r0/u0.flac"
     for name, text in {
@@ -51,6 +51,8 @@ def places(tmp_path_factory, tones, untrained) -> dict[str, str]:
         "text.wav": "no audio\n",
         "listed.txt": "gone.wav\n",
         "config.yaml": "training: {steps: 5}\n",
+        "own/config.yaml": "# mine\ntraining: {steps: 5}\n",
+        "journal/metrics.jsonl": "{}\n",
         "study.yaml": "baseline: random\nseeds: [0]\narms: {random: {sampler.kind: random}}\n",
         "meta.csv": "id,gender\ns00,f\n",
         "trials.txt": f"1 {pair}\n0 {other}\n",
@@ -82,6 +84,8 @@ def places(tmp_path_factory, tones, untrained) -> dict[str, str]:
     soundfile.write(folder / "nan.wav", np.full(9000, np.nan), 16_000, subtype="FLOAT")
     os.mkfifo(folder / "fifo")
     (folder / "loop").symlink_to("loop")
+    (folder / "dangling").symlink_to("nothing")
+    (folder / "headless" / "checkpoints" / "5").mkdir(parents=True)
     config = (untrained / "config.yaml").read_text()
     for run, text in {
         "run": config,
@@ -101,6 +105,7 @@ def places(tmp_path_factory, tones, untrained) -> dict[str, str]:
         "here": str(folder.parent),
         "keys": str(folder.parent / "keys.yaml"),
         "bytes": "'x\udcff'",
+        "digits": "9" * 5000,
         "lines": "'x\n\x1b[31my'",
         "tiny": shlex.join(map(str, [*TINY, *where])),
     }
@@ -118,7 +123,9 @@ def ended(line: str, capfd, monkeypatch) -> tuple[int, str]:
     monkeypatch.setattr(os, "_exit", sys.exit)
     capfd.readouterr()
     try:
-        errors.run(main)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "unraisablehook", sys.unraisablehook)
+            errors.run(main)
         status = 0
     except SystemExit as exit:
         status = int(exit.code or 0)

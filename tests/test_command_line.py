@@ -123,6 +123,7 @@ def test_mistakes_are_sentences():
         (float, 3, 3.0),
         (float, "-.inf", float("-inf")),
         (str, "3", "3"),
+        (str, "a\udcff", "a\udcff"),  # a byte of the name of a file
         (str | None, "null", None),
         (PositiveInt | Literal["never"], "never", "never"),
         (PositiveInt | Literal["never"], "7", 7),
@@ -143,6 +144,7 @@ def test_values(annotation, given, value):
     "annotation, given",
     [
         (int, "٣"), (int, "0x1"), (int, "1:30"), (int, "010"), (float, "00.5"), (bool, "yes"),
+        (str, "a\ud800"), (tuple[str, ...], ["a\udc00"]),
         (str, "a\0b"), (tuple[int, ...], "[010]"), (tuple[str, ...], ["a", ""]),
         (int, True), (int, "1.5"), (int, float("inf")), (int, float("nan")), (int, 2**63),
         (int, None), (float, "x"), (float, True), (float, 10**400), (str, 3), (str, None),
@@ -166,3 +168,9 @@ def test_a_long_value_is_cut_short():
     with pytest.raises(UserError) as raised:
         read_value("x", PositiveInt, "y\n" * 999)
     assert len(str(raised.value)) < 200 and "\n" not in str(raised.value)
+
+
+def test_help_that_cannot_be_written_is_an_error():
+    parser = make_parser("a" * 20_000)
+    with pytest.raises(OSError, match="No space left"), open("/dev/full", "w") as full:
+        parser.print_help(full)

@@ -63,7 +63,7 @@ def test_bases_that_are_missing_or_go_round_are_named(tmp_path):
     (tmp_path / "sub").mkdir()
     for base in ("a.yaml", "./sub/../a.yaml"):
         (tmp_path / "b.yaml").write_text(f"base: {base}\n")
-        with pytest.raises(UserError, match="its own base"):
+        with pytest.raises(UserError, match="its own base: .* from [^(]*a.yaml or [^(]*b.yaml$"):
             configs.load(["--config", str(tmp_path / "a.yaml")])
 
 
@@ -353,6 +353,26 @@ def test_mistakes_in_a_file_are_named(tmp_path):
         (tmp_path / "c.yaml").write_text(text)
         with pytest.raises(UserError, match=message):
             configs.load(["--config", str(tmp_path / "c.yaml")])
+
+
+LONG = "k" * 1000
+
+
+def test_what_is_long_is_not_repeated_whole(tmp_path):
+    path = tmp_path / "c.yaml"
+    for text in (
+        f"{LONG}: 3", f"training: {{{LONG}: 3}}", f"{LONG}: 1\n{LONG}: 2", f"out: [{LONG}]",
+        f"out: *{LONG}", f"out: !{LONG} x", f"sampler: [{LONG}]", f"sampler: [{'1, ' * 999}1]",
+        f"out: &{LONG} [*{LONG}]",
+    ):  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(UserError) as raised:
+            configs.load(["--config", str(path)])
+        assert len(str(raised.value).replace(str(path), "")) < 300
+    for name in ("--", "-", "", "--config=", "--training.steps="):
+        with pytest.raises(UserError) as raised:
+            configs.load([name + LONG])
+        assert len(str(raised.value)) < 500
 
 
 def test_what_yaml_takes_for_text_may_be_a_number(tmp_path):

@@ -47,11 +47,54 @@ def test_output_that_nobody_reads_ends_quietly():
     assert done.stderr.startswith("error: no space is left")
 
 
+LOST = """
+import gc, signal, sys, time
+from chns_jax.common.errors import run
+
+def collecting(phase, info):  # what is raised here, Python discards
+    gc.callbacks.remove(collecting)
+    signal.raise_signal(int(sys.argv[1]))
+
+def main(argv):
+    gc.callbacks.append(collecting)
+    gc.collect()
+    print("discarded", flush=True)
+    time.sleep(60)
+
+run(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_errors_are_discarded_ends_a_program(number):
+    command = [sys.executable, "-c", LOST, str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 128 + number
+    assert (done.stdout, done.stderr) == ("discarded\n", f"stopped by {number.name}\n")
+
+
+def test_the_status_is_that_of_an_error_that_cannot_be_said():
+    code = "from chns_jax.common.errors import run; run(lambda argv: open('/gone'))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stderr=full)
+    assert done.returncode == 2
+
+
+def test_a_folder_that_is_gone_is_named(command, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    _, said = command("train", "--config", "a.yaml", status=2)
+    assert said.startswith("error: the folder that this was started in is gone")
+
+
 @pytest.mark.parametrize(
     "error, said",
     [
         (UserError("a\nb\x1b[2Jc\udcff\u202e is wrong"), r"a\nb\x1b[2Jc\udcff\u202e is wrong"),
         (MemoryError(), "there is not enough memory"),
+        (OSError(24, "Too many open files"), "too many files are open: raise the limit"),
+        (OSError(24, "Too many open files", "a"), "too many files are open: raise the limit"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes"), "there is not enou"),
         (RuntimeError("Could not determine home directory."), "a path begins with ~"),
         (NotADirectoryError(20, "Not a directory", "a/b"), "a/b is a file, or below one"),

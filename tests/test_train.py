@@ -239,6 +239,29 @@ def test_a_folder_where_nothing_was_learnt_takes_another_config(tmp_path):
         folder.is_complete(folder.RunFolder(tmp_path), first)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["config.yaml", "metrics.jsonl", "summary.json", "training.png", "skipped.txt",
+     "bad_batch.txt", "calibration.json"],
+)  # fmt: skip
+def test_a_folder_with_what_no_run_wrote_is_left_as_it_is(name, tmp_path):
+    config = configs.load(["--config", "configs/debug.yaml"])
+    dump = configs.to_yaml(config).encode()
+    for content in (b"# mine\n" + dump, dump.replace(b"\n", b"\r\n"), b"\xff", b"training: [\n"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"holds a {name} that no run wrote: give another"):
+            folder.claim(folder.RunFolder(tmp_path), config).__enter__()
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        assert (tmp_path / name).read_bytes() == content
+    (tmp_path / "config.yaml").write_bytes(dump)  # as a run that was stopped soon leaves it
+    with folder.claim(folder.RunFolder(tmp_path), config):
+        pass
+    (tmp_path / "config.yaml").unlink()
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    with pytest.raises(UserError, match="a damaged run, without its config.yaml"):
+        folder.is_complete(folder.RunFolder(tmp_path), config)
+
+
 def test_evaluate_prints_what_training_found(finished, command, tones, tmp_path):
     run, _ = finished
     names = [f"s{s:02d}/r{u // 2}/u{u}.flac" for s in range(4) for u in range(4)]

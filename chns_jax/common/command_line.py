@@ -9,7 +9,7 @@ from argparse import Namespace
 from functools import partial
 from typing import Any, NoReturn
 
-from chns_jax.common.errors import UserError
+from chns_jax.common.errors import UserError, shortened
 from chns_jax.common.values import (
     DECIMAL,
     NOT_FINITE,
@@ -52,8 +52,12 @@ class Parser(argparse.ArgumentParser):
             hint = did_you_mean(name, self.options)
             if self._subparsers:
                 hint = ": begin with a command, of which --help tells"
-            raise UserError(f"{name} is unknown{hint}")
+            raise UserError(f"{shortened(name)} is unknown{hint}")
         return super().parse_known_args(args, namespace)
+
+    def print_help(self, file: Any = None) -> None:
+        """As argparse's, which keeps silent where it cannot be written."""
+        print(self.format_help(), end="", file=file)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(" ".join(message.split()))
@@ -106,7 +110,7 @@ def parse(parser: Parser, argv: list[str], given: dict[str, Any] | None = None) 
     chosen, unknown = parser.parse_known_args(argv, Namespace(**(given or {})))
     if unknown:
         options = [word for word in unknown if word.startswith("-")]
-        raise UserError(f"{(options or unknown)[0]} is unknown")
+        raise UserError(f"{shortened((options or unknown)[0])} is unknown")
     return chosen
 
 

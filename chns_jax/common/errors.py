@@ -13,13 +13,24 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from threading import Timer
 from types import FrameType
+from typing import Any
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LONGEST_SHOWN = 80  # characters of what was given that a sentence repeats
+AGAIN_AFTER = 0.05  # seconds after which a signal that was lost is sent again
 
 
 class UserError(Exception):
     """What is wrong, where, and what to do, in one sentence."""
+
+
+def shortened(words: str) -> str:
+    """A name or a value as a sentence repeats it: on one line, and no more than its beginning."""
+    words = " ".join(words.split()) or "''"
+    return words if len(words) <= LONGEST_SHOWN else f"{words[:LONGEST_SHOWN]}..."
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -29,6 +40,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     """
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     signal.signal(signal.SIGTERM, _interrupt)
+    sys.unraisablehook = partial(_send_again, sys.unraisablehook)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes of no letter
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -57,18 +69,39 @@ def leave(error: BaseException, *, patience: float = 0.0) -> None:
 
 def report(error: BaseException) -> int:
     """Say what ended the program, one sentence or else a traceback; returns its exit status."""
+    status, said = _ending(error)
+    if said:
+        with suppress(OSError):  # where nothing can be said, the status says it
+            print(said, file=sys.stderr)
+    return status
+
+
+def _ending(error: BaseException) -> tuple[int, str]:
+    """The exit status, and what there is to say."""
     if isinstance(error, KeyboardInterrupt):
-        number = signal.Signals(error.args[0] if error.args else signal.SIGINT)
-        print(f"stopped by {number.name}", file=sys.stderr)
-        return 128 + number
+        number = _number(error)
+        return 128 + number, f"stopped by {number.name}"
     if isinstance(error, BrokenPipeError) and _nobody_reads():
-        return 128 + signal.SIGPIPE
+        return 128 + signal.SIGPIPE, ""
     sentence = _sentence(error)
     if sentence is None:
-        traceback.print_exception(error)
-        return 1
-    print(f"error: {_one_line(sentence)}", file=sys.stderr)
-    return 2
+        return 1, "".join(traceback.format_exception(error)).rstrip()
+    return 2, f"error: {_one_line(sentence)}"
+
+
+def _number(error: KeyboardInterrupt) -> signal.Signals:
+    return signal.Signals(error.args[0] if error.args else signal.SIGINT)
+
+
+def _send_again(hook: Callable[[Any], Any], ignored: Any) -> None:
+    """Where Python discards an error, as of JAX's callback when memory is collected, it may be that
+    of a signal, which must end the program all the same."""
+    if not isinstance(ignored.exc_value, KeyboardInterrupt):
+        hook(ignored)
+        return
+    again = Timer(AGAIN_AFTER, os.kill, (os.getpid(), _number(ignored.exc_value)))
+    again.daemon = True
+    again.start()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -81,6 +114,15 @@ def _nobody_reads() -> bool:
     for descriptor in (1, 2):
         waiting.register(descriptor, 0)
     return any(event & select.POLLERR for _, event in waiting.poll(0))
+
+
+def _is_nowhere() -> bool:
+    """Whether the folder that the program was started in has been removed."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _one_line(sentence: str) -> str:
@@ -97,6 +139,10 @@ def _sentence(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         where = f" at {error.filename}" if error.filename else ""
         return f"no space is left{where}: free some and run the same command again"
+    if isinstance(error, FileNotFoundError) and _is_nowhere():
+        return "the folder that this was started in is gone: change to one that is there"
+    if "Too many open files" in str(error):  # tensorstore says so too
+        return "too many files are open: raise the limit (ulimit -n) and run the same command again"
     if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
         return f"{error.filename} is a file, or below one, and no folder: give another name"
     if isinstance(error, OSError) and error.filename:

@@ -20,9 +20,9 @@ import yaml
 
 from chns_jax.common import packaged, plain_yaml
 from chns_jax.common.command_line import Parser, did_you_mean
-from chns_jax.common.errors import UserError
+from chns_jax.common.errors import UserError, shortened
 from chns_jax.common.reading import read_text
-from chns_jax.common.values import read_value
+from chns_jax.common.values import read_value, shown_as
 
 BASE = "base"  # key of a file: another one that is read before it
 MOST_BASES = 20  # of a file, and of its bases
@@ -85,7 +85,8 @@ def read_keys(keys: dict[str, Key], given: dict[str, Any], where: str = "") -> d
     """
     for name in given:
         if name not in keys:
-            raise UserError(f"{name}{where} is unknown{did_you_mean(name, list(keys))}")
+            hint = did_you_mean(name, list(keys))
+            raise UserError(f"{shortened(name)}{where} is unknown{hint}")
     return {
         name: read_value(name, keys[name].annotation, value, about=keys[name].about, where=where)
         for name, value in given.items()
@@ -99,7 +100,7 @@ def read_file(keys: dict[str, Key], path: str, above: tuple[str, ...] = ()) -> d
     """
     where = f" in {path}"
     if _real(path) in map(_real, above):
-        raise UserError(f"{path} is its own base: remove the key base from one of {above}")
+        raise UserError(f"{path} is its own base: remove the key base from {' or '.join(above)}")
     if len(above) > MOST_BASES:
         raise UserError(
             f"{above[0]} has more than {MOST_BASES} bases, one below another: join some"
@@ -123,7 +124,7 @@ def dotted(keys: dict[str, Key], tree: dict[Any, Any], where: str = "") -> dict[
     given = {}
     for name, value in _flatten(tree, sections, "", where):
         if name in given:  # as a.b: and as a: {b: }
-            raise UserError(f"{name}{where} is given a second time: leave one out")
+            raise UserError(f"{shortened(name)}{where} is given a second time: leave one out")
         given[name] = value
     return given
 
@@ -140,7 +141,8 @@ def read_yaml(path: str) -> dict[Any, Any]:
         raise UserError(f"{path} line {error.problem_mark.line + 1} {error.problem}") from error
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path} is not YAML{line}: {error.problem}") from error
+        problem = shortened(str(error.problem))
+        raise UserError(f"{path} is not YAML{line}: {problem}") from error
     except yaml.YAMLError as error:  # a character that is none of a text
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if written is None:
@@ -193,7 +195,8 @@ def _flatten(
         elif isinstance(value, dict):
             yield from _flatten(value, sections, f"{name}.", where)
         elif value is not None:
-            raise UserError(f"{name}{where} is a section: write its keys under it, not {value}")
+            shown = shortened(shown_as(value))
+            raise UserError(f"{name}{where} is a section: write its keys under it, not {shown}")
 
 
 def _walk(cls: type, section: str) -> Iterator[tuple[str, Key]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from chns_jax.common.errors import UserError
+from chns_jax.common.errors import UserError, shortened
 
 CONFIG, STUDY = ".yaml", ".study.yaml"
 
@@ -20,7 +20,7 @@ def find(given: str, ending: str = CONFIG) -> str:
     if given in named:
         return str(named[given])
     if named and given and not os.path.exists(path) and "." not in given and "/" not in given:
-        raise UserError(f"{given} is neither a file nor one of {', '.join(named)}")
+        raise UserError(f"{shortened(given)} is neither a file nor one of {', '.join(named)}")
     return given
 
 

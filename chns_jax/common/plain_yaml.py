@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 import yaml
 
+from chns_jax.common.errors import shortened
+
 MOST_ALIASES = 20
 DEEPEST = 20  # lists and sections within each other
 LONGEST_INTEGER = 30  # digits
@@ -35,6 +37,12 @@ class _Loader(yaml.SafeLoader):
         super().__init__(text)
         self.aliases = self.depth = 0
 
+    def compose_document(self) -> Any:
+        node = super().compose_document()
+        if not self.check_event(yaml.StreamEndEvent):
+            _refuse(self.peek_event(), "begins a second document: leave one out")
+        return node
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
@@ -43,9 +51,9 @@ class _Loader(yaml.SafeLoader):
                 _refuse(event, f"has more than {MOST_ALIASES} aliases: write the values out")
             node = self.anchors.get(event.anchor)
             if node is not None and node.end_mark is None:  # it has only begun
-                _refuse(event, f"puts &{event.anchor} into itself: write the value out")
+                _refuse(event, f"puts &{shortened(event.anchor)} into itself: write the value out")
         elif event.tag is not None:
-            _refuse(event, f"has the tag {event.tag}: leave it out")
+            _refuse(event, f"has the tag {shortened(event.tag)}: leave it out")
         if self.depth == DEEPEST:
             _refuse(event, f"is within more than {DEEPEST} lists or sections: no key is")
         self.depth += 1
@@ -59,8 +67,9 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 _refuse(key, "has a list or section for the name of a key: give text")
             if key.value in seen:
-                _refuse(key, f"gives {key.value} a second time: leave one out")
+                _refuse(key, f"gives {shortened(key.value)} a second time: leave one out")
             seen.add(key.value)
+            key.tag = "tag:yaml.org,2002:str"  # a name is as it is written, if it is null or true
         return super().construct_mapping(node, deep)
 
 

@@ -11,10 +11,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 
 from chns_jax.common import plain_yaml
-from chns_jax.common.errors import UserError
+from chns_jax.common.errors import UserError, shortened
 
 LARGEST = 2**63 - 1  # integer that arrays hold
-LONGEST_SHOWN = 80  # characters of a value that is repeated
 NULL = "null"
 # As people write them: in other notations, 010 may be 8 or 10.
 DECIMAL = re.compile(r"[-+]?((0|[1-9][0-9_]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -64,8 +63,7 @@ def read_value(name: str, annotation: Any, given: Any, *, about: str = "", where
     try:
         return _convert(annotation, given)
     except (ValueError, OverflowError, yaml.YAMLError):
-        shown = " ".join(shown_as(given).split())
-        shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
+        shown = shortened(shown_as(given))
         if not isinstance(given, str):  # but a number of a file, say
             expected = expected.replace(WORDS[str], f"{WORDS[str]} in quotes")
         elif OTHER_NOTATION.fullmatch(given.strip()) and not DECIMAL.fullmatch(given.strip()):
@@ -124,8 +122,10 @@ def _convert(annotation: Any, given: Any) -> Any:
         given = None if given == NULL else given
     if annotation is bool and isinstance(given, str):
         given = plain_yaml.load(given)
-    if isinstance(given, str) and ("\0" in given or not given.strip()):  # which names nothing
-        raise ValueError
+    if isinstance(given, str):
+        if "\0" in given or not given.strip():  # which names nothing
+            raise ValueError
+        given.encode("utf-8", "surrogateescape")  # half a letter neither; a file's byte may
     allowed = given in arguments if origin is Literal else isinstance(given, annotation)
     if not allowed:
         raise ValueError

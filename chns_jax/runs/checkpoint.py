@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from chns_jax.common.console import say
-from chns_jax.common.errors import UserError
+from chns_jax.common.errors import UserError, shortened
 from chns_jax.devices import processes
 from chns_jax.runs.folder import RunFolder
 from chns_jax.runs.state import TrainState, digest
@@ -228,7 +228,8 @@ def restore_variables(run: Path, which: str, sharding: jax.sharding.Sharding) ->
             while True:
                 if step is None or step not in steps:
                     raise UserError(
-                        f"{run} holds no checkpoint {which}: it has {steps or 'none yet'}"
+                        f"{run} holds no checkpoint {shortened(which)}: it has "
+                        f"{steps or 'none yet'}"
                     )
                 try:
                     return _restore_variables(manager, step, sharding)
@@ -367,7 +368,8 @@ def _choose(manager: ocp.CheckpointManager, which: str, steps: list[int]) -> int
     if which == "last":
         return max(steps, default=None)
     if which != "best":
-        return int(which) if which.isdecimal() else None
+        # As a step is written: not 05, nor in the digits of another script.
+        return next((step for step in steps if str(step) == which), None)
     eers = {}
     for step in steps:
         args = {"about": ocp.args.JsonRestore()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -118,9 +119,14 @@ def claim(folder: RunFolder, config: Config) -> Iterator[None]:
             try:
                 folder.path.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError):
+                above = (folder.path, *folder.path.parents)
+                nowhere = any(os.path.islink(at) and not os.path.exists(at) for at in above)
                 raise UserError(
-                    f"the run folder {folder.path} is a file: give another --out"
+                    f"the run folder {folder.path} is "
+                    f"{'a link that leads nowhere' if nowhere else 'a file'}: give another --out"
                 ) from None
+            if not folder.is_begun():
+                _check_unused(folder)
             _lock(held.enter_context(open(folder.lock, "a")), folder)
             remove_leftovers(folder.path)
             if not folder.is_begun():
@@ -162,13 +168,37 @@ def training_speakers(run: Path, config: Config, step: int) -> np.ndarray | None
 
 
 def _check_config(folder: RunFolder, config: Config) -> None:
-    """Raises UserError when the folder has another config."""
+    """Raises UserError when the folder has another config, or has lost it."""
+    if not folder.config.exists():
+        raise UserError(
+            f"{folder.path} holds a damaged run, without its {folder.config.name}: put that back, "
+            "or give another --out"
+        )
     changed = configs.differences(config, configs.load(["--config", str(folder.config)]))
     if changed:
         raise UserError(
             f"{folder.path} holds a run of another config, which differs in {', '.join(changed)}: "
             "give another --out, or the config of that run"
         )
+
+
+def _check_unused(folder: RunFolder) -> None:
+    """Raises UserError when files would be overwritten that are no run's which was stopped before
+    it had learnt something: that has left its config, every byte as it is written."""
+    names = (
+        folder.config, folder.metrics, folder.skipped, folder.bad_batch, folder.picture,
+        folder.summary, folder.calibration,
+    )  # fmt: skip
+    there = [path.name for path in names if os.path.lexists(path)]
+    if not there:
+        return
+    try:
+        written = configs.to_yaml(configs.load([f"--config={folder.config}"])).encode()
+        ours = folder.config.read_bytes() == written
+    except UserError:
+        ours = False
+    if not ours:
+        raise UserError(f"{folder.path} holds a {there[0]} that no run wrote: give another --out")
 
 
 def _lock(file: IO, folder: RunFolder) -> None:

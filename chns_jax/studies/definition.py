@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from chns_jax import config as configs
 from chns_jax.common import keys
-from chns_jax.common.errors import UserError
+from chns_jax.common.errors import UserError, shortened
 from chns_jax.common.values import NonNegativeInt, read_value, shown_as
 from chns_jax.config import LARGEST_SEED, Config
 
@@ -60,7 +60,7 @@ def read(path: str) -> Study:
     where = f" in {path}"
     unknown = next((name for name in written if name not in FIELDS), None)
     if unknown is not None:
-        raise UserError(f"{unknown}{where} is unknown: a study has {', '.join(FIELDS)}")
+        raise UserError(f"{shortened(unknown)}{where} is unknown: a study has {', '.join(FIELDS)}")
     known, base = keys.keys_of(Config), {}
     if "base" in written:
         of_base = read_value("base", str, written["base"], where=where)
@@ -71,7 +71,8 @@ def read(path: str) -> Study:
     }
     baseline = read_value("baseline", str, written.get("baseline"), where=where)
     if baseline not in arms:
-        raise UserError(f"baseline {baseline}{where} is none of the arms: {', '.join(arms)}")
+        names = ", ".join(arms)
+        raise UserError(f"baseline {shortened(baseline)}{where} is none of the arms: {names}")
     taken = next(((a, key) for a, of in arms.items() for key in OF_STUDY if key in of), None)
     if taken is not None:
         raise UserError(f"the arm {taken[0]}{where} sets {taken[1]}, which the study sets: drop it")

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from chns_jax.verification.evaluation import Scores
 
 
+OF_NORM = {"cohort": None, "cohort_size": 300, "cohort_utterances": 5}  # with their defaults
+
+
 def add_trial_arguments(parser: Parser) -> None:
     """What `score_trials` reads."""
     add_model(parser)
@@ -45,20 +48,20 @@ def add_trial_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--cohort",
         type=str | None,
-        default=None,
+        default=OF_NORM["cohort"],
         help="Folder of the impostors' speech, of other speakers than the trials'; the run's "
         "training speakers when not given.",
     )
     parser.add_argument(
         "--cohort_size",
         type=Annotated[int, between(1, 10_000_000)],
-        default=300,
+        default=OF_NORM["cohort_size"],
         help="Nearest impostors that count, or all of fewer.",
     )
     parser.add_argument(
         "--cohort_utterances",
         type=UtterancesPerSpeaker,
-        default=5,
+        default=OF_NORM["cohort_utterances"],
         help="Utterances of each impostor.",
     )
     add_cache(parser)
@@ -67,8 +70,9 @@ def add_trial_arguments(parser: Parser) -> None:
 def check_trial_arguments(chosen: Namespace) -> None:
     """Raises UserError for what is wrong with the arguments and can be known before JAX is
     imported."""
-    if chosen.cohort and not chosen.norm:
-        raise UserError("--cohort is for --norm as-norm: give both or neither")
+    for name, default in OF_NORM.items():
+        if getattr(chosen, name) != default and not chosen.norm:
+            raise UserError(f"--{name} is for --norm as-norm: give both or neither")
 
     from chns_jax.corpus import trials as trial_lists
 
