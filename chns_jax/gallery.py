@@ -39,9 +39,9 @@ def main(argv: list[str]) -> None:
     remove.add_argument("name", type=str, help="The speaker's name.")
     chosen = parse(parser, argv)
     folder = Path(chosen.gallery).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{chosen.gallery} is no folder: give that of a gallery")
     if "model" in chosen:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{chosen.gallery} is no folder: give that of a gallery")
         read_run(chosen.model)  # what is wrong is said before JAX is imported
         for path in chosen.files if chosen.command == "enroll" else [chosen.file]:
             check_readable(path, "an audio file")

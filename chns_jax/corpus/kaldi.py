@@ -12,7 +12,6 @@ from chns_jax.corpus import records
 from chns_jax.corpus.audio import LONGEST_SECONDS
 from chns_jax.corpus.listing import File, size_and_time
 
-
 SHOWN = 80  # letters of a line that is wrong
 
 
@@ -87,8 +86,8 @@ def _stated_seconds(root: str, name: str, text: str) -> float:
         seconds = math.nan
     if not 0 < seconds <= LONGEST_SECONDS:
         raise UserError(
-            f"{root}/utt2dur has no number of seconds for {name}: {text[:SHOWN]} (above 0, a day at "
-            "most)"
+            f"{root}/utt2dur has no number of seconds for {name}: {text[:SHOWN]} (above 0, a day "
+            "at most)"
         )
     return seconds
 

@@ -44,7 +44,6 @@ def matmul(x: Float[Array, "*b c"], kernel: Float[Array, "c d"]) -> Float[Array,
     """`x @ kernel`. Of two axes, XLA sums for the kernel's gradient as fast as for the product."""
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
 
-
 IN_ONE_PART = 1024  # values that a product sums well, and sooner than in parts
 
 
