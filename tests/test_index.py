@@ -85,6 +85,10 @@ def test_kaldi(tones, tmp_path, opened):
         ({"wav.scp": "u x\nv x\n\nu y\n", "utt2spk": ""}, "wav.scp line 4 names u again"),
         ({"wav.scp": "u x\n", "utt2spk": "u s\nu t\n"}, "utt2spk line 2 names u again"),
         ({"wav.scp": "u x\n", "spk2utt": "s u\nt u\n"}, "spk2utt has u as of s and of t"),
+        (
+            {"wav.scp": "u x\n", "utt2spk": "u s\n", "spk2utt": "t u\n"},
+            "utt2spk with spk2utt has u as of s and of t",
+        ),
         ({"wav.scp": "u x\0.wav\n", "utt2spk": "u s\n"}, "for u, which is no file"),
         (
             {"wav.scp": "u http://127.0.0.1/a.array_record:0+9\n", "utt2spk": "u s\n"},

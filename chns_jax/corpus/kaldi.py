@@ -54,7 +54,7 @@ def _speakers(root: str) -> dict[str, str]:
             for name in names.split():
                 if speakers.setdefault(name, speaker) != speaker:
                     raise UserError(
-                        f"{root}/{' and '.join(tables)} have {name} as of {speakers[name]} and of "
+                        f"{root}/{' with '.join(tables)} has {name} as of {speakers[name]} and of "
                         f"{speaker}: leave one out"
                     )
     return speakers
