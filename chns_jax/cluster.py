@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     chosen = parse(parser, argv)
     read_run(chosen.model)  # what is wrong is said before JAX is imported
 
-    from chns_jax.common.files import check_file
+    from chns_jax.common.files import check_file, without_links
     from chns_jax.corpus.open import open_corpus
     from chns_jax.corpus.reader import Reader
     from chns_jax.embedding import model
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
         seed=chosen.seed,
         round=0,
     )
-    tables.save(chosen.out, table, corpus.speakers)
+    tables.save(without_links(chosen.out), table, corpus.speakers)
     print(
         f"{len(corpus.speakers)} speakers in {len(table.centroids)} clusters of "
         f"{table.sizes.min()} to {table.sizes.max()}: {chosen.out}",

@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
     if prefix is not None and (not os.path.basename(prefix) or os.path.isdir(prefix)):
         raise UserError(f"--out {chosen.out} names a folder: add how the files' names begin")
 
-    from chns_jax.common.files import check_file, replacing
+    from chns_jax.common.files import check_file, replacing, without_links
     from chns_jax.corpus import trials as trial_lists
     from chns_jax.scoring.bootstrap import check_replicates
 
@@ -130,7 +130,7 @@ def main(argv: list[str]) -> None:
     tables = [comparison.to_markdown(rows, paired=chosen.paired), comparison.to_csv(rows)]
     print(tables[0], end="")
     for path, table in zip(outputs, tables, strict=False):
-        with replacing(path) as file:
+        with replacing(without_links(path)) as file:
             file.write(table)
 
 

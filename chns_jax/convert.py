@@ -14,6 +14,7 @@ from chns_jax import config as configs
 from chns_jax.common.command_line import add_checkpoint, make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.files import check_file, replacing
+from chns_jax.common.reading import check_readable
 from chns_jax.config import Config
 from chns_jax.interop import redimnet2
 from chns_jax.interop.torch_weights import (
@@ -83,6 +84,7 @@ def main(argv: list[str]) -> None:
         _export(source, target, chosen.checkpoint, keys)
         return
 
+    check_readable(source, "a file of weights, or a run folder")
     if source.suffix not in FILES:
         raise UserError(f"{source} is none of {', '.join(FILES)}: rename or convert it")
     if target.suffix in FILES:

@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     check_trial_arguments(chosen)
 
     from chns_jax.common.console import say
-    from chns_jax.common.files import check_file, replacing
+    from chns_jax.common.files import check_file, replacing, without_links
     from chns_jax.corpus.metadata import read_genders
     from chns_jax.corpus.trials import OtherSpeakers
     from chns_jax.reports import pages
@@ -93,7 +93,7 @@ def main(argv: list[str]) -> None:
     if chosen.scores:
         trials = scored.trials
         columns = scored.scores.tolist(), trials.labels.tolist(), trials.enrolment, trials.test
-        with replacing(chosen.scores) as file:
+        with replacing(without_links(chosen.scores)) as file:
             file.writelines(
                 f"{score:.6f} {label:d} {enrolment} {test}\n"
                 for score, label, enrolment, test in zip(*columns, strict=True)
@@ -123,6 +123,7 @@ def _write_report(
     """The page, of log-likelihood ratios where a calibration gives them."""
     import numpy as np
 
+    from chns_jax.common.files import without_links
     from chns_jax.reports.evaluation_page import trial_genders, write_report
 
     scored, llrs = result.scored, result.log_likelihood_ratios
@@ -136,7 +137,7 @@ def _write_report(
         ((what, value),) = calibration.set_for.items()
         set_for = f"a {what.replace('_', ' ')} of {value:g}, by calibration"
     write_report(
-        chosen.report,
+        without_links(chosen.report),
         title=f"{chosen.model} on {chosen.trials}",
         labels=scored.trials.labels,
         scores=scored.scores if llrs is None else llrs,

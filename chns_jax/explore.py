@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     import os
     from pathlib import Path
 
-    from chns_jax.common.files import check_file
+    from chns_jax.common.files import check_file, without_links
     from chns_jax.common.vectors import means
     from chns_jax.corpus import records
     from chns_jax.corpus.open import open_corpus
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
         return sound.embedded(reader, int(utterances[place]), CROP_SECONDS)
 
     pages.write(
-        out,
+        without_links(out),
         f"Speakers of {os.path.basename(corpus.roots[0])} as heard by {chosen.model}",
         f"{len(corpus.speakers):,} speakers, {len(utterances):,} utterances "
         f"({chosen.utterances_per_speaker} of each speaker at most), embedded by the model of step "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from chns_jax.common.command_line import Parser, add_model, make_parser, parse
-from chns_jax.common.errors import run
+from chns_jax.common.errors import UserError, run
 from chns_jax.common.reading import check_readable
 from chns_jax.common.values import PositiveInt
 from chns_jax.config import read_run
@@ -38,12 +38,15 @@ def main(argv: list[str]) -> None:
     remove = _add_command(commands, "remove", "Remove a speaker.")
     remove.add_argument("name", type=str, help="The speaker's name.")
     chosen = parse(parser, argv)
+    folder = Path(chosen.gallery).expanduser()
     if "model" in chosen:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{chosen.gallery} is no folder: give that of a gallery")
         read_run(chosen.model)  # what is wrong is said before JAX is imported
         for path in chosen.files if chosen.command == "enroll" else [chosen.file]:
             check_readable(path, "an audio file")
     actions = {"enroll": _enroll, "identify": _identify, "list": _list, "remove": _remove}
-    actions[chosen.command](Path(chosen.gallery).expanduser(), chosen)
+    actions[chosen.command](folder, chosen)
 
 
 def _add_command(commands: Any, name: str, description: str) -> Parser:

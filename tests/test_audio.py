@@ -288,3 +288,22 @@ def test_a_wav_of_chunks_alone(tmp_path):
 
 def test_no_output_takes_the_place_of_speech():
     assert audio.EXTENSIONS | {audio.records.EXTENSION} == set(OF_SPEECH)
+
+
+def test_a_flac_that_was_piped_does_not_say_how_long_it_is(tmp_path):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.zeros(9000), 16_000)
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0  # the 36 bits of STREAMINFO that count samples
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    for read in (read_header, lambda path: read_crop(path, 0, 100, 16_000)):
+        with pytest.raises(AudioError, match="does not say how long it is: write it to a file"):
+            read(str(path))
+
+
+@pytest.mark.parametrize("content", [b"", bytes(5000)])
+def test_what_is_no_mp3(tmp_path, content):
+    (tmp_path / "a.mp3").write_bytes(content)
+    with pytest.raises(AudioError, match="it is no mp3$"):
+        read_header(str(tmp_path / "a.mp3"))

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 from functools import partial
@@ -306,3 +307,17 @@ def test_hosts_without_checkpoints(tmp_path, monkeypatch):
     with checkpoint.open_manager(tmp_path / "checkpoints", keep=2) as manager:
         as_another_host(monkeypatch, -1)
         assert checkpoint.restore(manager, build()[2]) is None
+
+
+def test_a_pipe_in_place_of_a_file_is_not_opened(copied):
+    path = copied / "6/about/metadata"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=f"^{path} is no regular file"):
+        latest(copied)
+
+
+def test_metadata_nested_without_end_is_damage(run, copied):
+    (copied / "6/_CHECKPOINT_METADATA").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.restore_variables(copied.parent, "6", build()[2].step.sharding)

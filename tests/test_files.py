@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from chns_jax.common.errors import UserError
-from chns_jax.common.files import UNFINISHED, check_file, check_spares, remove_leftovers, replacing
+from chns_jax.common.files import (
+    UNFINISHED,
+    check_file,
+    check_spares,
+    remove_leftovers,
+    replacing,
+    without_links,
+)
 
 
 def test_what_cannot_be_written_is_said_by_its_name(tmp_path):
@@ -33,6 +40,28 @@ def test_no_output_overwrites_an_input(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=f"^{output} is read or written for something else"):
             check_spares(output, [None, other])
     check_spares("other.txt", [None, "list.txt", "data", "gone"])
+
+
+def test_an_output_that_is_a_link_stays_one(tmp_path):
+    (tmp_path / "theirs").write_text("old")
+    (tmp_path / "out.txt").symlink_to("theirs")
+    check_file(tmp_path / "out.txt")
+    with replacing(without_links(tmp_path / "out.txt")) as file:
+        file.write("new")
+    assert (tmp_path / "out.txt").is_symlink() and (tmp_path / "theirs").read_text() == "new"
+    for name in ("/dev/stdout", "/proc/self/fd/9", "/sys/new"):
+        with pytest.raises(UserError, match=f"^{name} is a device or the like"):
+            check_file(name)
+
+
+def test_a_run_that_no_option_names_keeps_its_files(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").touch()
+    (tmp_path / "link").symlink_to("run/calibration.json")
+    for name in ("run/config.yaml", "run/checkpoints/1/x", "run/tables/x.npz", "link"):
+        with pytest.raises(UserError, match="is the place of a run's own files"):
+            check_file(tmp_path / name)
+    check_file(tmp_path / "run" / "mine.npz")
 
 
 def test_what_is_read_of_a_folder_is_not_overwritten(tmp_path):

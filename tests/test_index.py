@@ -85,6 +85,10 @@ def test_kaldi(tones, tmp_path, opened):
         ({"wav.scp": "u x\nv x\n\nu y\n", "utt2spk": ""}, "wav.scp line 4 names u again"),
         ({"wav.scp": "u x\n", "utt2spk": "u s\nu t\n"}, "utt2spk line 2 names u again"),
         ({"wav.scp": "u x\n", "spk2utt": "s u\nt u\n"}, "spk2utt has u as of s and of t"),
+        (
+            {"wav.scp": "u x\n", "utt2spk": "u s\n", "spk2utt": "t u\n"},
+            "utt2spk with spk2utt has u as of s and of t",
+        ),
         ({"wav.scp": "u x\0.wav\n", "utt2spk": "u s\n"}, "for u, which is no file"),
         (
             {"wav.scp": "u http://127.0.0.1/a.array_record:0+9\n", "utt2spk": "u s\n"},
@@ -145,12 +149,38 @@ def test_links_that_lead_round_and_out(tmp_path, capsys):
     for link, target in links.items():
         link.symlink_to(target)
     corpus = open_corpus(root, tmp_path)
-    assert list(corpus.names) == ["a/0.wav", "b/1.wav", "more/c/2.wav", "more/c/b/1.wav"]
+    assert list(corpus.names) == ["a/0.wav", "b/1.wav", "more/c/2.wav"]
     assert [broken.name for broken in corpus.broken] == ["a/x.wav"]
     said = capsys.readouterr().err
-    for link in ("zz", "disk", "b/up", "more/back", "more/c/above", "more/c/b/up"):
+    for link in ("zz", "disk", "b/up", "more/back", "more/c/above"):
         assert f"{root}/{link} leads to a folder that it lies in" in said
+    assert f"{root}/more/c/b leads to a folder that was listed before" in said
     assert said.count("not followed") == 6
+
+
+def test_folders_that_lead_to_each_other_twice_are_walked_once(tmp_path):
+    root = tmp_path / "root"
+    for i in range(25):
+        (root / "s" / f"d{i:02}").mkdir(parents=True)
+        for link in ("a", "b") if i < 24 else ():
+            (root / "s" / f"d{i:02}" / link).symlink_to(f"../d{i + 1:02}")
+    write_tone(root / "s/d24/0.wav", 0.2, hertz=100)
+    assert len(open_corpus(root, tmp_path)) == 2  # below the links, and where it lies
+
+
+@pytest.mark.parametrize("seconds", [np.nan, np.inf])
+def test_a_cache_of_durations_that_are_none_is_made_again(tmp_path, seconds):
+    root = tmp_path / "root"
+    write_tone(root / "a/0.wav", 0.2, hertz=100)
+    open_corpus(root, tmp_path)
+    kept = index_module.cache_file(str(root), tmp_path)
+    held = dict(np.load(kept))
+    np.savez(kept, **{**held, "seconds": np.array([seconds], np.float32)})
+    np.testing.assert_allclose(open_corpus(root, tmp_path).seconds, [0.2], atol=1e-3)
+    kept.unlink()
+    kept.mkdir()
+    with pytest.raises(UserError, match=f"cannot be kept in the cache {tmp_path}: "):
+        open_corpus(root, tmp_path)
 
 
 def test_folders_deeper_than_anybody_makes(tmp_path):

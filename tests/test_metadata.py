@@ -45,3 +45,10 @@ def test_any_column(tmp_path):
     (tmp_path / "meta.csv").write_text("name,age\na,6\n")
     with pytest.raises(UserError, match="no column of speakers"):
         read_column(tmp_path / "meta.csv", "age")
+
+
+def test_a_speaker_of_two_values(tmp_path):
+    (tmp_path / "meta.csv").write_text("speaker,gender\na,m\nb,f\na,male\nb,m\n")
+    for read in (read_genders, lambda path: read_column(path, "gender")):
+        with pytest.raises(UserError, match="meta.csv line [45] says m.* of [ab], of whom a line"):
+            read(tmp_path / "meta.csv")

@@ -177,6 +177,13 @@ def test_speakers_of_one_recording_make_easier_targets(corpus):
         trials.make(lonely, max_trials=10, seed=0)
 
 
+def test_a_list_holds_names_in_utf8_alone(corpus, tmp_path):
+    made = trials.make(corpus, max_trials=4, seed=0)
+    names = Strings.of(f"{name}\udcff" for name in corpus.names)
+    with pytest.raises(UserError, match="cannot hold the name"):
+        trials.write(tmp_path / "list.txt", made, dataclasses.replace(corpus, names=names))
+
+
 def test_a_written_list_is_read_again(corpus, tmp_path):
     made = trials.make(corpus, max_trials=50, seed=0)
     trials.write(tmp_path / "list.txt", made, corpus)

@@ -1,6 +1,7 @@
 """calibrate, verify and gallery, run in this process on a copy of the untrained run."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -186,6 +187,13 @@ def test_a_damaged_calibration(tmp_path, change):
     path.write_text(change)
     with pytest.raises(UserError, match="calibration.json is not what"):
         calibration.load(path)
+
+
+def test_a_pipe_is_no_calibration(tmp_path):
+    assert calibration.load(tmp_path / "calibration.json") is None
+    os.mkfifo(tmp_path / "calibration.json")
+    with pytest.raises(UserError, match="calibration.json is not what"):
+        calibration.load(tmp_path / "calibration.json")
 
 
 @pytest.mark.parametrize(

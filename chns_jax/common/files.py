@@ -13,6 +13,7 @@ from typing import IO
 from chns_jax.common.errors import UserError
 
 UNFINISHED = ".chns_jax"  # no file of the user's ends so
+DEVICES = ("/dev/", "/proc/", "/sys/")  # where names such as /dev/stdout may lead to files
 # What no output takes the place of in a folder that is read: a run's, Kaldi's, one of shards.
 IN_FOLDERS = (
     "config.yaml", "metrics.jsonl", "summary.json", "calibration.json", "training.png",
@@ -49,17 +50,26 @@ def replacing(path: Path | str, mode: str = "w", *, new: bool = False) -> Iterat
 
 
 def check_file(path: Path | str, others: Iterable[Path | str | None] = ()) -> None:
-    """Raises UserError when no file can be written to `path`, or `check_spares` does; makes its
-    folder."""
+    """Raises UserError when no file can be written to `path` or what it leads to, when that is a
+    run's own file, or when `check_spares` does; makes its folder."""
     check_spares(path, others)
     path = Path(os.path.expanduser(path))
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the name of a file")
-    if path.exists() and not path.is_file():
+    there = Path(without_links(path))
+    if (
+        _is_device(os.path.abspath(path))
+        or _is_device(str(there))
+        or (path.exists() and not path.is_file())
+    ):
         raise UserError(f"{path} is a device or the like, not a file: give another name")
+    for folder in there.parents:
+        is_run = os.path.isdir(folder / "checkpoints") and os.path.isfile(folder / "config.yaml")
+        if is_run and _is_read(str(there), str(folder)):
+            raise UserError(f"{path} is the place of a run's own files: give another name")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = _beside(path)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        beside = _beside(there)
         beside.touch(exist_ok=False)
         beside.unlink()
     except (FileExistsError, NotADirectoryError):
@@ -71,7 +81,7 @@ def check_file(path: Path | str, others: Iterable[Path | str | None] = ()) -> No
 def check_spares(path: Path | str, others: Iterable[Path | str | None]) -> None:
     """Raises UserError when `path` is one of the other files of a command, or one that is read of
     those that are folders; None is a file that was not given."""
-    real = _real(path)
+    real = without_links(path)
     there = os.path.exists(real)
     for other in others:
         if other is None:
@@ -80,7 +90,7 @@ def check_spares(path: Path | str, others: Iterable[Path | str | None]) -> None:
         if there and os.path.exists(given):
             same = os.path.samefile(real, given)
         else:
-            same = not there and not os.path.exists(given) and real == _real(given)
+            same = not there and not os.path.exists(given) and real == without_links(given)
         if same or (os.path.isdir(given) and _is_read(real, given)):
             raise UserError(
                 f"{path} is read or written for something else, which it would overwrite: give "
@@ -131,5 +141,10 @@ def _is_being_written(beside: Path) -> bool:
     return True
 
 
-def _real(path: Path | str) -> str:
+def without_links(path: Path | str) -> str:
+    """Where an output that a user names is written, so that a link to it stays one."""
     return os.path.realpath(os.path.expanduser(path))
+
+
+def _is_device(path: str) -> bool:
+    return path.startswith(DEVICES) and not path.startswith("/dev/shm/")  # of files in memory

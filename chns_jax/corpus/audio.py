@@ -40,6 +40,7 @@ MOST_CHUNKS = 1000  # of a wav file, before its samples
 # What may be in a .m4a: no playlist, which names other files, and nothing behind a URL.
 FFMPEG_INPUT = ("-protocol_whitelist", "file", "-format_whitelist", "mov,aac,mp3,flac,wav,ogg")
 STREAMED = 0x7FFFF000  # bytes; a wav that was piped states so many, or 0
+UNKNOWN_FRAMES = 1 << 62  # libsndfile gives more for a FLAC that was piped
 Source = bytes | io.IOBase  # what libsndfile reads: a path, or an open file
 Found = TypeVar("Found")
 
@@ -258,6 +259,8 @@ def _believed(path: str, seconds: float, rate: int, channels: int = 1) -> Header
         raise AudioError(path, f"states {rate} hertz, where speech has {lowest} to {highest}")
     if channels > MOST_CHANNELS:
         raise AudioError(path, f"states {channels} channels, more than {MOST_CHANNELS}")
+    if seconds * rate >= UNKNOWN_FRAMES:
+        raise AudioError(path, "does not say how long it is: write it to a file again")
     if not (seconds <= LONGEST_SECONDS and seconds * rate * channels <= MOST_SAMPLES):
         raise AudioError(path, f"states {seconds / 3600:,.0f} hours, too many: cut it into parts")
     return Header(seconds, rate)
@@ -362,4 +365,6 @@ def _reason(error: Exception, path: str) -> str:
     if isinstance(error, IsADirectoryError):
         return "it is a folder"
     reason = getattr(error, "strerror", None) or str(error)
+    if "not a regular file" in reason:  # which it is: libsndfile says so of an mp3 without a frame
+        return "it is no mp3"
     return reason.rsplit(": ", 1)[-1].rstrip(".")

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from chns_jax.common import arrays
-from chns_jax.common.errors import UserError
+from chns_jax.common.errors import NO_SPACE, UserError
 from chns_jax.common.files import replacing
 from chns_jax.corpus import kaldi, listing
 from chns_jax.corpus.audio import EXTENSIONS, AudioError, read_header
@@ -207,8 +207,18 @@ def _save(path: Path, found: _Found) -> None:
             kept[f"{field}.text"], kept[f"{field}.end"] = value.text, value.end
         else:
             kept[field] = value
-    with replacing(path, "wb") as file:
-        np.savez(file, **kept)
+    try:
+        with replacing(path, "wb") as file:
+            np.savez(file, **kept)
+    except (FileExistsError, NotADirectoryError):
+        raise
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise
+        raise UserError(
+            f"{path.name} cannot be kept in the cache {path.parent}: {error.strerror}: give "
+            "another folder for it"
+        ) from error
 
 
 def _load(path: Path) -> _Found | None:
@@ -228,4 +238,9 @@ def _load(path: Path) -> _Found | None:
     except (OSError, KeyError, TypeError, arrays.Damaged):
         return None
     rows = (value for name, value in vars(found).items() if name not in ("speakers", "reasons"))
-    return found if all(len(value) == len(found.names) for value in rows) else None
+    is_whole = (
+        all(len(value) == len(found.names) for value in rows)
+        and np.isfinite(found.seconds).all()
+        and len(found.reasons) == np.count_nonzero(found.seconds <= 0)
+    )
+    return found if is_whole else None

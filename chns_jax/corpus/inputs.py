@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator, Sequence
 
 from chns_jax.common.errors import UserError
+from chns_jax.common.reading import check_readable
 from chns_jax.corpus import records
 from chns_jax.corpus.audio import EXTENSIONS
-from chns_jax.corpus.kaldi import read_wav_scp
+from chns_jax.corpus.kaldi import SHOWN, read_wav_scp
 from chns_jax.corpus.listing import audio_files
 
 LISTS = (".txt", ".lst")
@@ -51,10 +52,13 @@ def _utterances(given: str) -> Iterator[tuple[str, str]]:
         for name, path in read_wav_scp(root, table).items():
             yield name, os.path.join(root, path)
     elif extension in LISTS:
-        with open(given, encoding="utf-8-sig", errors="surrogateescape") as lines:
+        file = check_readable(given, "a list of paths")
+        with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
             for path in filter(None, map(str.strip, lines)):
                 if not records.names_file(path):
-                    raise UserError(f"{given} names {path!r}, which is no file: leave it out")
+                    raise UserError(
+                        f"{given} names {path[:SHOWN]!r}, which is no file: leave it out"
+                    )
                 yield path, os.path.join(os.path.dirname(given), path)
     elif extension not in EXTENSIONS and not os.path.exists(given):
         raise UserError(f"there is no file or folder {given}")

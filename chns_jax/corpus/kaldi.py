@@ -7,9 +7,12 @@ import os
 from collections.abc import Iterator
 
 from chns_jax.common.errors import UserError
+from chns_jax.common.reading import check_readable
 from chns_jax.corpus import records
 from chns_jax.corpus.audio import LONGEST_SECONDS
 from chns_jax.corpus.listing import File, size_and_time
+
+SHOWN = 80  # letters of a line that is wrong
 
 
 def utterances(root: str) -> Iterator[File]:
@@ -22,19 +25,7 @@ def utterances(root: str) -> Iterator[File]:
     if os.path.exists(os.path.join(root, "segments")):
         raise UserError(f"{root}/segments is not supported: cut the recordings into files first")
     paths = read_wav_scp(root, "wav.scp")
-    if os.path.isfile(os.path.join(root, "utt2spk")):
-        speakers = _kaldi_table(root, "utt2spk")
-    elif os.path.isfile(os.path.join(root, "spk2utt")):
-        speakers = {}
-        for speaker, names in _kaldi_table(root, "spk2utt").items():
-            for name in names.split():
-                if speakers.setdefault(name, speaker) != speaker:
-                    raise UserError(
-                        f"{root}/spk2utt has {name} as of {speakers[name]} and of {speaker}: "
-                        "leave one out"
-                    )
-    else:
-        raise UserError(f"{root} has neither utt2spk nor spk2utt: add one, to name the speakers")
+    speakers = _speakers(root)
     has_durations = os.path.isfile(os.path.join(root, "utt2dur"))
     durations = _kaldi_table(root, "utt2dur") if has_durations else {}
     files = []
@@ -52,6 +43,23 @@ def utterances(root: str) -> Iterator[File]:
     yield from sorted(files, key=lambda file: (file.speaker, file.recording or "", file.name))
 
 
+def _speakers(root: str) -> dict[str, str]:
+    """The speaker of each utterance. Raises UserError when none are named, or one is twice."""
+    tables = [t for t in ("utt2spk", "spk2utt") if os.path.isfile(os.path.join(root, t))]
+    if not tables:
+        raise UserError(f"{root} has neither utt2spk nor spk2utt: add one, to name the speakers")
+    speakers = _kaldi_table(root, "utt2spk") if "utt2spk" in tables else {}
+    if "spk2utt" in tables:
+        for speaker, names in _kaldi_table(root, "spk2utt").items():
+            for name in names.split():
+                if speakers.setdefault(name, speaker) != speaker:
+                    raise UserError(
+                        f"{root}/{' with '.join(tables)} has {name} as of {speakers[name]} and of "
+                        f"{speaker}: leave one out"
+                    )
+    return speakers
+
+
 def read_wav_scp(root: str, table: str) -> dict[str, str]:
     """The path of each utterance that a Kaldi `wav.scp` lists, as it is written.
 
@@ -66,7 +74,7 @@ def read_wav_scp(root: str, table: str) -> dict[str, str]:
             )
         if not records.names_file(path):
             raise UserError(
-                f"{os.path.join(root, table)} has {path!r} for {name}, which is no file"
+                f"{os.path.join(root, table)} has {path[:SHOWN]!r} for {name}, which is no file"
             )
     return paths
 
@@ -78,7 +86,8 @@ def _stated_seconds(root: str, name: str, text: str) -> float:
         seconds = math.nan
     if not 0 < seconds <= LONGEST_SECONDS:
         raise UserError(
-            f"{root}/utt2dur has no number of seconds for {name}: {text} (above 0, a day at most)"
+            f"{root}/utt2dur has no number of seconds for {name}: {text[:SHOWN]} (above 0, a day "
+            "at most)"
         )
     return seconds
 
@@ -86,16 +95,17 @@ def _stated_seconds(root: str, name: str, text: str) -> float:
 def _kaldi_table(root: str, table: str) -> dict[str, str]:
     rows = {}
     path = os.path.join(root, table)
-    with open(path, encoding="utf-8-sig", errors="surrogateescape") as lines:
+    file = check_readable(path, "a table of Kaldi's")
+    with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
             key, _, value = line.strip().partition(" ")
             if not key:
                 continue
             if not value.strip():
                 raise UserError(
-                    f"{root}/{table} line {number} has no second column: {line.strip()}"
+                    f"{path} line {number} has no second column: {line.strip()[:SHOWN]}"
                 )
             if key in rows:
-                raise UserError(f"{root}/{table} line {number} names {key} again: leave one out")
+                raise UserError(f"{path} line {number} names {key[:SHOWN]} again: leave one out")
             rows[key] = value.strip()
     return rows

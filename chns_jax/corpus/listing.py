@@ -27,12 +27,17 @@ class File(NamedTuple):
     seconds: float | None = None  # known without opening the file
 
 
-def audio_files(root: str, folder: str = "") -> Iterator[str]:
+def audio_files(
+    root: str, folder: str = "", listed: set[tuple[int, int]] | None = None
+) -> Iterator[str]:
     """Paths relative to `root` of all audio files under its subfolder `folder`.
 
-    Hidden ones are left out, and links to folders that they lie in, or in which `root` lies, are
-    not followed. Raises UserError for more than DEEPEST folders within each other.
+    Hidden ones are left out, and links to folders that they lie in, in which `root` lies, or that
+    were `listed` (device and inode) are not followed. Raises UserError for more than DEEPEST
+    folders within each other.
     """
+    listed = set() if listed is None else listed
+    listed.add(_identity(os.path.join(root, folder)))
     if folder.count("/") >= DEEPEST:
         raise UserError(f"{root} has more than {DEEPEST} folders within each other: move some out")
     with os.scandir(os.path.join(root, folder)) as entries:
@@ -44,8 +49,10 @@ def audio_files(root: str, folder: str = "") -> Iterator[str]:
         if _is_folder(entry):
             if entry.is_symlink() and _leads_up(root, path):
                 say(f"{entry.path} leads to a folder that it lies in: it is not followed")
+            elif entry.is_symlink() and _identity(entry.path) in listed:
+                say(f"{entry.path} leads to a folder that was listed before: it is not followed")
             else:
-                yield from audio_files(root, path)
+                yield from audio_files(root, path, listed)
         elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
             yield path
 
@@ -79,6 +86,11 @@ def size_and_time(path: str) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return stat.st_size, stat.st_mtime_ns
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    stat = os.stat(folder)
+    return stat.st_dev, stat.st_ino
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

@@ -28,11 +28,12 @@ def read_genders(path: Path | str) -> dict[str, str]:
             f"the first line of the metadata {path} names no column of speakers (speaker or id) "
             "and one of genders (gender): add the names of its columns"
         )
-    genders = {}
-    for row in rows:
-        if len(row) > max(speaker, gender) and row[gender][:1].lower() in ("f", "m"):
-            genders[row[speaker]] = row[gender][0].lower()
-    return genders
+    said = [
+        (number, row[speaker], row[gender][:1].lower())
+        for number, row in rows
+        if len(row) > max(speaker, gender)
+    ]
+    return _of_speakers(path, [line for line in said if line[2] in ("f", "m")])
 
 
 def read_column(path: Path | str, column: str) -> dict[str, str]:
@@ -49,20 +50,36 @@ def read_column(path: Path | str, column: str) -> dict[str, str]:
             f"the first line of the metadata {path} names no column {missing}: it names "
             f"{', '.join(head) or 'none'}"
         )
-    long_enough = [row for row in rows if len(row) > max(speaker, place)]
-    return {row[speaker]: row[place] for row in long_enough if row[place]}
+    said = [
+        (number, row[speaker], row[place]) for number, row in rows if len(row) > max(speaker, place)
+    ]
+    return _of_speakers(path, [line for line in said if line[2]])
 
 
-def _read(path: Path | str) -> tuple[list[str], list[list[str]]]:
-    """The names of a table's columns, and its rows."""
+def _of_speakers(path: Path | str, said: list[tuple[int, str, str]]) -> dict[str, str]:
+    """What lines, of a number, a speaker and a value, say of each speaker. Raises UserError when
+    two of them say different things."""
+    values: dict[str, str] = {}
+    for number, speaker, value in said:
+        if values.setdefault(speaker, value) != value:
+            raise UserError(
+                f"{path} line {number} says {value[:80]} of {speaker[:80]}, of whom a line before "
+                f"says {values[speaker][:80]}: leave one out"
+            )
+    return values
+
+
+def _read(path: Path | str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The names of a table's columns, and its rows with the numbers of their lines."""
     text = read_text(path, "a table of speakers, with the names of its columns first")
     lines = text.splitlines()
     separator = "\t" if lines and "\t" in lines[0] else ","
     try:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
+        reader = csv.reader(lines, delimiter=separator)
+        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except csv.Error as error:
         raise UserError(f"the metadata {path} cannot be read: {error}") from error
-    return (rows[0], rows[1:]) if rows else ([], [])
+    return (rows[0][1], rows[1:]) if rows else ([], [])
 
 
 def _speaker_column(head: list[str]) -> int | None:

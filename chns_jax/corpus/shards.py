@@ -387,6 +387,8 @@ def _write_index(corpus: Corpus, out: Path, options: Options, shards: Sequence[_
 
 def _read_index(root: str) -> dict[str, np.ndarray]:
     path = _join(root, INDEX)
+    if not storage.is_url(path) and os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path} is no regular file: {REPAIR}")
     try:
         held = arrays.load(io.BytesIO(storage.read(path)))
         if int(held.get("version", 0)) == VERSION:
@@ -459,7 +461,7 @@ def _read_notes(out: Path, name: str, plan: str) -> _Shard | None:
         return None
     _same_plan(out, plan, str(shard.plan))
     packed = out / name
-    whole = packed.exists() and _sha256(str(packed)) == str(shard.sha256)
+    whole = packed.is_file() and _sha256(str(packed)) == str(shard.sha256)
     return shard if whole else None
 
 

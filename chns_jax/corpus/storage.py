@@ -69,5 +69,7 @@ def _file_system(url: str) -> tuple[Any, str]:
         ) from None
     try:
         return url_to_fs(url)
-    except (ImportError, ValueError) as error:  # its package is missing; no such protocol
+    except ImportError as error:  # its package is missing
+        raise UserError(f"{url} cannot be read: {error}: pip install '.[remote]'") from error
+    except ValueError as error:  # no such protocol
         raise UserError(f"{url} cannot be read: {error}") from error

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from chns_jax.common.errors import UserError
-from chns_jax.common.files import replacing
+from chns_jax.common.files import replacing, without_links
 from chns_jax.common.randomness import Purpose, generator
 from chns_jax.common.reading import check_readable
 from chns_jax.corpus.corpus import Corpus
@@ -229,13 +229,14 @@ def all_of(rules: Sequence[Impostors]) -> Impostors:
 
 
 def write(path: Path | str, trials: Trials, corpus: Corpus) -> None:
-    """A list of VoxCeleb's lines. Raises UserError for a name with a space in it."""
+    """A list of VoxCeleb's lines. Raises UserError for a name with a space in it, or of bytes that
+    are no UTF-8."""
     names = {row: corpus.names[row] for row in trials.utterances().tolist()}
     for name in names.values():
-        if name.split() != [name]:
+        if name.split() != [name] or not _is_utf8(name):
             raise UserError(f"a trial list cannot hold the name {name!r}: rename the file")
     columns = (trials.labels.tolist(), trials.enrolment.tolist(), trials.test.tolist())
-    with replacing(path) as file:
+    with replacing(without_links(path)) as file:
         file.writelines(
             f"{label:d} {names[one]} {names[other]}\n"
             for label, one, other in zip(*columns, strict=True)
@@ -253,6 +254,15 @@ def list_names(paths: Sequence[str]) -> list[str]:
     if twice:
         raise UserError(f"the trials {twice[0]} are given twice: leave one out")
     return names
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether it lacks the surrogates that stand for bytes of no letter."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _labelled_both_ways(named: NamedTrials) -> tuple[int, int] | None:

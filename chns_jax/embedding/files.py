@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from chns_jax.common.errors import UserError
-from chns_jax.common.files import remove_leftovers, replacing
+from chns_jax.common.files import remove_leftovers, replacing, without_links
 from chns_jax.embedding import cache as embedding_cache
 from chns_jax.embedding.cache import Key
 
@@ -51,17 +51,17 @@ def write(path: Path, names: Sequence[str], embeddings: np.ndarray) -> None:
     Each file is complete or not there.
     """
     if path.suffix == ".npz":
-        with replacing(path, "wb") as file:
+        with replacing(without_links(path), "wb") as file:
             np.savez(file, names=np.array(names, dtype=str), embeddings=embeddings)
         return
     import kaldiio
 
     (ark, scp), lines = written(path), []
-    with replacing(ark, "wb") as file:
+    with replacing(without_links(ark), "wb") as file:
         for name, embedding in zip(names, embeddings, strict=True):
             lines.append(f"{name} {ark}:{file.tell() + len(name.encode()) + 1}\n")
             kaldiio.save_ark(file, {name: embedding})
-    with replacing(scp) as file:
+    with replacing(without_links(scp)) as file:
         file.writelines(lines)
 
 

@@ -102,9 +102,13 @@ def open_manager(
         "variables": ocp.StandardCheckpointHandler(),
         "about": ocp.JsonCheckpointHandler(),
     }
-    manager = ocp.CheckpointManager(
-        folder.resolve(), options=options, item_handlers=handlers if read_only else None
-    )
+    _check_files(folder)
+    try:
+        manager = ocp.CheckpointManager(
+            folder.resolve(), options=options, item_handlers=handlers if read_only else None
+        )
+    except RecursionError as error:  # of JSON
+        raise UserError(f"what {folder} says of its checkpoints is damaged: remove it") from error
     try:
         yield manager
     except BaseException:
@@ -112,6 +116,15 @@ def open_manager(
             manager.close()
         raise
     manager.close()
+
+
+def _check_files(folder: Path) -> None:
+    """Raises UserError for a pipe or a device in place of a file, which might never end."""
+    for inside, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(inside, name)
+            if os.path.exists(path) and not os.path.isfile(path):
+                raise UserError(f"{path} is no regular file: remove its checkpoint")
 
 
 def save(

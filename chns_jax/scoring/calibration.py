@@ -207,16 +207,14 @@ def save(path: Path, calibration: Calibration) -> None:
 def load(path: Path) -> Calibration | None:
     """The calibration of a run, if it has one. Raises UserError when it is damaged."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except UnicodeDecodeError:
-        text = ""
-    try:
-        made = Calibration(**json.loads(text))
+        if path.exists() and not path.is_file():  # a pipe or a device might never end
+            raise ValueError
+        made = Calibration(**json.loads(path.read_text(encoding="utf-8")))
         if not _is_whole(made):
             raise ValueError
         return made
+    except FileNotFoundError:
+        return None
     except (
         ValueError,
         TypeError,

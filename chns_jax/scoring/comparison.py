@@ -200,4 +200,4 @@ def _with_interval(
 
 
 def _escaped(name: str) -> str:
-    return name.replace("|", "\\|")
+    return " ".join(name.replace("|", "\\|").splitlines())

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from chns_jax.common.errors import UserError
-from chns_jax.corpus.audio import AudioError
+from chns_jax.corpus.audio import AudioError, read_whole
 from chns_jax.corpus.reader import Reader
 from chns_jax.corpus.trials import Trials
 from chns_jax.scoring import metrics
@@ -32,9 +32,8 @@ def mfcc_embeddings(reader: Reader, utterances: np.ndarray) -> np.ndarray:
     """
 
     def statistics(utterance: np.integer) -> np.ndarray:
-        samples = round(float(reader.corpus.seconds[utterance]) * reader.sample_rate)
         try:
-            waveform_s = reader.crop(int(utterance), 0.0, samples)
+            waveform_s = read_whole(reader.corpus.path(int(utterance)), reader.sample_rate)
         except AudioError as error:
             raise UserError(f"{error}: replace the file or leave it out") from error
         return mfcc_statistics(waveform_s, reader.sample_rate)

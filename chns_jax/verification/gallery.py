@@ -98,6 +98,10 @@ def remove(folder: Path, name: str) -> None:
         _file(folder, name).unlink()
     except FileNotFoundError:
         raise UserError(f"nobody is enrolled as {name} in {folder}: see gallery list") from None
+    except IsADirectoryError:
+        raise UserError(
+            f"{_file(folder, name)} is a folder, and nobody enrolled: remove it"
+        ) from None
 
 
 def _is_whole(speaker: Enrolled) -> bool:
