@@ -180,7 +180,7 @@ def test_files_that_change_while_a_run_reads_them(command, tmp_path, monkeypatch
 
 def test_faults_in_one_read_of_a_thousand(command, tones, tmp_path, monkeypatch):
     """Opening and reading fail now and then, as of a busy server; pauses are as they are."""
-    options = [*TINY, "--data.root", tones, "--data.cache", tmp_path, "--training.steps", 150]
+    options = [*TINY, "--data.root", tones, "--data.cache", tmp_path, "--training.steps", 100]
     command("train", *options, "--out", tmp_path / "undisturbed")
     rng, met = np.random.default_rng(), []
     numbers = [errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EIO, errno.EAGAIN, errno.ETIMEDOUT]

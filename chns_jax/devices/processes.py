@@ -70,8 +70,10 @@ def explain_aborts() -> None:
     reading, writing = os.pipe()
 
     def explain() -> None:
-        if b"Aborted" in os.read(reading, 1 << 16):
-            leave(_lost("JAX says above how it found out"))
+        said = b""
+        while b"Aborted" not in said:
+            said += os.read(reading, 1 << 16)
+        leave(_lost("JAX says above how it found out"))
 
     Thread(target=explain, daemon=True).start()
     libc = ctypes.CDLL(None)
