@@ -96,6 +96,7 @@ def test_a_folder_that_is_gone_is_named(command, tmp_path, monkeypatch):
         (OSError(24, "Too many open files"), "too many files are open: raise the limit"),
         (OSError(24, "Too many open files", "a"), "too many files are open: raise the limit"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes"), "there is not enou"),
+        (ValueError("RESOURCE_EXHAUSTED: write: No space left on device"), "no space is left for"),
         (RuntimeError("Could not determine home directory."), "a path begins with ~"),
         (NotADirectoryError(20, "Not a directory", "a/b"), "a/b is a file, or below one"),
         (

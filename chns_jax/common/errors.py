@@ -148,11 +148,11 @@ def _sentence(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.filename:
         advice = ": give another name, or the right to it" if error.errno == errno.EACCES else ""
         return f"{error.filename} cannot be used: {error.strerror}{advice}"
+    # tensorstore, under orbax, has exceptions of its own, and says RESOURCE_EXHAUSTED of disks too
+    if not isinstance(error, OSError) and "No space left" in str(error):
+        return "no space is left for a checkpoint: free some and run the same command again"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return "there is not enough memory: give smaller sizes, or fewer things at a time"
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's
         return "a path begins with ~, of which there is no home folder here: write it out"
-    # tensorstore, under orbax, has exceptions of its own
-    if not isinstance(error, OSError) and "No space left" in str(error):
-        return "no space is left for a checkpoint: free some and run the same command again"
     return None
