@@ -40,6 +40,13 @@ def write_tone(
     soundfile.write(path, (0.1 * (tone + noise)).astype(np.float32), rate, subtype="PCM_16")
 
 
+def pairs_of_tones(speakers: int) -> list[str]:
+    """Lines of a trial list: every pair of the utterances of the first of the fixture `tones`."""
+    names = [f"s{s:02d}/r{u // 2}/u{u}.flac" for s in range(speakers) for u in range(4)]
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    return [f"{int(a[:3] == b[:3])} {a} {b}\n" for a, b in pairs]
+
+
 TINY = [
     "--encoder.ecapa.channels", "[8,8,16]", "--encoder.ecapa.kernel_sizes", "[5,3,1]",
     "--encoder.ecapa.dilations", "[1,2,1]", "--encoder.ecapa.res2net_scale", "2",

@@ -2,7 +2,7 @@ import csv
 import json
 
 import pytest
-from support import save_untrained
+from support import pairs_of_tones, save_untrained
 
 from chns_jax.common.errors import UserError
 from chns_jax.compare import main, pair_lists, parse_systems
@@ -86,9 +86,7 @@ def test_the_table_of_runs_is_what_evaluate_prints(command, tones, tmp_path):
     cache = ["--cache", tmp_path / "cache"]
     for seed in range(3):
         save_untrained(tmp_path / f"run{seed}", seed)
-    names = [f"s{s:02d}/r{u // 2}/u{u}.flac" for s in range(6) for u in range(4)]
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    lines = [f"{int(a[:3] == b[:3])} {a} {b}\n" for a, b in pairs]
+    lines = pairs_of_tones(6)
     (tmp_path / "all.txt").write_text("".join(lines))
     (tmp_path / "half.txt").write_text("".join(lines[::2]))
     evaluated = {}

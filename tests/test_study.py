@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support import TINY, first_state
+from support import TINY, first_state, pairs_of_tones
 
 from chns_jax import config as configs
 from chns_jax.common.errors import UserError
@@ -54,6 +54,12 @@ def test_a_study_is_every_arm_with_every_seed(written):
     assert time_left(runs) == ""  # nothing was trained by which to tell
 
 
+def test_the_keys_of_a_list_are_in_any_order(written):
+    for line in ("{trials: t.txt, root: r}", "{root: r, trials: t.txt}"):
+        study = definition.read(written(f"{STUDY}lists: {{O: {line}}}\n"))
+        assert study.lists == {"O": definition.TrialList(trials="t.txt", root="r")}
+
+
 @pytest.mark.parametrize(
     "old, new, message",
     [
@@ -85,9 +91,7 @@ def study(tones, tmp_path):
         "baseline: random\nseeds: [0, 1]\n"
         "arms: {random: {sampler.kind: random}, chance: {sampler.cluster_by: chance}}\n"
     )
-    names = [f"s{s:02d}/r{u // 2}/u{u}.flac" for s in range(6) for u in range(4)]
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    lines = [f"{int(a[:3] == b[:3])} {a} {b}\n" for a, b in pairs]
+    lines = pairs_of_tones(6)
     (tmp_path / "all.txt").write_text("".join(lines))
     (tmp_path / "half.txt").write_text("".join(lines[::2]))
     arguments = [*TINY, "--training.steps", 2, "--data.held_out", 0, "--sampler.start_step", 1]

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import soundfile
-from support import TINY, finish, step_of, wait_for, write_tone
+from support import TINY, finish, pairs_of_tones, step_of, wait_for, write_tone
 
 from chns_jax import config as configs
 from chns_jax.common.errors import UserError
@@ -252,16 +252,15 @@ def test_a_folder_with_what_no_run_wrote_is_left_as_it_is(name, tmp_path):
 
 def test_evaluate_prints_what_training_found(finished, command, tones, tmp_path):
     run, _ = finished
-    names = [f"s{s:02d}/r{u // 2}/u{u}.flac" for s in range(4) for u in range(4)]
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    lines = [f"{int(a[:3] == b[:3])} {a} {b}\n" for a, b in pairs]
-    (tmp_path / "trials.txt").write_text("".join(lines))
+    (tmp_path / "trials.txt").write_text("".join(pairs_of_tones(4)))
     arguments = ["--model", run, "--trials", tmp_path / "trials.txt", "--cache", tmp_path]
     output, _ = command("evaluate", *arguments, "--root", tones)
     result = json.loads(output)
     assert result["targets"] == 24 and result["nontargets"] == 96
     assert 0 <= result["eer"] <= 1 and set(result["min_dcf"]) == {"0.01", "0.05"}
-    (tmp_path / "trials.txt").write_text(f"1 {names[0]} {names[2]}\n0 {names[0]} gone/0.wav\n")
+    (tmp_path / "trials.txt").write_text(
+        "1 s00/r0/u0.flac s00/r1/u2.flac\n0 s00/r0/u0.flac gone/0.wav\n"
+    )
     _, errors = command("evaluate", *arguments, "--root", tones, status=2)
     assert "gone/0.wav" in errors
     _, errors = command("evaluate", *arguments, "--root", tones, "--model", tmp_path, status=2)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from chns_jax import config as configs
 from chns_jax.common import keys
 from chns_jax.common.errors import UserError, shortened
-from chns_jax.common.values import NonNegativeInt, read_value, shown_as
+from chns_jax.common.values import NonNegativeInt, read_value
 from chns_jax.config import LARGEST_SEED, Config
 
 FIELDS = ("base", "baseline", "seeds", "arms", "lists")
@@ -34,7 +34,7 @@ class Study:
     baseline: str  # the arm that the changes of the others refer to
     seeds: tuple[int, ...]
     arms: dict[str, dict[str, Any]]  # the keys of each in which it differs
-    lists: dict[str, TrialList]  # by name; none: each run's own validation trials
+    lists: dict[str, TrialList]  # by name; those of data.trials when there are none
     path: str
 
 
@@ -85,7 +85,10 @@ def read(path: str) -> Study:
         if set(of_list) != set(TrialList._fields):
             raise UserError(f"lists.{name}{where} needs trials and root, and nothing else")
         lists[_name(name, where)] = TrialList(
-            *(read_value(f"lists.{name}", str, of_list[key], where=where) for key in of_list)
+            **{
+                key: read_value(f"lists.{name}.{key}", str, value, where=where)
+                for key, value in of_list.items()
+            }
         )
     return Study(base, baseline, seeds, arms, lists, path)
 
@@ -127,11 +130,8 @@ def _section(name: str, value: Any, where: str) -> dict[Any, Any]:
     return value
 
 
-def _name(name: Any, where: str) -> str:
+def _name(name: str, where: str) -> str:
     """Which names folders and a column of a table."""
-    if not isinstance(name, str):  # 1 or true, say
-        said = shown_as(name)
-        raise UserError(f"the name {said}{where} needs quotes: write '{said}'")
     if not re.fullmatch(rf"\w[\w.-]{{0,{LONGEST_NAME - 1}}}", name):
         shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
         raise UserError(
