@@ -113,15 +113,9 @@ def main(argv: list[str]) -> None:
             ]
             for system, encoders in models.items()
         }
-        of_list = next(iter(scored.values()))[0]
-        enrolment, test = of_list.enrolment_speaker, of_list.test_speaker
-        assert enrolment is not None and test is not None  # `score` says who speaks
-        rows += comparison.compare(
+        rows += evaluation.compare(
             name,
-            of_list.trials.labels,
-            enrolment,
-            test,
-            {system: [run.scores for run in runs] for system, runs in scored.items()},
+            scored,
             baseline=chosen.baseline,
             seed=chosen.seed,
             count=chosen.replicates,

@@ -18,9 +18,10 @@ from chns_jax.corpus.trials import NamedTrials, OtherSpeakers
 from chns_jax.embedding import cache as embedding_cache
 from chns_jax.embedding.embedder import segment_samples
 from chns_jax.embedding.model import Model
-from chns_jax.scoring import metrics
+from chns_jax.scoring import comparison, metrics
 from chns_jax.scoring.bootstrap import FEWEST_SPEAKERS, interval, replicates
 from chns_jax.scoring.calibration import Calibration
+from chns_jax.scoring.comparison import ComparedMetric
 from chns_jax.scoring.norm import as_norm, statistics
 from chns_jax.verification.cohort import Cohort, describe
 
@@ -166,6 +167,18 @@ def evaluate(
             )
             intervals = _like(found, iter(np.stack(interval(drawn), axis=1).tolist()))
     return Evaluation(scored, llrs, {**found, **counts}, intervals)
+
+
+def compare(
+    name: str, scored: Mapping[str, Sequence[Scores]], **options: Any
+) -> list[ComparedMetric]:
+    """The rows of a table about a list, `name`, which all runs of all systems have scored by
+    speaker. `options` as of `comparison.compare`."""
+    of_list = next(iter(scored.values()))[0]
+    enrolment, test = of_list.enrolment_speaker, of_list.test_speaker
+    assert enrolment is not None and test is not None  # `score` says who speaks
+    scores = {system: [run.scores for run in runs] for system, runs in scored.items()}
+    return comparison.compare(name, of_list.trials.labels, enrolment, test, scores, **options)
 
 
 @dataclass(frozen=True)
