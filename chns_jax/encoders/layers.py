@@ -33,6 +33,12 @@ def torch_uniform(key, shape, dtype=jnp.float32):
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def torch_bias(inputs: int):
+    """An initializer of PyTorch's default bias of a layer of so many inputs, as its weight's."""
+    bound = inputs**-0.5
+    return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
 def rematerialised(block: type[nn.Module]) -> type[nn.Module]:
     """The module `block(x, train, ...)`, whose activations are made again for the gradient."""
     return nn.remat(block, static_argnums=(2,))  # train; the module itself is 0
@@ -43,6 +49,13 @@ def valid(frames_b: Int[Array, " b"] | None, frames: int) -> Bool[Array, "b t 1"
     if frames_b is None:
         return None
     return (jnp.arange(frames) < frames_b[:, None])[..., None]
+
+
+def zero_outside(
+    where: Bool[Array, "*#b 1"] | None, x: Float[Array, "*b c"]
+) -> Float[Array, "*b c"]:
+    """`x` with zeros where `where` says that the utterance is not."""
+    return x if where is None else jnp.where(where, x, 0)
 
 
 def pad_reflect(
@@ -85,12 +98,7 @@ class Conv1d(nn.Module):
         if constant is not None:
             inputs += constant.shape[-1]
         kernel = self.param("kernel", torch_uniform, (taps, inputs, self.channels))
-        bound = (taps * inputs) ** -0.5
-        bias = self.param(
-            "bias",
-            lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound),
-            (self.channels,),
-        )
+        bias = self.param("bias", torch_bias(taps * inputs), (self.channels,))
         if constant is not None:
             here, everywhere = jnp.split(kernel[0], [x.shape[-1]])
             return _convolved(x, here, _convolved(constant, everywhere, bias))

@@ -21,7 +21,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from chns_jax.encoders.batch_norm import BatchNorm
-from chns_jax.encoders.layers import Conv1d, rematerialised, torch_uniform, valid
+from chns_jax.encoders.layers import (
+    Conv1d,
+    rematerialised,
+    torch_bias,
+    torch_uniform,
+    valid,
+    zero_outside,
+)
 from chns_jax.encoders.sums import add_bias, at_least_float32, matmul, mean_of_each, sum_of_each
 
 CONTEXT_TAPS = (7, 19, 31, 59)  # of a time-context block's convolutions
@@ -60,12 +67,7 @@ class Conv(nn.Module):
             )  # fmt: skip
         if not self.bias:
             return y
-        bound = math.prod(shape[:-1]) ** -0.5
-        bias = self.param(
-            "bias",
-            lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound),
-            (self.channels,),
-        )
+        bias = self.param("bias", torch_bias(math.prod(shape[:-1])), (self.channels,))
         return add_bias(y, bias)
 
 
@@ -336,9 +338,9 @@ def attend(
 
 def _zero_outside(frames_b: Array | None, x: Float[Array, "b t *c"]) -> Float[Array, "b t *c"]:
     where = valid(frames_b, x.shape[1])
-    return (
-        x if where is None else jnp.where(where.reshape(*x.shape[:2], *(1,) * (x.ndim - 2)), x, 0)
-    )
+    if where is not None:
+        where = where.reshape(*x.shape[:2], *(1,) * (x.ndim - 2))
+    return zero_outside(where, x)
 
 
 def _layer_norm(dtype, name: str) -> nn.LayerNorm:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from chns_jax.encoders.batch_norm import BatchNorm
 from chns_jax.encoders.convolution import convolve
-from chns_jax.encoders.layers import rematerialised, torch_uniform, valid
+from chns_jax.encoders.layers import rematerialised, torch_uniform, valid, zero_outside
 from chns_jax.encoders.sums import at_least_float32, mean_of_each
 
 SE_REDUCTION = 8
@@ -48,14 +48,14 @@ class SEBasicBlock(nn.Module):
             residual = _conv(self.filters, 1, self.stride, x.dtype, name="downsample_conv")(x)
             residual = BatchNorm(name="downsample_bn")(residual, train, counted_b)
         x = nn.relu(_conv(self.filters, 3, self.stride, x.dtype, name="conv1")(x))
-        x = _zero_outside(where, BatchNorm(name="bn1")(x, train, counted_b))
+        x = zero_outside(where, BatchNorm(name="bn1")(x, train, counted_b))
         x = _conv(self.filters, 3, 1, x.dtype, name="conv2")(x)
         x = BatchNorm(name="bn2")(x, train, counted_b)
         squeezed = mean_of_each(x, where)
         squeezed = nn.relu(_linear(self.filters // SE_REDUCTION, name="se1")(squeezed))
         gate = nn.sigmoid(_linear(self.filters, name="se2")(squeezed))
         gated = nn.relu(x * gate[:, None, None] + residual).astype(x.dtype)
-        return _zero_outside(where, gated)
+        return zero_outside(where, gated)
 
 
 class ThinResNet(nn.Module):
@@ -94,9 +94,9 @@ class ThinResNet(nn.Module):
         if where is not None:
             where = where[:, None] if over_time else where[:, :, None]
         x = (x.swapaxes(1, 2) if over_time else x)[..., None].astype(self.dtype)
-        x = _conv(self.filters[0], 7, (2, 1), x.dtype, name="conv1")(_zero_outside(where, x))
+        x = _conv(self.filters[0], 7, (2, 1), x.dtype, name="conv1")(zero_outside(where, x))
         where = _strided(where, 2, 1)
-        x = _zero_outside(where, nn.relu(BatchNorm(name="bn1")(x, train, counted_b)))
+        x = zero_outside(where, nn.relu(BatchNorm(name="bn1")(x, train, counted_b)))
         make_block = rematerialised(SEBasicBlock) if self.remat else SEBasicBlock
         for stage, (blocks, filters) in enumerate(zip(self.layers, self.filters, strict=True), 1):
             for i in range(blocks):
@@ -116,10 +116,6 @@ class ThinResNet(nn.Module):
             deviation = jnp.sqrt(jnp.maximum(variance, LEAST_VARIANCE))
             pooled = jnp.concatenate([pooled, deviation], axis=-1)
         return _linear(self.embedding, name="fc")(pooled)
-
-
-def _zero_outside(where: Array | None, x: Array) -> Array:
-    return x if where is None else jnp.where(where, x, 0)
 
 
 def _strided(where: Array | None, height: int, width: int) -> Array | None:
