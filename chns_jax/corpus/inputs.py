@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from chns_jax.common.errors import UserError
+from chns_jax.common.errors import UserError, shortened
 from chns_jax.common.reading import check_readable
 from chns_jax.corpus import records
 from chns_jax.corpus.audio import EXTENSIONS
-from chns_jax.corpus.kaldi import SHOWN, read_wav_scp
+from chns_jax.corpus.kaldi import read_wav_scp
 from chns_jax.corpus.listing import audio_files
 
 LISTS = (".txt", ".lst")
@@ -57,7 +57,7 @@ def _utterances(given: str) -> Iterator[tuple[str, str]]:
             for path in filter(None, map(str.strip, lines)):
                 if not records.names_file(path):
                     raise UserError(
-                        f"{given} names {path[:SHOWN]!r}, which is no file: leave it out"
+                        f"{given} names {shortened(path)!r}, which is no file: leave it out"
                     )
                 yield path, os.path.join(os.path.dirname(given), path)
     elif extension not in EXTENSIONS and not os.path.exists(given):

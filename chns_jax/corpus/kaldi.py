@@ -6,13 +6,11 @@ import math
 import os
 from collections.abc import Iterator
 
-from chns_jax.common.errors import UserError
+from chns_jax.common.errors import UserError, shortened
 from chns_jax.common.reading import check_readable
 from chns_jax.corpus import records
 from chns_jax.corpus.audio import LONGEST_SECONDS
 from chns_jax.corpus.listing import File, size_and_time
-
-SHOWN = 80  # letters of a line that is wrong
 
 
 def utterances(root: str) -> Iterator[File]:
@@ -74,7 +72,7 @@ def read_wav_scp(root: str, table: str) -> dict[str, str]:
             )
         if not records.names_file(path):
             raise UserError(
-                f"{os.path.join(root, table)} has {path[:SHOWN]!r} for {name}, which is no file"
+                f"{os.path.join(root, table)} has {shortened(path)!r} for {name}, which is no file"
             )
     return paths
 
@@ -86,8 +84,8 @@ def _stated_seconds(root: str, name: str, text: str) -> float:
         seconds = math.nan
     if not 0 < seconds <= LONGEST_SECONDS:
         raise UserError(
-            f"{root}/utt2dur has no number of seconds for {name}: {text[:SHOWN]} (above 0, a day "
-            "at most)"
+            f"{root}/utt2dur has no number of seconds for {name}: {shortened(text)} (above 0, a "
+            "day at most)"
         )
     return seconds
 
@@ -102,10 +100,8 @@ def _kaldi_table(root: str, table: str) -> dict[str, str]:
             if not key:
                 continue
             if not value.strip():
-                raise UserError(
-                    f"{path} line {number} has no second column: {line.strip()[:SHOWN]}"
-                )
+                raise UserError(f"{path} line {number} has no second column: {shortened(line)}")
             if key in rows:
-                raise UserError(f"{path} line {number} names {key[:SHOWN]} again: leave one out")
+                raise UserError(f"{path} line {number} names {shortened(key)} again: leave one out")
             rows[key] = value.strip()
     return rows

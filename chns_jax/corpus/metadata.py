@@ -6,7 +6,7 @@ import csv
 import re
 from pathlib import Path
 
-from chns_jax.common.errors import UserError
+from chns_jax.common.errors import UserError, shortened
 from chns_jax.common.reading import read_text
 
 SPEAKER = re.compile(r"speaker|(?<![a-z])id(?![a-z])", re.IGNORECASE)
@@ -63,8 +63,8 @@ def _of_speakers(path: Path | str, said: list[tuple[int, str, str]]) -> dict[str
     for number, speaker, value in said:
         if values.setdefault(speaker, value) != value:
             raise UserError(
-                f"{path} line {number} says {value[:80]} of {speaker[:80]}, of whom a line before "
-                f"says {values[speaker][:80]}: leave one out"
+                f"{path} line {number} says {shortened(value)} of {shortened(speaker)}, of whom a "
+                f"line before says {shortened(values[speaker])}: leave one out"
             )
     return values
 

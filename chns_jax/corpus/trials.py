@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from chns_jax.common.errors import UserError
+from chns_jax.common.errors import UserError, shortened
 from chns_jax.common.files import replacing, without_links
 from chns_jax.common.randomness import Purpose, generator
 from chns_jax.common.reading import check_readable
@@ -84,7 +84,7 @@ def read(path: Path | str) -> NamedTrials:
         parts = line.split()
         layout = layout or _layout(parts)
         if len(parts) != 3 or parts[layout.label] not in layout.values:
-            raise UserError(f"{path} line {number} is not '{layout.written}': {line.strip()[:80]}")
+            raise UserError(f"{path} line {number} is not '{layout.written}': {shortened(line)}")
         labels.append(parts[layout.label] == layout.values[0])
         names = parts[1:] if layout.label == 0 else parts[:2]
         enrolment.append(names[0])
