@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -31,9 +32,9 @@ def write_page(
     sections = [
         pages.section(
             "Error rates",
-            "Means over seeds. In brackets: 95 % intervals from resampling the speakers of the "
-            "trials and the seeds, the same of an arm and of the baseline. Better: seeds in which "
-            "an arm is below the baseline.",
+            "Fractions, means over seeds. Low and high: ends of 95 % intervals from resampling the "
+            "speakers of the trials and the seeds, the same of an arm and of the baseline. Better: "
+            "seeds in which an arm is below the baseline.",
             _table(rows),
         ),
         pages.section(
@@ -94,7 +95,7 @@ def _curves(
     from plotly.colors import qualitative
 
     drawn = go.Figure()
-    for arm, colour in zip(study.arms, _repeated(qualitative.D3), strict=False):
+    for arm, colour in zip(study.arms, itertools.cycle(qualitative.D3), strict=False):
         of_arm = [points[one.name] for one in runs if one.arm == arm]
         if len(of_arm) > 1:
             for of_seed in of_arm:
@@ -188,7 +189,3 @@ def _smoothed(points: np.ndarray) -> np.ndarray:
 
 def _percent(fraction: float | None) -> float | None:
     return None if fraction is None else 100 * fraction
-
-
-def _repeated(colours: Sequence[str]) -> list[str]:
-    return list(colours) * 10
