@@ -293,6 +293,10 @@ class ReDimNet2:
             )
 
 
+# The sections of Encoder, by the kind that they are the options of.
+OPTIONS = {"ecapa_tdnn": "ecapa", "thin_resnet": "thin_resnet", "redimnet2": "redimnet2"}
+
+
 @dataclass(frozen=True)
 class Encoder:
     """What turns log-mel into a speaker embedding."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 
-from chns_jax.config import Encoder
+from chns_jax.config import OPTIONS, Encoder
 
 
 def make_encoder(encoder: Encoder, *, dtype: str = "float32", remat: bool = False) -> nn.Module:
@@ -13,12 +13,8 @@ def make_encoder(encoder: Encoder, *, dtype: str = "float32", remat: bool = Fals
     from chns_jax.encoders.redimnet2 import ReDimNet2
     from chns_jax.encoders.thin_resnet import ThinResNet
 
-    kinds = {
-        "ecapa_tdnn": (EcapaTdnn, encoder.ecapa),
-        "thin_resnet": (ThinResNet, encoder.thin_resnet),
-        "redimnet2": (ReDimNet2, encoder.redimnet2),
-    }
-    module, options = kinds[encoder.kind]
+    kinds = {"ecapa_tdnn": EcapaTdnn, "thin_resnet": ThinResNet, "redimnet2": ReDimNet2}
+    module, options = kinds[encoder.kind], getattr(encoder, OPTIONS[encoder.kind])
     # Modules must be hashable, and a config may hold lists.
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(options).items()}
     return module(**fields, embedding=encoder.embedding, dtype=dtype, remat=remat)

@@ -10,7 +10,7 @@ import numpy as np
 
 from chns_jax.common.console import say
 from chns_jax.common.errors import UserError
-from chns_jax.config import Config, differences, read_run
+from chns_jax.config import OPTIONS, Config, differences, read_run
 from chns_jax.runs import checkpoint
 from chns_jax.runs.folder import RunFolder, training_speakers
 from chns_jax.runs.state import TrainState
@@ -70,8 +70,7 @@ def check_unheard(config: Config, validating: np.ndarray) -> None:
 
 def _check_config(run: Path, config: Config) -> None:
     """Raises UserError where keys that make an embedding are not those of `run`."""
-    kinds = {"ecapa_tdnn": "ecapa", "thin_resnet": "thin_resnet", "redimnet2": "redimnet2"}
-    unused = set(kinds.values()) - {kinds[config.encoder.kind]}
+    unused = set(OPTIONS.values()) - {OPTIONS[config.encoder.kind]}
     for key in differences(config, read_run(run)):
         part, *inner = key.split(".")
         if part in ("features", "encoder") and inner[0] not in unused:
