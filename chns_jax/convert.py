@@ -72,7 +72,8 @@ def main(argv: list[str]) -> None:
     add_checkpoint(parser)
     configs.add_keys(parser)
     chosen = parse(parser, argv)
-    if any(argument.partition("=")[0] == "--out" for argument in argv):
+    given = {argument.partition("=")[0] for argument in argv}
+    if "--out" in given:
         raise UserError(f"{chosen.target} is what is written: leave out --out")
     source, target = Path(chosen.source).expanduser(), Path(chosen.target).expanduser()
     if not source.exists():
@@ -85,6 +86,8 @@ def main(argv: list[str]) -> None:
         return
 
     check_readable(source, "a file of weights, or a run folder")
+    if "--checkpoint" in given:
+        raise UserError(f"{source} is a file of weights, of one state: leave out --checkpoint")
     if source.suffix not in FILES:
         raise UserError(f"{source} is none of {', '.join(FILES)}: rename or convert it")
     if target.suffix in FILES:

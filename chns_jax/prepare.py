@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from chns_jax.common.command_line import add_cache, make_parser, parse
 from chns_jax.common.errors import UserError, run
-from chns_jax.common.values import PositiveInt
+from chns_jax.common.values import PositiveInt, between
 
 
 def main(argv: list[str]) -> None:
@@ -28,14 +28,19 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument(
         "--shard_mb",
-        type=PositiveInt,
+        type=Annotated[int, between(1, 100_000)],
         default=256,
         help="Megabytes of samples in a shard; FLAC makes it about half as large.",
     )
     parser.add_argument(
         "--sample_rate", type=PositiveInt, default=16_000, help="Hertz; others are resampled."
     )
-    parser.add_argument("--threads", type=PositiveInt, default=os.cpu_count(), help="That decode.")
+    parser.add_argument(
+        "--threads",
+        type=Annotated[int, between(1, 1000)],
+        default=os.cpu_count(),
+        help="That decode.",
+    )
     add_cache(parser)
     parser.add_argument(
         "--verify", action="store_true", help="Check every shard of ROOT, which may be a URL."
