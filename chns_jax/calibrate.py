@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ from typing import Literal
 from chns_jax.common.command_line import make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import OpenUnitInterval
+from chns_jax.runs.published import BOX_FOLDER
 from chns_jax.verification.trial_options import (
     add_trial_arguments,
     check_trial_arguments,
@@ -26,7 +28,7 @@ def main(argv: list[str]) -> None:
         "set the threshold of verify and gallery, write both to RUN/calibration.json, and print "
         "them. The trials must be of speakers who were not trained on."
     )
-    add_trial_arguments(parser)
+    add_trial_arguments(parser, model_required=True)
     parser.add_argument(
         "--false_accept_rate",
         type=OpenUnitInterval | None,
@@ -53,6 +55,11 @@ def main(argv: list[str]) -> None:
     if "cohort_mean" in chosen.quality and not chosen.norm:
         raise UserError("--quality cohort_mean needs --norm as-norm")
     check_trial_arguments(chosen)
+    if os.path.realpath(os.path.expanduser(chosen.model)) == os.path.realpath(BOX_FOLDER):
+        raise UserError(
+            "the model in the box is calibrated, and stays as it is: chns_jax.export box DIR "
+            "--format hub makes a folder of your own, which can be calibrated again"
+        )
 
     import numpy as np
 

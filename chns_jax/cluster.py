@@ -9,7 +9,8 @@ from typing import Literal
 from chns_jax.common.command_line import add_cache, add_model, make_parser, parse
 from chns_jax.common.errors import run
 from chns_jax.common.values import NonNegativeInt
-from chns_jax.config import Clusters, UtterancesPerSpeaker, read_run
+from chns_jax.config import Clusters, UtterancesPerSpeaker
+from chns_jax.runs.published import find_model
 
 
 def main(argv: list[str]) -> None:
@@ -17,7 +18,7 @@ def main(argv: list[str]) -> None:
         "Cluster the speakers of a folder by voice, and write the table (.npz) that "
         "sampler.table of chns_jax.train reads."
     )
-    add_model(parser)
+    add_model(parser, required=True)
     parser.add_argument("--root", type=str, required=True, help="Folder of the speakers' speech.")
     parser.add_argument("--out", type=str, required=True, help="File to write, .npz.")
     parser.add_argument("--clusters", type=Clusters, default=50, help="Number of clusters K.")
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of crops and k-means.")
     add_cache(parser)
     chosen = parse(parser, argv)
-    read_run(chosen.model)  # what is wrong is said before JAX is imported
+    chosen.model = find_model(chosen.model)  # what is wrong is said before JAX is imported
 
     from chns_jax.common.files import check_file, without_links
     from chns_jax.corpus.open import open_corpus

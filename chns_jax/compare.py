@@ -9,7 +9,7 @@ from pathlib import Path
 from chns_jax.common.command_line import add_cache, add_checkpoint, add_segments, make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import NonNegativeInt, PositiveInt
-from chns_jax.config import read_run
+from chns_jax.runs.published import find_model
 
 
 def main(argv: list[str]) -> None:
@@ -22,9 +22,9 @@ def main(argv: list[str]) -> None:
         type=str,
         nargs="+",
         metavar="[NAME=]RUN[,RUN...]",
-        help="Run folders of chns_jax.train. Those under one NAME, as runs of several seeds are, "
-        "make one system, whose figures are the mean over its runs: supcon=runs/supcon-{0,1,2}. A "
-        "plain RUN is a system named as its folder.",
+        help="Run folders of chns_jax.train, published models, or box, the model in the box. Those "
+        "under one NAME, as runs of several seeds are, make one system, whose figures are the mean "
+        "over its runs: supcon=runs/supcon-{0,1,2}. A plain RUN is a system named as its folder.",
     )
     parser.add_argument(
         "--trials",
@@ -93,15 +93,14 @@ def main(argv: list[str]) -> None:
         check_file(path, [*chosen.trials, *chosen.root, *runs])
     for path in chosen.trials:  # what is wrong is said before JAX is imported
         trial_lists.read(path)
-    for folder in runs:
-        read_run(folder)
+    found = {folder: find_model(folder) for folder in runs}
 
     from chns_jax.embedding import model
     from chns_jax.scoring import comparison
     from chns_jax.verification import evaluation
 
     models = {
-        system: [model.load(folder, chosen.checkpoint) for folder in folders]
+        system: [model.load(found[folder], chosen.checkpoint) for folder in folders]
         for system, folders in systems.items()
     }
     rows = []

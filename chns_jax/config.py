@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ import yaml
 from chns_jax.common import keys, plain_yaml
 from chns_jax.common.command_line import Parser, make_parser, parse
 from chns_jax.common.errors import UserError, shortened
+from chns_jax.common.reading import check_link
 from chns_jax.common.values import (
     ClosedUnitInterval,
     NonNegativeFloat,
@@ -32,7 +34,8 @@ from chns_jax.common.values import (
     shown_as,
 )
 
-RUN_CONFIG = "config.yaml"  # of a run folder
+RUN_CONFIG = "config.yaml"  # of a run folder, and of a published model
+WEIGHTS = "model.safetensors"  # of a published model
 BUILTIN_VOICES = "builtin:voices"
 LONGEST_SECONDS = 600  # of a crop, of a segment, or of a window
 LARGEST_SEED = 2**32 - 1  # of a larger one, JAX leaves out the upper bits
@@ -48,6 +51,35 @@ FREE_TO_CHANGE = (
     "training.keep",
     "training.compilation_cache",
     "hosts",
+)
+
+# What a published model leaves out, and may not say: files, and what is of one machine.
+NOT_PUBLISHED = (
+    "out",
+    "hosts",
+    "data.root",
+    "data.more_roots",
+    "data.trials",
+    "data.trials_root",
+    "data.cache",
+    "data.threads",
+    "sampler.table",
+    "augment.noise.root",
+    "augment.reverberation.root",
+    "training.start_from",
+    "training.devices",
+    "training.keep",
+    "training.compilation_cache",
+)
+# What of the rest a model is used by; how it was trained is there to be read by people.
+USED_OF_PUBLISHED = (
+    "features",
+    "encoder",
+    "data.crop_seconds",
+    "validation.segment_seconds",
+    "sampler.speakers",
+    "sampler.clusters",
+    "sampler.hard_ratio",
 )
 
 # Beyond these, a loss in float32 is no finite number, or no machine is large enough.
@@ -509,7 +541,8 @@ class Training:
     steps: Steps = 154_000
     """Number of updates."""
     start_from: str | None = None
-    """Folder of a run whose encoder training begins with; its classes too, if they are the same."""
+    """Folder of a run, or of a published model, whose encoder training begins with; of a run its
+    classes too, if they are the same."""
     seed: NonNegativeInt = 0
     """Seed of everything random in a run."""
     epoch_utterances: PositiveInt | None = None
@@ -742,17 +775,27 @@ def replaced(config: Config, values: dict[str, Any], where: str = "") -> Config:
 
 
 def read_run(run: Path | str) -> Config:
-    """The config of a run folder. Raises UserError when it is none."""
-    path = Path(run).expanduser() / RUN_CONFIG
+    """The config of a run folder, or of a published model. Raises UserError when it is neither."""
+    folder = Path(run).expanduser()
+    path = folder / RUN_CONFIG
     if not path.is_file():
         raise UserError(f"{run} is not a run folder: it holds no {RUN_CONFIG}")
-    return load(["--config", str(path)])
+    return _read_published(folder) if is_published(folder) else load(["--config", str(path)])
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder holds a published model, and not a run."""
+    return os.path.lexists(folder / WEIGHTS) and not (folder / "checkpoints").is_dir()
+
+
+def to_published_yaml(config: Config) -> str:
+    """The config as YAML without what a published model leaves out."""
+    return yaml.safe_dump(_without(_plain(config), ""), sort_keys=False)
 
 
 def to_yaml(config: Config) -> str:
     """The config as YAML, every key, that `load` reads again."""
-    plain = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples as lists
-    return yaml.safe_dump(plain, sort_keys=False)
+    return yaml.safe_dump(_plain(config), sort_keys=False)
 
 
 def differences(one: Config, other: Config) -> list[str]:
@@ -799,7 +842,46 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _is_free(key: str) -> bool:
-    return key in FREE_TO_CHANGE or key.partition(".")[0] in FREE_TO_CHANGE
+    return _is_among(key, FREE_TO_CHANGE)
+
+
+def _is_among(key: str, keys_or_sections: Iterable[str]) -> bool:
+    return key in keys_or_sections or key.partition(".")[0] in keys_or_sections
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """Nested dicts, in which tuples are lists."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _without(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Nested dicts without the keys of NOT_PUBLISHED."""
+    return {
+        name: _without(value, f"{prefix}{name}.") if isinstance(value, dict) else value
+        for name, value in tree.items()
+        if not _is_among(f"{prefix}{name}", NOT_PUBLISHED)
+    }
+
+
+def _read_published(folder: Path) -> Config:
+    """The config of a published model, whom anybody may have written: it names no file.
+
+    Raises UserError for one that does, and for links of the folder that lead out of it.
+    """
+    for path in sorted(folder.iterdir()):
+        check_link(path, folder)
+    path = folder / RUN_CONFIG
+    where, known = f" in {path}", keys.keys_of(Config)
+    given = keys.dotted(known, keys.read_yaml(str(path)), where)
+    for key in given:
+        if key == keys.BASE or _is_among(key, NOT_PUBLISHED):
+            raise UserError(
+                f"{key}{where} is not for a published model, which names no other files and "
+                "nothing of a machine: leave it out"
+            )
+    values = keys.read_keys(known, given, where)
+    used = {key: value for key, value in values.items() if _is_among(key, USED_OF_PUBLISHED)}
+    return replaced(Config(), used, where)
 
 
 def _check(config: Config) -> None:

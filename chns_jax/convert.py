@@ -128,7 +128,7 @@ def _export(source: Path, target: Path, checkpoint: str, keys: list[str]) -> Non
     from chns_jax.embedding import model
 
     check_file(target)
-    config, step, variables, _ = model.load(source, checkpoint)
+    config, step, variables, *_ = model.load(source, checkpoint)
     variables = {
         "params": variables["params"]["encoder"],
         "batch_stats": variables["batch_stats"],

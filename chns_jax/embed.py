@@ -11,7 +11,7 @@ from pathlib import Path
 
 from chns_jax.common.command_line import add_model, add_segments, make_parser, parse
 from chns_jax.common.errors import UserError, run
-from chns_jax.config import read_run
+from chns_jax.runs.published import find_model
 
 SECONDS_BETWEEN_PARTS = 30
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     )
     add_segments(parser)
     chosen = parse(parser, argv)
-    read_run(chosen.model)  # what is wrong is said before JAX is imported
+    chosen.model = find_model(chosen.model)  # what is wrong is said before JAX is imported
 
     import numpy as np
     from tqdm import tqdm

@@ -8,7 +8,8 @@ from typing import Literal
 from chns_jax.common.command_line import add_cache, add_model, make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import NonNegativeInt
-from chns_jax.config import Clusters, UtterancesPerSpeaker, read_run
+from chns_jax.config import Clusters, UtterancesPerSpeaker
+from chns_jax.runs.published import find_model
 
 CROP_SECONDS = 3.0  # of embedded sound
 PAIRS_WITH_SOUND = 20  # with embedded sound, 0.1 MB each
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of k-means and map.")
     add_cache(parser)
     chosen = parse(parser, argv)
-    read_run(chosen.model)  # what is wrong is said before JAX is imported
+    chosen.model = find_model(chosen.model)  # what is wrong is said before JAX is imported
     if chosen.utterances_per_speaker < 2:
         raise UserError("--utterances_per_speaker 1 leaves nothing to compare: give 2 or more")
 

@@ -12,7 +12,7 @@ from chns_jax.common.command_line import Parser, add_model, make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.reading import check_readable
 from chns_jax.common.values import PositiveInt
-from chns_jax.config import read_run
+from chns_jax.runs.published import find_model
 
 
 def main(argv: list[str]) -> None:
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     if "model" in chosen:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{chosen.gallery} is no folder: give that of a gallery")
-        read_run(chosen.model)  # what is wrong is said before JAX is imported
+        chosen.model = find_model(chosen.model)  # what is wrong is said before JAX is imported
         for path in chosen.files if chosen.command == "enroll" else [chosen.file]:
             check_readable(path, "an audio file")
     actions = {"enroll": _enroll, "identify": _identify, "list": _list, "remove": _remove}

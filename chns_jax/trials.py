@@ -8,6 +8,7 @@ from typing import Literal
 from chns_jax.common.command_line import add_cache, add_checkpoint, make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import NonNegativeInt, PositiveInt
+from chns_jax.runs.published import find_model
 
 
 def main(argv: list[str]) -> None:
@@ -45,7 +46,8 @@ def main(argv: list[str]) -> None:
         "--model",
         type=str | None,
         default=None,
-        help="Run folder of the encoder that says who is near; MFCC statistics when not given.",
+        help="Run folder, published model or box, whose encoder says who is near; MFCC statistics "
+        "when not given.",
     )
     add_checkpoint(parser)
     parser.add_argument(
@@ -78,6 +80,8 @@ def main(argv: list[str]) -> None:
         raise UserError("--model says who is near: give --kind nearest, or leave it out")
     if chosen.checkpoint != "last" and not chosen.model:
         raise UserError("--checkpoint is one of a run: give --model, or leave it out")
+    if chosen.model:
+        chosen.model = find_model(chosen.model)
 
     import numpy as np
 

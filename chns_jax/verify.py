@@ -7,7 +7,7 @@ import json
 from chns_jax.common.command_line import add_model, make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.reading import check_readable
-from chns_jax.config import read_run
+from chns_jax.runs.published import find_model
 
 
 def main(argv: list[str]) -> None:
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("other", type=str, help="Another one.")
     add_model(parser)
     chosen = parse(parser, argv)
-    read_run(chosen.model)  # what is wrong is said before JAX is imported
+    chosen.model = find_model(chosen.model)  # what is wrong is said before JAX is imported
     for path in (chosen.one, chosen.other):
         check_readable(path, "an audio file")
 

@@ -68,9 +68,20 @@ def make_parser(description: str, usage: str | None = None) -> Parser:
     return Parser(description, usage=usage)
 
 
-def add_model(parser: Parser) -> None:
-    """--model, and --checkpoint as `add_checkpoint`."""
-    parser.add_argument("--model", type=str, required=True, help="Run folder of chns_jax.train.")
+MODEL = "Run folder of chns_jax.train, or a published model: a folder, or box, the model in the box"
+
+
+def add_model(parser: Parser, *, required: bool = False) -> None:
+    """--model, which is the model in the box where it is not given unless it is `required`, and
+    --checkpoint as `add_checkpoint`."""
+    otherwise = "." if required else ", which is used when none is given."
+    parser.add_argument(
+        "--model",
+        type=str if required else str | None,
+        default=None,
+        required=required,
+        help=f"{MODEL} (unless a folder is named so){otherwise}",
+    )
     add_checkpoint(parser)
 
 

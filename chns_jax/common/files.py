@@ -17,7 +17,7 @@ DEVICES = ("/dev/", "/proc/", "/sys/")  # where names such as /dev/stdout may le
 # What no output takes the place of in a folder that is read: a run's, Kaldi's, one of shards.
 IN_FOLDERS = (
     "config.yaml", "metrics.jsonl", "summary.json", "calibration.json", "training.png",
-    "skipped.txt", "wav.scp", "utt2spk", "spk2utt", "utt2dur", "index.npz",
+    "skipped.txt", "model.safetensors", "wav.scp", "utt2spk", "spk2utt", "utt2dur", "index.npz",
 )  # fmt: skip
 FOLDERS_OF_A_RUN = ("checkpoints", "tables", "tensorboard")
 # Nor anywhere in it.

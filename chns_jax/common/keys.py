@@ -21,12 +21,13 @@ import yaml
 from chns_jax.common import packaged, plain_yaml
 from chns_jax.common.command_line import Parser, did_you_mean
 from chns_jax.common.errors import UserError, shortened
-from chns_jax.common.reading import read_text
+from chns_jax.common.reading import check_readable, read_text
 from chns_jax.common.values import read_value, shown_as
 
 BASE = "base"  # key of a file: another one that is read before it
 MOST_BASES = 20  # of a file, and of its bases
 LARGEST = 100_000  # characters of a file; reading them takes a second or two
+LONGEST_LETTER = 4  # bytes in UTF-8
 
 
 class Key(NamedTuple):
@@ -131,8 +132,10 @@ def dotted(keys: dict[str, Key], tree: dict[Any, Any], where: str = "") -> dict[
 
 def read_yaml(path: str) -> dict[Any, Any]:
     """What a YAML file holds at its top. Raises UserError for one that is no YAML or no mapping."""
-    text = read_text(path, "a YAML file of keys, as in configs/")
-    if len(text) > LARGEST:
+    what = "a YAML file of keys, as in configs/"
+    is_large = os.path.getsize(check_readable(path, what)) > LONGEST_LETTER * LARGEST
+    text = "" if is_large else read_text(path, what)
+    if is_large or len(text) > LARGEST:
         raise UserError(f"{path} has more than {LARGEST} characters, which no config has")
     try:
         written = plain_yaml.load(text)

@@ -21,6 +21,15 @@ def check_readable(path: Path | str, what: str) -> Path:
     return Path(found)
 
 
+def check_link(path: Path, folder: Path) -> None:
+    """Raises UserError when a file of a folder that anybody may have written is a link that leads
+    elsewhere; those of huggingface_hub's cache lead to the blobs beside its snapshots."""
+    real, inside = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    blobs = inside.parents[1] / "blobs" if inside.parent.name == "snapshots" else inside
+    if not (real.is_relative_to(inside) or real.parent == blobs):
+        raise UserError(f"{path} is a link that leads out of its folder: put the file there")
+
+
 def read_text(path: Path | str, what: str) -> str:
     """The text in a file of UTF-8. Raises UserError as `check_readable`, and for other bytes."""
     try:

@@ -1,4 +1,4 @@
-"""A trained run, loaded: what the commands that use an encoder begin with."""
+"""A trained run or a published model, loaded: what commands that use an encoder begin with."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from chns_jax.config import Config, check_unedited, read_run
+import jax
+
+from chns_jax.common.errors import UserError, shortened
+from chns_jax.config import Config, check_unedited, is_published, read_run
 from chns_jax.devices.sharding import make_mesh, replicated
 from chns_jax.embedding.embedder import Embedder
-from chns_jax.runs.checkpoint import restore_variables
-from chns_jax.runs.state import sha256
+from chns_jax.runs import published
+from chns_jax.runs.state import Saved, sha256
 
 
 class Model(NamedTuple):
@@ -20,23 +23,45 @@ class Model(NamedTuple):
     step: int  # updates that made it
     variables: dict[str, Any]
     embedder: Embedder
+    published: bool = False  # so that nobody knows whose speech it was trained on
 
 
 def load(run: Path | str, checkpoint: str = "last") -> Model:
-    """The model of a run folder. `checkpoint` is "last", "best" (lowest EER) or a step number.
+    """The model of a run folder, or a published one. `checkpoint` is "last", "best" (lowest EER) or
+    a step number.
 
-    Raises UserError when the folder is no run, or holds no such checkpoint.
+    Raises UserError when the folder is neither, or holds no such checkpoint.
     """
     run = Path(run).expanduser()
     config = read_run(run)
     mesh = make_mesh()
-    saved = restore_variables(run, checkpoint, replicated(mesh))
+    saved = restore(run, checkpoint, replicated(mesh))
     check_unedited(config, saved.config, run, ("features", "encoder"))
-    return Model(config, saved.step, saved.variables, Embedder(config, mesh))
+    return Model(config, saved.step, saved.variables, Embedder(config, mesh), is_published(run))
+
+
+def restore(run: Path, checkpoint: str, sharding: jax.sharding.Sharding) -> Saved:
+    """The variables of a run's checkpoint, or of a published model, which has one alone. Raises
+    UserError as `load` does."""
+    if not is_published(run):
+        from chns_jax.runs.checkpoint import restore_variables  # orbax takes a second to import
+
+        return restore_variables(run, checkpoint, sharding)
+    saved = published.read(run, read_run(run), sharding)
+    if checkpoint not in ("last", "best", str(saved.step)):
+        raise UserError(
+            f"{run} holds no checkpoint {shortened(checkpoint)}: it is a published model, of step "
+            f"{saved.step}"
+        )
+    return saved
 
 
 def checkpoint_digest(model: Model) -> str:
     """Which checkpoint this is: of all that its embeddings depend on."""
     config = [dataclasses.asdict(part) for part in (model.config.features, model.config.encoder)]
-    about = [config, model.step, sha256(model.variables)]
+    encoder = {
+        "params": {"encoder": model.variables["params"]["encoder"]},
+        "batch_stats": model.variables["batch_stats"],
+    }
+    about = [config, model.step, sha256(encoder)]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()

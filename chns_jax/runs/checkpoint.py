@@ -26,7 +26,7 @@ from chns_jax.common.console import say
 from chns_jax.common.errors import UserError, shortened
 from chns_jax.devices import processes
 from chns_jax.runs.folder import RunFolder
-from chns_jax.runs.state import TrainState, digest
+from chns_jax.runs.state import Saved, TrainState, digest
 from chns_jax.sampling.clusters import SpeakerClusters
 
 NO_STEP = -1  # what hosts tell each other where there is no checkpoint
@@ -67,13 +67,6 @@ class Restored(NamedTuple):
     table: SpeakerClusters | None
     progress: Progress
     refresh: dict[str, Any] | None  # the variables of a refresh that was under way
-
-
-class Saved(NamedTuple):
-    step: int
-    variables: dict[str, Any]
-    speakers: str | None  # as of Progress; None where it was not trained here
-    config: str  # as it was when this was saved, in YAML
 
 
 @contextmanager

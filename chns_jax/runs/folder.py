@@ -156,8 +156,10 @@ def training_speakers(run: Path, config: Config, step: int) -> np.ndarray | None
     made = RunFolder(run).tables()
     if made:
         return tables.read(made[-1][1])[0]
-    if step == 0 or (
-        config.data.root == BUILTIN_VOICES and not voices_folder(config.data).is_dir()
+    if (
+        step == 0
+        or configs.is_published(run)
+        or (config.data.root == BUILTIN_VOICES and not voices_folder(config.data).is_dir())
     ):
         return None
     try:

@@ -1,9 +1,9 @@
-"""What training changes, and its digest."""
+"""What training changes, what is read of it, and digests."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -19,6 +19,15 @@ class TrainState:
     step: Int[Array, ""] | Any
     variables: dict[str, Any]  # {"params": {"encoder", "loss"}, "batch_stats"}
     optimizer: optax.OptState
+
+
+class Saved(NamedTuple):
+    """What is read of a checkpoint, or of a published model, to use its encoder."""
+
+    step: int
+    variables: dict[str, Any]
+    speakers: str | None  # digest of the names of those trained on; None where nobody knows
+    config: str  # as it was when this was saved, in YAML
 
 
 def digest(tree: Any) -> str:

@@ -23,6 +23,7 @@ from chns_jax.common.files import replacing
 from chns_jax.scoring import metrics
 
 FOLDS = 5
+LARGEST_FILE = 1 << 20  # bytes; calibrations take a thousand
 FEWEST_SPEAKERS = 2 * FOLDS
 
 
@@ -208,6 +209,8 @@ def load(path: Path) -> Calibration | None:
     """The calibration of a run, if it has one. Raises UserError when it is damaged."""
     try:
         if path.exists() and not path.is_file():  # a pipe or a device might never end
+            raise ValueError
+        if path.stat().st_size > LARGEST_FILE:
             raise ValueError
         made = Calibration(**json.loads(path.read_text(encoding="utf-8")))
         if not _is_whole(made):

@@ -11,7 +11,7 @@ import numpy as np
 from chns_jax.common.console import say
 from chns_jax.common.errors import UserError
 from chns_jax.config import OPTIONS, Config, differences, read_run
-from chns_jax.runs import checkpoint
+from chns_jax.embedding.model import restore
 from chns_jax.runs.folder import RunFolder, training_speakers
 from chns_jax.runs.state import TrainState
 
@@ -27,7 +27,7 @@ def start_from(config: Config, state: TrainState, speakers: str) -> TrainState:
     assert config.training.start_from is not None
     run = Path(config.training.start_from).expanduser()
     _check_config(run, config)
-    theirs = checkpoint.restore_variables(run, "last", state.step.sharding)
+    theirs = restore(run, "last", state.step.sharding)
     mine = state.variables
     encoder = {
         "encoder": theirs.variables["params"]["encoder"],

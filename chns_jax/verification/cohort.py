@@ -59,6 +59,11 @@ def make_cohort(
     speakers than `top`, all give the statistics. Raises UserError when there is no such folder,
     or a single speaker.
     """
+    if root is None and model.published:
+        raise UserError(
+            "whom a published model was trained on is not in its folder: --cohort DIR makes the "
+            "cohort of another folder"
+        )
     if root is None:
         data = dataclasses.replace(model.config.data, cache=str(cache))
         try:

@@ -1,14 +1,17 @@
-"""A trained run as a Python object: speech in, speaker embeddings out."""
+"""A trained run or a published model as a Python object: speech in, speaker embeddings out."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import jax
 import numpy as np
 
 from chns_jax.common.errors import UserError
@@ -20,12 +23,15 @@ from chns_jax.embedding import model
 from chns_jax.embedding.embedder import SHORTEST_SECONDS, segment_samples
 from chns_jax.embedding.model import Model
 from chns_jax.embedding.utterances import embed_waveforms
+from chns_jax.runs import published
 from chns_jax.runs.folder import RunFolder
 from chns_jax.scoring import calibration as calibrations
 from chns_jax.scoring.calibration import Calibration
 from chns_jax.scoring.norm import Statistics, as_norm, statistics
 from chns_jax.verification import cohort as cohorts
+from chns_jax.verification import hub
 from chns_jax.verification.cohort import Cohort
+from chns_jax.verification.model_card import About, make_card
 
 Speech = np.ndarray | str | PathLike
 
@@ -60,18 +66,90 @@ class SpeakerEncoder:
     calibration: Calibration | None = None
     cohort: Cohort | None = None  # of the calibration's norm
     uncalibrated: str = "the run is not calibrated"  # why, where there is no calibration
+    card: str | None = None  # of a published model
 
     @classmethod
-    def load(cls, run: str | Path, checkpoint: str | int = "last") -> SpeakerEncoder:
-        """The encoder of a run folder; `checkpoint` is "last", "best" (lowest EER) or a step."""
-        loaded, run = model.load(run, str(checkpoint)), Path(run).expanduser()
-        made = calibrations.load(RunFolder(run).calibration)
+    def load(cls, run: str | Path | None = None, checkpoint: str | int = "last") -> SpeakerEncoder:
+        """The encoder of a run folder or of a published model; without one, or for "box", that of
+        the model in the box. `checkpoint` is "last", "best" (lowest EER) or a step."""
+        run = Path(published.find_model(None if run is None else str(run))).expanduser()
+        loaded = model.load(run, str(checkpoint))
+        made, card = calibrations.load(RunFolder(run).calibration), None
+        if loaded.published:
+            card = published.read_card(run)
         if made is None:
-            return cls(loaded)
+            return cls(loaded, card=card)
         if made.scores["checkpoint"] != model.checkpoint_digest(loaded):
-            return cls(loaded, uncalibrated="the run's calibration is for another checkpoint")
+            why = "the run's calibration is for another checkpoint"
+            return cls(loaded, uncalibrated=why, card=card)
         dimension = loaded.config.encoder.embedding
-        return cls(loaded, made, cohorts.load(run, made.scores, dimension))
+        return cls(loaded, made, cohorts.load(run, made.scores, dimension), card=card)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> SpeakerEncoder:
+        """The encoder of a published model: of its folder, or of its name on Hugging Face's hub,
+        "org/name". Raises UserError when there is neither, and for one that is damaged."""
+        return cls.load(hub.find(str(name)))
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        dtype: Literal["float32", "float16"] = "float32",
+        about: About | None = None,
+        onnx: str | Path | None = None,
+    ) -> None:
+        """Publish the encoder as a new folder, complete or not at all.
+
+        With float32 `from_pretrained` gives the same embeddings and the same digest, with float16
+        such as differ little, in half the size. The card says what `about` says; without it, that
+        of a published model stays. `onnx`: a file of the encoder, which becomes speaker.onnx.
+        Raises UserError when the folder exists, and for an `about` that is wrong.
+        """
+        folder, model_ = Path(folder).expanduser(), self.model
+        variables = published.for_publishing(model_.variables, dtype)
+        written = model_._replace(variables=variables)
+        with published.new_folder(folder) as inside:
+            published.write(inside, model_.config, model_.step, variables, dtype=dtype)
+            if self.calibration is not None:
+                made_by = {
+                    **self.calibration.scores,
+                    "checkpoint": model.checkpoint_digest(written),
+                }
+                made = replace(self.calibration, scores=made_by)
+                calibrations.save(RunFolder(inside).calibration, made)
+                if self.cohort is not None:
+                    cohorts.save(inside, self.cohort, made_by)
+            card = self.card
+            if card is None or about is not None:
+                card = make_card(
+                    folder.name,
+                    about or About(),
+                    model_.config,
+                    step=model_.step,
+                    parameters=sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+                    calibration=self.calibration,
+                )
+            (inside / published.CARD).write_text(card, encoding="utf-8")
+            if onnx is not None:
+                shutil.copyfile(onnx, inside / published.ONNX)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool = False,
+        dtype: Literal["float32", "float16"] = "float32",
+        about: About | None = None,
+        onnx: str | Path | None = None,
+    ) -> None:
+        """Publish the encoder on Hugging Face's hub as `name`, "org/name", as `save_pretrained`
+        does in a folder. Raises UserError when the card would have no licence, or the hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as beside:
+            folder = Path(beside) / hub.check_name(name).partition("/")[2]
+            self.save_pretrained(folder, dtype=dtype, about=about, onnx=onnx)
+            hub.upload(folder, name, private=private)
 
     def embed(self, speech: Speech | list[Speech], *, sample_rate: int | None = None) -> np.ndarray:
         """L2-normalised embedding (d,) float32 of a recording, or (n, d) of a list of them.

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from chns_jax.common.command_line import Parser, add_cache, add_model, add_segments
 from chns_jax.common.errors import UserError
 from chns_jax.common.values import between
-from chns_jax.config import UtterancesPerSpeaker, read_run
+from chns_jax.config import UtterancesPerSpeaker
+from chns_jax.runs.published import find_model
 
 if TYPE_CHECKING:
     from chns_jax.embedding.model import Model
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 OF_NORM = {"cohort": None, "cohort_size": 300, "cohort_utterances": 5}  # with their defaults
 
 
-def add_trial_arguments(parser: Parser) -> None:
+def add_trial_arguments(parser: Parser, *, model_required: bool = False) -> None:
     """What `score_trials` reads."""
-    add_model(parser)
+    add_model(parser, required=model_required)
     parser.add_argument(
         "--trials",
         type=str,
@@ -76,7 +77,7 @@ def check_trial_arguments(chosen: Namespace) -> None:
 
     from chns_jax.corpus import trials as trial_lists
 
-    read_run(chosen.model)
+    chosen.model = find_model(chosen.model)
     trial_lists.read(chosen.trials)
     if chosen.enrolment:
         trial_lists.read_enrolment(chosen.enrolment)
