@@ -49,6 +49,13 @@ class About(NamedTuple):
     config: str  # features and encoder, in YAML
 
 
+class Texts(NamedTuple):
+    """What people read of a published model, as it stands."""
+
+    config: str  # with how it was trained, of which little is used
+    card: str
+
+
 def find_model(given: str | None) -> str:
     """The folder of the model that a command line names: a run, or a published model.
 
@@ -114,8 +121,10 @@ def write(
     variables: dict[str, Any],
     *,
     dtype: str = "float32",
+    text: str | None = None,
 ) -> None:
-    """Put the config and the weights, as of `for_publishing`, into a folder."""
+    """Put the config and the weights, as of `for_publishing`, into a folder; `text` is the config
+    as it stands already."""
     import numpy as np
     from flax.traverse_util import flatten_dict
     from safetensors.numpy import save
@@ -131,7 +140,7 @@ def write(
     about = About(step, digest(tensors), _of_encoder(config))
     metadata = {ABOUT: json.dumps(about._asdict())}
     (folder / WEIGHTS).write_bytes(save(tensors, metadata))
-    text = configs.to_published_yaml(config)
+    text = text or configs.to_published_yaml(config)
     (folder / configs.RUN_CONFIG).write_text(text, encoding="utf-8")
 
 
@@ -212,18 +221,20 @@ def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return {name: tuple(leaf.shape) for name, leaf in flat.items()}
 
 
-def read_card(folder: Path) -> str | None:
-    """The card of a published model, if it has one that is text of a size such as cards have."""
-    path = folder / CARD
-    if not path.is_file() or path.stat().st_size > LARGEST_CARD:
-        return None
-    return path.read_text(encoding="utf-8", errors="replace")
+def read_texts(folder: Path) -> Texts:
+    """The config and the card of a published model whose config has been read; the card is empty
+    where there is none of a size such as cards have."""
+    config = (folder / configs.RUN_CONFIG).read_text(encoding="utf-8")
+    card = folder / CARD
+    if not card.is_file() or card.stat().st_size > LARGEST_CARD:
+        return Texts(config, "")
+    return Texts(config, card.read_text(encoding="utf-8", errors="replace"))
 
 
 def front_matter(folder: Path) -> dict[str, Any]:
     """What the card of a published model says at its top, in YAML; nothing where it says nothing
     that can be read."""
-    parts = (read_card(folder) or "").split("---\n", 2)
+    parts = read_texts(folder).card.split("---\n", 2)
     if len(parts) < 3 or parts[0]:
         return {}
     try:

@@ -66,7 +66,7 @@ class SpeakerEncoder:
     calibration: Calibration | None = None
     cohort: Cohort | None = None  # of the calibration's norm
     uncalibrated: str = "the run is not calibrated"  # why, where there is no calibration
-    card: str | None = None  # of a published model
+    texts: published.Texts | None = None  # of a published model
 
     @classmethod
     def load(cls, run: str | Path | None = None, checkpoint: str | int = "last") -> SpeakerEncoder:
@@ -74,16 +74,15 @@ class SpeakerEncoder:
         the model in the box. `checkpoint` is "last", "best" (lowest EER) or a step."""
         run = Path(published.find_model(None if run is None else str(run))).expanduser()
         loaded = model.load(run, str(checkpoint))
-        made, card = calibrations.load(RunFolder(run).calibration), None
-        if loaded.published:
-            card = published.read_card(run)
+        texts = published.read_texts(run) if loaded.published else None
+        made = calibrations.load(RunFolder(run).calibration)
         if made is None:
-            return cls(loaded, card=card)
+            return cls(loaded, texts=texts)
         if made.scores["checkpoint"] != model.checkpoint_digest(loaded):
             why = "the run's calibration is for another checkpoint"
-            return cls(loaded, uncalibrated=why, card=card)
+            return cls(loaded, uncalibrated=why, texts=texts)
         dimension = loaded.config.encoder.embedding
-        return cls(loaded, made, cohorts.load(run, made.scores, dimension), card=card)
+        return cls(loaded, made, cohorts.load(run, made.scores, dimension), texts=texts)
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> SpeakerEncoder:
@@ -106,27 +105,26 @@ class SpeakerEncoder:
         of a published model stays. `onnx`: a file of the encoder, which becomes speaker.onnx.
         Raises UserError when the folder exists, and for an `about` that is wrong.
         """
-        folder, model_ = Path(folder).expanduser(), self.model
-        variables = published.for_publishing(model_.variables, dtype)
-        written = model_._replace(variables=variables)
+        folder, loaded = Path(folder).expanduser(), self.model
+        text, card = self.texts or ("", "")
+        variables = published.for_publishing(loaded.variables, dtype)
         with published.new_folder(folder) as inside:
-            published.write(inside, model_.config, model_.step, variables, dtype=dtype)
+            published.write(
+                inside, loaded.config, loaded.step, variables, dtype=dtype, text=text or None
+            )
             if self.calibration is not None:
-                made_by = {
-                    **self.calibration.scores,
-                    "checkpoint": model.checkpoint_digest(written),
-                }
+                digest = model.checkpoint_digest(loaded._replace(variables=variables))
+                made_by = {**self.calibration.scores, "checkpoint": digest}
                 made = replace(self.calibration, scores=made_by)
                 calibrations.save(RunFolder(inside).calibration, made)
                 if self.cohort is not None:
                     cohorts.save(inside, self.cohort, made_by)
-            card = self.card
-            if card is None or about is not None:
+            if about is not None or not card:
                 card = make_card(
                     folder.name,
                     about or About(),
-                    model_.config,
-                    step=model_.step,
+                    loaded.config,
+                    step=loaded.step,
                     parameters=sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
                     calibration=self.calibration,
                 )
