@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
-from chns_jax.common.command_line import add_model, make_parser, parse
+from chns_jax.common.command_line import add_cache, add_model, make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.reading import check_readable
 from chns_jax.runs.published import find_model
@@ -18,6 +19,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("one", type=str, help="An audio file.")
     parser.add_argument("other", type=str, help="Another one.")
     add_model(parser)
+    add_cache(parser)
     chosen = parse(parser, argv)
     chosen.model = find_model(chosen.model)  # what is wrong is said before JAX is imported
     for path in (chosen.one, chosen.other):
@@ -25,7 +27,9 @@ def main(argv: list[str]) -> None:
 
     from chns_jax import SpeakerEncoder
     from chns_jax.common.console import say
+    from chns_jax.devices.compilation_cache import keep_compiled
 
+    keep_compiled(Path(chosen.cache, "compiled").expanduser())
     encoder = SpeakerEncoder.load(chosen.model, chosen.checkpoint)
     one, other = (encoder.voiceprint([path]) for path in (chosen.one, chosen.other))
     try:

@@ -85,6 +85,18 @@ def places(tmp_path_factory, tones, untrained) -> dict[str, str]:
     os.mkfifo(folder / "fifo")
     (folder / "loop").symlink_to("loop")
     (folder / "dangling").symlink_to("nothing")
+    for name, text, weights in (
+        ("wired", "data: {root: /etc}\n", b""),
+        ("based", "base: ../config.yaml\n", b""),
+        ("hollow", "", b"\xff" * 9),
+        ("worded", "", b"\2" + bytes(7) + b"{}"),
+    ):
+        (folder / name).mkdir()
+        (folder / name / "config.yaml").write_text(text)
+        (folder / name / "model.safetensors").write_bytes(weights)
+    shutil.copytree(folder / "hollow", folder / "linked")
+    (folder / "linked" / "model.safetensors").unlink()
+    (folder / "linked" / "model.safetensors").symlink_to(folder / "weights.safetensors")
     (folder / "headless" / "checkpoints" / "5").mkdir(parents=True)
     config = (untrained / "config.yaml").read_text()
     for run, text in {

@@ -43,7 +43,7 @@ def test_a_command_has_the_arguments_after_its_name(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         commands.main()
     assert ended.value.code == 0
-    assert capsys.readouterr().out.startswith("usage: chns-jax verify [-h] --model")
+    assert capsys.readouterr().out.startswith("usage: chns-jax verify [-h] [--model")
 
 
 def test_the_package_holds_every_folder():
@@ -52,7 +52,7 @@ def test_the_package_holds_every_folder():
         ".".join(path.parent.relative_to(ROOT).parts)
         for path in (ROOT / "chns_jax").rglob("__init__.py")
     }
-    assert set(tool["packages"]) == folders | {"chns_jax.configs"}
+    assert set(tool["packages"]) == folders | {"chns_jax.box", "chns_jax.configs"}
 
 
 @pytest.mark.long

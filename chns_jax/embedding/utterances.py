@@ -16,7 +16,6 @@ from chns_jax.corpus.reader import Reader
 from chns_jax.devices import processes
 from chns_jax.embedding.buckets import bucket_lengths, cut, pad, segments
 from chns_jax.embedding.embedder import Embedder
-from chns_jax.sampling.pipeline import read_batches
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -73,6 +72,8 @@ def embed_utterances(
     shorter than a segment is repeated. Only the segments are decoded, and one shape is compiled.
     Raises UserError when a file cannot be read.
     """
+    from chns_jax.sampling.pipeline import read_batches  # grain takes a second to import
+
     owner, position = _segments(reader.corpus.seconds[utterances], samples / reader.sample_rate)
 
     def read(i: int) -> np.ndarray:

@@ -6,7 +6,6 @@ import hashlib
 from typing import Any, NamedTuple
 
 import jax
-import optax
 from flax import struct, traverse_util
 from jaxtyping import Array, Int
 
@@ -18,7 +17,7 @@ class TrainState:
     # Updates made; maps over the tree put shapes, shardings and NumPy arrays in its place.
     step: Int[Array, ""] | Any
     variables: dict[str, Any]  # {"params": {"encoder", "loss"}, "batch_stats"}
-    optimizer: optax.OptState
+    optimizer: Any  # optax.OptState; optax takes half a second to import
 
 
 class Saved(NamedTuple):
