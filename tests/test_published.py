@@ -195,7 +195,7 @@ def test_shapes_are_those_of_every_encoder():
 def rewritten(folder: Path, change, about=None) -> None:
     """The weights after `change` of their tensors, with a digest that fits."""
     tensors, path = load_file(folder / "model.safetensors"), folder / "model.safetensors"
-    said = published.read_about(folder)._asdict()
+    said = published.read_metadata(folder)._asdict()
     change(tensors)
     said |= {"sha256": digest(tensors), **(about or {})}
     save_file(tensors, path, {"chns_jax": json.dumps(said)})

@@ -112,7 +112,7 @@ def add_cache(parser: Parser) -> None:
         "--cache",
         type=str,
         default="~/.cache/chns_jax",
-        help="Folder for corpus indices and embeddings.",
+        help="Folder for what can be made again: corpus indices, embeddings, compiled programs.",
     )
 
 

@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 BOX = "box"  # the name of the model in the box
 BOX_FOLDER = Path(__file__).parents[1] / BOX
 CARD, ONNX = "README.md", "speaker.onnx"
-ABOUT = "chns_jax"  # the metadata of the weights, as JSON
-DTYPES = {"F32": "float32", "F16": "float16"}  # safetensors' names
+METADATA = "chns_jax"  # under this name in the weights, as JSON
+DTYPES = ("F32", "F16")  # safetensors' names
 LARGEST_HEADER = 1 << 20  # bytes; those of ReDimNet2-B3 take a tenth
 LARGEST_CARD = 1 << 20
 LAST_STEP = 2**31 - 1
 ENOUGH_FRAMES = 60_000  # for every dilation; only shapes are computed with them
 
 
-class About(NamedTuple):
+class Metadata(NamedTuple):
     """What the weights say of themselves."""
 
     step: int  # updates that made them
@@ -59,13 +59,11 @@ class Texts(NamedTuple):
 def find_model(given: str | None) -> str:
     """The folder of the model that a command line names: a run, or a published model.
 
-    None is the model in the box, which is said; so is its name, unless there is a folder of that
-    name. Raises UserError when the folder holds no model.
+    Where it names none, it is the model in the box, and that is said; "box" is that model too,
+    unless there is a folder of that name. Raises UserError when the folder holds no model.
     """
-    folder = given
-    if given is None or (given == BOX and not os.path.isdir(given)):
-        folder = str(BOX_FOLDER)
-    assert folder is not None
+    is_box = given is None or (given == BOX and not os.path.isdir(given))
+    folder = str(BOX_FOLDER) if is_box else str(given)
     configs.read_run(folder)
     if given is None:
         trained_on = front_matter(BOX_FOLDER)["trained_on"]
@@ -137,14 +135,14 @@ def write(
         )
         for name, value in flatten_dict(variables, sep="/").items()
     }
-    about = About(step, digest(tensors), _of_encoder(config))
-    metadata = {ABOUT: json.dumps(about._asdict())}
+    about = Metadata(step, digest(tensors), _of_encoder(config))
+    metadata = {METADATA: json.dumps(about._asdict())}
     (folder / WEIGHTS).write_bytes(save(tensors, metadata))
     text = text or configs.to_published_yaml(config)
     (folder / configs.RUN_CONFIG).write_text(text, encoding="utf-8")
 
 
-def read_about(folder: Path) -> About:
+def read_metadata(folder: Path) -> Metadata:
     """What the weights of a published model say of themselves. Raises UserError when they are
     damaged."""
     path = check_readable(folder / WEIGHTS, "the weights of a published model")
@@ -153,8 +151,8 @@ def read_about(folder: Path) -> About:
         if header > min(LARGEST_HEADER, path.stat().st_size - 8):
             raise _damaged(path, "is no file of safetensors, or cut off")
         try:
-            written = json.loads(file.read(header))["__metadata__"][ABOUT]
-            about = About(**json.loads(written))
+            written = json.loads(file.read(header))["__metadata__"][METADATA]
+            about = Metadata(**json.loads(written))
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise _damaged(path, "does not say what it holds") from error
     if type(about.step) is not int or not 0 <= about.step <= LAST_STEP:
@@ -177,7 +175,7 @@ def read(folder: Path, config: Config, sharding: jax.sharding.Sharding) -> Saved
 
     from chns_jax.runs.state import Saved, digest
 
-    about, path = read_about(folder), folder / WEIGHTS
+    about, path = read_metadata(folder), folder / WEIGHTS
     try:
         with safe_open(path, framework="np") as file:
             names = file.keys()
