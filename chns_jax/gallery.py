@@ -59,7 +59,7 @@ def _enroll(folder: Path, options: Namespace) -> None:
     from chns_jax import SpeakerEncoder
     from chns_jax.verification import gallery as galleries
 
-    encoder = SpeakerEncoder.load(options.model, options.checkpoint)
+    encoder = SpeakerEncoder.load(options.model, options.checkpoint, quick=True)
     speaker = galleries.enroll(folder, options.name, options.files, encoder)
     print(
         f"enrolled {speaker.name} with {speaker.seconds:.1f} s of {speaker.recordings} recordings",
@@ -72,7 +72,7 @@ def _identify(folder: Path, options: Namespace) -> None:
     from chns_jax.common.console import say
     from chns_jax.verification import gallery as galleries
 
-    encoder = SpeakerEncoder.load(options.model, options.checkpoint)
+    encoder = SpeakerEncoder.load(options.model, options.checkpoint, quick=True)
     enrolled = galleries.voiceprints(folder, encoder)
     voice = encoder.voiceprint([options.file])
     if encoder.calibration is None:

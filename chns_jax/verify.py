@@ -30,8 +30,8 @@ def main(argv: list[str]) -> None:
     from chns_jax.devices.compilation_cache import keep_compiled
 
     keep_compiled(Path(chosen.cache, "compiled").expanduser())
-    encoder = SpeakerEncoder.load(chosen.model, chosen.checkpoint)
-    one, other = (encoder.voiceprint([path]) for path in (chosen.one, chosen.other))
+    encoder = SpeakerEncoder.load(chosen.model, chosen.checkpoint, quick=True)
+    one, other = encoder.voiceprints([[chosen.one], [chosen.other]])
     try:
         encoder.check_calibrated()
     except UserError as error:

@@ -185,10 +185,10 @@ def loaded_once():
 
     kept, load = {}, model.load
 
-    def load_once(run, checkpoint="last"):
-        key = str(run), checkpoint
+    def load_once(run, checkpoint="last", **options):
+        key = str(run), checkpoint, *options.items()
         if key not in kept:
-            kept[key] = load(run, checkpoint)
+            kept[key] = load(run, checkpoint, **options)
         return kept[key]
 
     with pytest.MonkeyPatch.context() as patch:

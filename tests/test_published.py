@@ -361,7 +361,9 @@ def test_what_evaluate_does_not_print(change, tmp_path):
 def test_names_on_the_hub(there, encoder, monkeypatch):
     fetched = []
     monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda name, **o: fetched.append((name, o)) or there
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, **o: fetched.append((name, o)) or str(there),
     )
     assert SpeakerEncoder.from_pretrained("org/tones").checkpoint == encoder.checkpoint
     ((name, options),) = fetched
@@ -444,7 +446,9 @@ def test_the_model_in_the_box(tmp_path, monkeypatch, capfd, tones):
 def test_commands_without_a_model_use_the_box(command, tones, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     loaded, load = [], model.load
-    monkeypatch.setattr(model, "load", lambda *given: loaded.append(given) or load(*given))
+    monkeypatch.setattr(
+        model, "load", lambda *given, **options: loaded.append(given) or load(*given, **options)
+    )
     one, other = tones / "s00/r0/u0.flac", tones / "s00/r1/u2.flac"
     output, said = command("verify", one, other)
     assert "no --model: the model in the box" in said

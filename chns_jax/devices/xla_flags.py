@@ -1,4 +1,4 @@
-"""A flag that XLA's CPU backend needs to compute right.
+"""A flag that XLA's CPU backend needs to compute right, and options with which it compiles soon.
 
 jaxlib, the plugins of GPUs and libtpu each hold an XLA of their own, and each of them that starts
 reads XLA_FLAGS and ends the process at a flag that it does not know. So the flag is set where no
@@ -17,6 +17,7 @@ from importlib.util import find_spec
 # release is given it which was not looked at.
 WRONG = ("0.10.2", "0.11.0")
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+TWO_EMITTERS = "0.10."  # of jaxlib
 # Releases beside jaxlib's that were seen to hold the flag: those that JAX 0.10.2 asks for.
 KNOWING = {("jax-cuda12-pjrt", "0.10.2"), ("jax-cuda13-pjrt", "0.10.2"), ("libtpu", "0.0.42.1")}
 
@@ -29,6 +30,15 @@ def avoid_wrong_sums() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if version("jaxlib") in WRONG and FLAG not in flags and _all_know_the_flag():
         os.environ["XLA_FLAGS"] = f"{flags} {FLAG}=".strip()
+
+
+def quick_to_compile() -> dict[str, bool | int | float | str]:
+    """Options of the CPU's compiler for programs that run a few times: without LLVM's optimisations,
+    and with the emitters of XLA that compile soonest where there are two kinds."""
+    options: dict[str, bool | int | float | str] = {"xla_backend_optimization_level": 0}
+    if version("jaxlib").startswith(TWO_EMITTERS):  # an option that a release lacks is an error
+        options["xla_cpu_use_fusion_emitters"] = False
+    return options
 
 
 def _all_know_the_flag() -> bool:

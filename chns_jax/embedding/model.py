@@ -26,9 +26,9 @@ class Model(NamedTuple):
     published: bool = False  # so that nobody knows whose speech it was trained on
 
 
-def load(run: Path | str, checkpoint: str = "last") -> Model:
+def load(run: Path | str, checkpoint: str = "last", *, quick: bool = False) -> Model:
     """The model of a run folder, or a published one. `checkpoint` is "last", "best" (lowest EER) or
-    a step number.
+    a step number; `quick` is as of Embedder.
 
     Raises UserError when the folder is neither, or holds no such checkpoint.
     """
@@ -37,7 +37,8 @@ def load(run: Path | str, checkpoint: str = "last") -> Model:
     mesh = make_mesh()
     saved = restore(run, checkpoint, replicated(mesh))
     check_unedited(config, saved.config, run, ("features", "encoder"))
-    return Model(config, saved.step, saved.variables, Embedder(config, mesh), is_published(run))
+    embedder = Embedder(config, mesh, quick=quick)
+    return Model(config, saved.step, saved.variables, embedder, is_published(run))
 
 
 def restore(run: Path, checkpoint: str, sharding: jax.sharding.Sharding) -> Saved:

@@ -27,15 +27,20 @@ def embed_waveforms(
     *,
     sample_rate: int,
     segment: int | None = None,
+    longest: int | None = None,
 ) -> Iterator[tuple[Key, np.ndarray]]:
     """L2-normalised embeddings (d,) float32 of waveforms (s,) int16, as their batches are full.
 
     Waveforms come and go under distinct keys. Each is embedded whole, and equals what it gives
     alone and unpadded to 1e-4. Of one over 60 s, equal pieces are embedded, whose normalised
     embeddings are averaged; with `segment`, evenly spaced segments of so many samples. One under
-    0.2 s, or shorter than a convolution reflects, is repeated to that length.
+    0.2 s, or shorter than a convolution reflects, is repeated to that length. Where `longest` says
+    how many samples the longest has, all are padded to one length, so that one program is compiled.
     """
     lengths = [segment] if segment else bucket_lengths(sample_rate)
+    if longest is not None:
+        longest = max(longest, embedder.shortest)
+        lengths = [next((length for length in lengths if length >= longest), lengths[-1])]
     total: dict[Key, list] = {}  # sum of embeddings, and how many are missing
 
     def pieces() -> Iterator[tuple[Key, np.ndarray]]:

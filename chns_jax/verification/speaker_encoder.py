@@ -69,11 +69,18 @@ class SpeakerEncoder:
     texts: published.Texts | None = None  # of a published model
 
     @classmethod
-    def load(cls, run: str | Path | None = None, checkpoint: str | int = "last") -> SpeakerEncoder:
+    def load(
+        cls,
+        run: str | Path | None = None,
+        checkpoint: str | int = "last",
+        *,
+        quick: bool = False,
+    ) -> SpeakerEncoder:
         """The encoder of a run folder or of a published model; without one, or for "box", that of
-        the model in the box. `checkpoint` is "last", "best" (lowest EER) or a step."""
+        the model in the box. `checkpoint` is "last", "best" (lowest EER) or a step. A `quick` one
+        embeds its first recordings sooner on a CPU, and the others later."""
         run = Path(published.find_model(None if run is None else str(run))).expanduser()
-        loaded = model.load(run, str(checkpoint))
+        loaded = model.load(run, str(checkpoint), quick=quick)
         texts = published.read_texts(run) if loaded.published else None
         made = calibrations.load(RunFolder(run).calibration)
         if made is None:
@@ -171,10 +178,7 @@ class SpeakerEncoder:
         checkpoint; and for silence, or less than 0.2 s.
         """
         self.check_calibrated()
-        first, second = (
-            self.voiceprint([speech], sample_rate=sample_rate) for speech in (one, other)
-        )
-        return self.decide(first, second)
+        return self.decide(*self.voiceprints([[one], [other]], sample_rate=sample_rate))
 
     def check_calibrated(self) -> Calibration:
         """The calibration. Raises UserError, which says what to do, when there is none."""
@@ -194,24 +198,26 @@ class SpeakerEncoder:
         They are embedded as the calibration has it. Also raises UserError for silence, and for a
         recording of less than 0.2 s.
         """
-        if not len(recordings):
-            raise UserError("there are no recordings: give one at least")
+        return self.voiceprints([recordings], sample_rate=sample_rate)[0]
+
+    def voiceprints(
+        self, speakers: Sequence[Sequence[Speech]], *, sample_rate: int | None = None
+    ) -> list[Voiceprint]:
+        """The voices of speakers of some recordings each, as `voiceprint`, embedded together."""
         rate = self.model.config.features.sample_rate
-        waveforms = [_waveform(speech, sample_rate, rate) for speech in recordings]
-        for speech, waveform in zip(recordings, waveforms, strict=True):
-            name = "a waveform" if isinstance(speech, np.ndarray) else speech
-            if len(waveform) < SHORTEST_SECONDS * rate:
-                raise UserError(
-                    f"{name} has {len(waveform) / rate:.2g} s, too short to tell who speaks: give "
-                    f"{SHORTEST_SECONDS:g} s at least, better several seconds"
-                )
-            if waveform.min() == waveform.max():
-                raise UserError(
-                    f"{name} is silent in the mean of its channels: give a recording of speech"
-                )
-        embeddings = self._embed(len(waveforms), waveforms.__getitem__, self.segments)
-        seconds = sum(len(waveform) for waveform in waveforms) / rate
-        return Voiceprint(means(embeddings, np.zeros(len(embeddings), int))[0], seconds)
+        waveforms, owner = [], []
+        for number, recordings in enumerate(speakers):
+            if not len(recordings):
+                raise UserError("there are no recordings: give one at least")
+            for speech in recordings:
+                waveforms.append(_of_a_voice(speech, sample_rate, rate))
+                owner.append(number)
+        lengths, of_speaker = np.array([len(waveform) for waveform in waveforms]), np.array(owner)
+        embeddings = self._embed(
+            len(waveforms), waveforms.__getitem__, self.segments, longest=int(lengths.max())
+        )
+        seconds = np.bincount(of_speaker, lengths) / rate
+        return list(map(Voiceprint, means(embeddings, of_speaker), seconds.tolist()))
 
     @property
     def segments(self) -> float | None:
@@ -240,18 +246,43 @@ class SpeakerEncoder:
         return Decision(cosine, llr, llr >= threshold, threshold, calibration.set_for)
 
     def _embed(
-        self, count: int, read: Callable[[int], np.ndarray], segments: float | None
+        self,
+        count: int,
+        read: Callable[[int], np.ndarray],
+        segments: float | None,
+        longest: int | None = None,
     ) -> np.ndarray:
-        """(n, d), of waveforms (s,) int16 that threads read."""
+        """(n, d), of waveforms (s,) int16 that threads read; `longest` as of embed_waveforms."""
         config, embedder, variables = self.model.config, self.model.embedder, self.model.variables
         rate = config.features.sample_rate
         segment = segment_samples(embedder, rate, segments)
         waveforms = ahead(lambda i: (i, read(i)), range(count), config.data.threads)
         embeddings = np.zeros((count, config.encoder.embedding), np.float32)
-        made = embed_waveforms(embedder, variables, waveforms, sample_rate=rate, segment=segment)
+        made = embed_waveforms(
+            embedder,
+            variables,
+            waveforms,
+            sample_rate=rate,
+            segment=segment,
+            longest=None if segment else longest,
+        )
         for i, embedding in made:
             embeddings[i] = embedding
         return embeddings
+
+
+def _of_a_voice(speech: Speech, rate: int | None, sample_rate: int) -> np.ndarray:
+    """`_waveform`, of speech that is long enough. Raises UserError for other."""
+    waveform = _waveform(speech, rate, sample_rate)
+    name = "a waveform" if isinstance(speech, np.ndarray) else speech
+    if len(waveform) < SHORTEST_SECONDS * sample_rate:
+        raise UserError(
+            f"{name} has {len(waveform) / sample_rate:.2g} s, too short to tell who speaks: give "
+            f"{SHORTEST_SECONDS:g} s at least, better several seconds"
+        )
+    if waveform.min() == waveform.max():
+        raise UserError(f"{name} is silent in the mean of its channels: give a recording of speech")
+    return waveform
 
 
 def _waveform(speech: Speech, rate: int | None, sample_rate: int) -> np.ndarray:
