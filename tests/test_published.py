@@ -360,11 +360,12 @@ def test_what_evaluate_does_not_print(change, tmp_path):
 
 def test_names_on_the_hub(there, encoder, monkeypatch):
     fetched = []
-    monkeypatch.setattr(
-        huggingface_hub,
-        "snapshot_download",
-        lambda name, **o: fetched.append((name, o)) or str(there),
-    )
+
+    def fetch(name, **options):
+        fetched.append((name, options))
+        return str(there)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     assert SpeakerEncoder.from_pretrained("org/tones").checkpoint == encoder.checkpoint
     ((name, options),) = fetched
     assert name == "org/tones" and {"config.yaml", "model.safetensors"} <= {
@@ -446,9 +447,12 @@ def test_the_model_in_the_box(tmp_path, monkeypatch, capfd, tones):
 def test_commands_without_a_model_use_the_box(command, tones, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     loaded, load = [], model.load
-    monkeypatch.setattr(
-        model, "load", lambda *given, **options: loaded.append(given) or load(*given, **options)
-    )
+
+    def load_noting(*given, **options):
+        loaded.append(given)
+        return load(*given, **options)
+
+    monkeypatch.setattr(model, "load", load_noting)
     one, other = tones / "s00/r0/u0.flac", tones / "s00/r1/u2.flac"
     output, said = command("verify", one, other)
     assert "no --model: the model in the box" in said

@@ -33,8 +33,8 @@ def avoid_wrong_sums() -> None:
 
 
 def quick_to_compile() -> dict[str, bool | int | float | str]:
-    """Options of the CPU's compiler for programs that run a few times: without LLVM's optimisations,
-    and with the emitters of XLA that compile soonest where there are two kinds."""
+    """Options of the CPU's compiler for programs that run a few times: no optimisations of LLVM's,
+    and the emitters of XLA that compile soonest where there are two kinds."""
     options: dict[str, bool | int | float | str] = {"xla_backend_optimization_level": 0}
     if version("jaxlib").startswith(TWO_EMITTERS):  # an option that a release lacks is an error
         options["xla_cpu_use_fusion_emitters"] = False
