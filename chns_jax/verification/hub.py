@@ -12,7 +12,7 @@ from chns_jax.config import RUN_CONFIG, WEIGHTS
 from chns_jax.runs.published import BOX, CARD, front_matter
 from chns_jax.verification.model_card import NO_LICENCE
 
-NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+NAME = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 # Of a published model, all that an encoder is made of.
 READ = (RUN_CONFIG, WEIGHTS, CARD, "calibration.json", "cohort-*.npz")
 
