@@ -26,6 +26,7 @@ from chns_jax.common.values import (
     ClosedUnitInterval,
     NonNegativeFloat,
     NonNegativeInt,
+    OpenUnitInterval,
     PositiveFloat,
     PositiveInt,
     between,
@@ -314,11 +315,14 @@ class Encoder:
 class Loss:
     """What training minimises."""
 
-    kind: Literal["supcon", "hscl", "nt_xent", "aam_softmax"] = "supcon"
+    kind: Literal["supcon", "hscl", "nt_xent", "aam_softmax", "sphereface2"] = "supcon"
     """supcon: supervised contrastive; hscl: the same with hard negatives weighed by the loss;
     nt_xent: an utterance's only positive is its other view; aam_softmax: classification of
-    speakers."""
+    speakers; sphereface2: the same, each class apart from all others by a binary classifier."""
     temperature: Temperature = 0.1
+CLASSIFICATIONS = ("aam_softmax", "sphereface2")  # losses that compare rows with classes
+
+
     """Temperature of the softmax at the start."""
     learn_temperature: bool = True
     """Train the temperature with the encoder."""
@@ -330,14 +334,42 @@ class Loss:
     beta: Margin = 0.1
     """hscl: how much harder negatives outweigh others; 0: not at all."""
     aam_margin: NonNegativeFloat = 0.2
-    """aam_softmax: added to the angle of an embedding and its own class, radians."""
+    """aam_softmax: added to the angle of an embedding and its own class, radians; sphereface2: how
+    far the own class must lie above the boundary, and the others below it."""
+    aam_margin_grows: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
+    """aam_softmax, sphereface2: the first and the last step of those in which the margin grows from
+    0, fast and then slowly; [0, 0]: it is whole from the start."""
     aam_scale: Scale = 30.0
-    """aam_softmax: what cosines are multiplied by."""
+    """aam_softmax, sphereface2: what cosines are multiplied by."""
+    sub_centres: Annotated[int, between(1, 100)] = 1
+    """aam_softmax, sphereface2: centres of a class, the nearest of which counts."""
+    top_k: Annotated[int, between(0, 10_000)] = 0
+    """aam_softmax: so many of the other classes, the nearest, get a margin of their own."""
+    top_k_margin: Annotated[float, between(0, 1)] = 0.06
+    """aam_softmax: taken from the angle to those, radians; it grows as the margin does."""
+    sphereface2_lambda: OpenUnitInterval = 0.7
+    """sphereface2: weight of the own class; the others have the rest of 1."""
+    sphereface2_t: Annotated[float, between(1, 100)] = 3.0
+    """sphereface2: power that spreads high cosines apart."""
+
+    @property
+    def contrastive(self) -> bool:
+        """Whether rows are compared with rows."""
+        return self.kind not in CLASSIFICATIONS
+
+    @property
+    def classification(self) -> str | None:
+        """The loss that compares rows with classes, if there is one."""
+        return self.joint if self.contrastive else self.kind
 
     def check(self) -> None:
         if self.min_temperature >= self.temperature:
             raise UserError("loss.temperature must lie above loss.min_temperature")
         if self.aam_margin >= math.pi / 2:
+    joint: Literal["aam_softmax", "sphereface2"] | None = None
+    """Contrastive losses: a classification whose loss, times joint_weight, is added."""
+    joint_weight: Annotated[float, between(0.0001, 10_000)] = 1.0
+    """What the loss of the classification in joint is multiplied by."""
             raise UserError("loss.aam_margin must be below pi / 2 radians")
 
 
@@ -347,7 +379,28 @@ class Sampler:
 
     kind: Literal["chns", "random", "utterances"] = "chns"
     """chns: hard negatives from clusters of similar speakers; random: distinct speakers;
-    utterances: single utterances, each of the corpus once an epoch (for aam_softmax)."""
+    utterances: single utterances, each of the corpus once an epoch (for aam_softmax and
+    sphereface2)."""
+        if self.joint and not self.contrastive:
+            raise UserError(
+                f"loss.joint is added to contrastive losses: leave it null with loss.kind "
+                f"{self.kind}"
+            )
+        first, last = self.aam_margin_grows
+        if (first, last) != (0, 0) and first >= last:
+            raise UserError(
+                f"loss.aam_margin_grows {[first, last]} must be two steps in order, or [0, 0]"
+            )
+        of_classes = {
+            "aam_margin_grows": last > 0,
+            "sub_centres": self.sub_centres > 1,
+            "top_k": self.top_k > 0,
+        }
+        for key, used in of_classes.items():
+            knows = self.classification == "aam_softmax" or (self.classification and key != "top_k")
+            if used and not knows:
+                needed = "aam_softmax" + (" or sphereface2" if key != "top_k" else "")
+                raise UserError(f"loss.{key} needs {needed} as loss.kind or as loss.joint")
     speakers: PositiveInt = 650
     """Speakers in a batch, two utterances each; with kind utterances, twice as many utterances."""
     hard_ratio: ClosedUnitInterval = 0.5
@@ -646,7 +699,7 @@ class Config:
     def check(self) -> None:
         """What sections ask of each other; each has been checked by itself before."""
         features, sampler, micro_batch = self.features, self.sampler, self.training.micro_batch
-        if sampler.kind == "utterances" and self.loss.kind != "aam_softmax":
+        if sampler.kind == "utterances" and self.loss.contrastive:
             raise UserError(
                 f"sampler.kind utterances gives no pairs, which loss.kind {self.loss.kind} needs: "
                 "use sampler.kind random or chns"

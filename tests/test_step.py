@@ -77,6 +77,7 @@ NO_DECAY = Optimizer(learning_rate=0.003, weight_decay=0.0)
         pytest.param(SHALLOW, "supcon", AUGMENTED, None, marks=pytest.mark.long),
         pytest.param(SHALLOW, "aam_softmax", Augment(), None, marks=pytest.mark.long),
         (SHALLOW, "supcon", AUGMENTED, 8),
+        pytest.param(SHALLOW, "sphereface2", Augment(), None, marks=pytest.mark.long),
         pytest.param(REDIMNET2, "supcon", Augment(), None, marks=pytest.mark.long),
     ],
 )

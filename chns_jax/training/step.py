@@ -35,15 +35,20 @@ def init(
     shape = (1, frame_count(config.crop_samples, config.features), config.features.bands)
     initial = encoder.init(key, jnp.zeros(shape), train=False)
     params = {"encoder": initial["params"]}
-    speed = config.augment.speed
-    classes = speakers * (1 + len(speed.factors)) if speed.new_speakers else speakers
     of_loss = init_params(
-        config.loss, jax.random.fold_in(key, 1), embedding=config.encoder.embedding, classes=classes
-    )
+        config.loss, jax.random.fold_in(key, 1),
+        embedding=config.encoder.embedding, classes=classes_of(config, speakers),
+    )  # fmt: skip
     if of_loss:  # orbax stores no empty tree
         params["loss"] = of_loss
     variables = {"params": params, "batch_stats": initial["batch_stats"]}
     return TrainState(jnp.int32(0), variables, tx.init(params))
+
+
+def classes_of(config: Config, speakers: int) -> int:
+    """The classes of so many training speakers: more, where other speeds are other speakers."""
+    speed = config.augment.speed
+    return speakers * (1 + len(speed.factors)) if speed.new_speakers else speakers
 
 
 def train_step(
@@ -64,7 +69,7 @@ def train_step(
     `rirs` are room impulse responses, where the config asks for them; `clustered` says whether the
     batch was composed from clusters; `speakers` is the number of training speakers. Returns the
     next state and {"loss", "learning_rate", "z"}, z (2b, d) being the L2-normalised embeddings, and
-    {"temperature"} of losses that have one. Under jit with rows split over the mesh, the loss is
+    what else `training_loss` tells. Under jit with rows split over the mesh, the loss is
     global, and so are the batch statistics: those of all rows, or with `training.micro_batch` of a
     micro-batch (see gradient_caching.py). Running statistics move once, whatever the micro-batches.
     """
@@ -115,7 +120,7 @@ def train_step(
             )
             moments = of_each_layer(merged, moments)
         of_loss = params.get("loss", {})
-        loss, metrics = training_loss(embedding, labels, of_loss, config.loss, mesh, rows)
+        loss, metrics = training_loss(embedding, labels, of_loss, config.loss, mesh, rows, step)
         return loss, (moments, {"loss": loss, **metrics})
 
     params, batch_stats = state.variables["params"], state.variables["batch_stats"]
