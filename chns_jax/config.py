@@ -543,10 +543,10 @@ class Augment:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Adam with linear warm-up and cosine decay."""
+    """Adam, or SGD, with linear warm-up and a decay of the learning rate."""
 
     learning_rate: LearningRate = 0.01
-    """At the end of the warm-up."""
+    """At the end of the warm-up; with decay exponential, of the first step if there is none."""
     weight_decay: Annotated[float, between(0, 1)] = 2e-6
     """L2 penalty, added to the gradient."""
     temperature_learning_rate: LearningRate | None = None
@@ -555,6 +555,10 @@ class Optimizer:
     """Share of the steps in which the learning rate rises from 0."""
 
 
+    kind: Literal["adam", "sgd"] = "adam"
+    """adam; sgd: stochastic gradient descent with Nesterov's momentum."""
+    momentum: Annotated[float, between(0, 0.9999)] = 0.9
+    """sgd: how much of a step the next one keeps."""
 @dataclass(frozen=True)
 class Training:
     """How long and how often."""
@@ -563,6 +567,18 @@ class Training:
     """Number of updates."""
     start_from: str | None = None
     """Folder of a run whose encoder training begins with; its classes too, if they are the same."""
+    decay: Literal["cosine", "exponential"] = "cosine"
+    """cosine: after the warm-up, to 0; exponential: from the first step on, to
+    last_learning_rate, which the warm-up multiplies."""
+    last_learning_rate: LearningRate = 5e-5
+    """exponential: at the end."""
+
+    def check(self) -> None:
+        if self.decay == "exponential" and self.last_learning_rate > self.learning_rate:
+            raise UserError(
+                f"optimizer.last_learning_rate {self.last_learning_rate:g} must not lie above "
+                f"optimizer.learning_rate {self.learning_rate:g}"
+            )
     seed: NonNegativeInt = 0
     """Seed of everything random in a run."""
     epoch_utterances: PositiveInt | None = None
