@@ -579,6 +579,18 @@ class Training:
                 f"optimizer.last_learning_rate {self.last_learning_rate:g} must not lie above "
                 f"optimizer.learning_rate {self.learning_rate:g}"
             )
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and how often."""
+
+    steps: Steps = 154_000
+    """Number of updates."""
+    start_from: str | None = None
+    """Folder of a run whose encoder training begins with; its classes too, if they are the same."""
+    start_checkpoint: str = "last"
+    """Of that run: last, best (lowest EER), a step number, or average:N, the mean of the last N."""
     seed: NonNegativeInt = 0
     """Seed of everything random in a run."""
     epoch_utterances: PositiveInt | None = None
@@ -586,7 +598,11 @@ class Training:
     checkpoint_every: PositiveInt = 1000
     """Steps between checkpoints."""
     keep: PositiveInt = 2
-    """Latest checkpoints kept, besides the one of lowest validation EER."""
+    """Latest checkpoints kept, besides the one of lowest validation EER; --checkpoint average:N
+    needs N."""
+    average_decay: Annotated[float, between(0, 0.999999)] = 0.0
+    """Decay of an exponential moving average of the parameters and the running statistics, with
+    which validation, refreshes and --model embed; 0: none, they embed with the last ones."""
     log_every: PositiveInt = 10
     """Steps between lines of metrics."""
     devices: PositiveInt | None = None

@@ -192,7 +192,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
             if step == sampler.start_step and start_table is not None:
                 table = start_table
             else:
-                table, voiceprints = refresh.table(state.variables, progress.round)
+                table, voiceprints = refresh.table(state.evaluated, progress.round)
                 expected = forecast(voiceprints, table, sampler, seed=seed, step=step)
                 foreseen = expected._asdict()
                 for line in expected.lines(sampler) if progress.round == 0 else ():
@@ -214,7 +214,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
         with closing(batches):
             for batch in pace.waiting_for(batches):
                 if step == refresh_step:
-                    refresh.begin(state.variables, progress.round)
+                    refresh.begin(state.evaluated, progress.round)
                 state, metrics = training.update(state, training.put(batch), rirs, clustered)
                 step += 1
                 stop = agreement(stopped)
@@ -230,7 +230,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
                     continue
                 eer = None
                 if validates:
-                    results = parts.validate(embedder, state.variables, trial_reader, trials,
+                    results = parts.validate(embedder, state.evaluated, trial_reader, trials,
                                              samples=config.segment_samples)  # fmt: skip
                     logged = validate.scalars(results)
                     eer = eer_at[step] = logged["eer"]
@@ -248,7 +248,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     manager.wait_until_finished()
     check_kept(folder)
     if trials and not results:  # killed between the last checkpoint and here
-        results = parts.validate(embedder, state.variables, trial_reader, trials,
+        results = parts.validate(embedder, state.evaluated, trial_reader, trials,
                                  samples=config.segment_samples)  # fmt: skip
     bar.close()
     best = min(eer_at, key=eer_at.__getitem__, default=None)
@@ -263,13 +263,13 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
         "best_eer": None if best is None else eer_at[best],
         "seconds": progress.seconds,
         "utterances_per_second": 2 * sampler.speakers * steps / progress.seconds,
-        "parameters_sha256": sha256(state.variables),
+        "parameters_sha256": sha256(state.evaluated),
     }
     composed: dict[str, tables.SpeakerClusters | None] = {"random batches": None}
     if table is not None:
         composed = {"CHNS batches": table, **composed}
     negatives = {
-        name: negatives_of(embedder, state.variables, reader, config, made_of)
+        name: negatives_of(embedder, state.evaluated, reader, config, made_of)
         for name, made_of in composed.items()
     }
     if not processes.is_first():

@@ -23,7 +23,7 @@ class Model(NamedTuple):
 
 
 def load(run: Path | str, checkpoint: str = "last") -> Model:
-    """The model of a run folder. `checkpoint` is "last", "best" (lowest EER) or a step number.
+    """The model of a run folder. `checkpoint`: as of `restore_variables`.
 
     Raises UserError when the folder is no run, or holds no such checkpoint.
     """

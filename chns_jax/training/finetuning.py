@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from chns_jax.common.console import say
@@ -17,7 +18,7 @@ from chns_jax.runs.state import TrainState
 
 
 def start_from(config: Config, state: TrainState, speakers: str) -> TrainState:
-    """`state`, a first one, with the encoder of the last checkpoint of training.start_from.
+    """`state`, a first one, with the encoder of a checkpoint of training.start_from.
 
     Where both learn classes, as many centres each, and of the same training speakers (a digest of
     whom is `speakers`), those are taken as well, with their bias; classes of other speeds come
@@ -27,7 +28,9 @@ def start_from(config: Config, state: TrainState, speakers: str) -> TrainState:
     assert config.training.start_from is not None
     run = Path(config.training.start_from).expanduser()
     _check_config(run, config)
-    theirs = checkpoint.restore_variables(run, "last", state.step.sharding)
+    theirs = checkpoint.restore_variables(
+        run, config.training.start_checkpoint, state.step.sharding
+    )
     mine = state.variables
     encoder = {
         "encoder": theirs.variables["params"]["encoder"],
@@ -49,7 +52,8 @@ def start_from(config: Config, state: TrainState, speakers: str) -> TrainState:
                 params["loss"]["bias"] = theirs_of_loss["bias"]
         say(f"starting from {run} {'with' if known else 'without'} its classes")
     variables = {"params": params, "batch_stats": encoder["batch_stats"]}
-    return replace(state, variables=variables)
+    average = None if state.average is None else jax.tree.map(jnp.copy, variables)
+    return replace(state, variables=variables, average=average)
 
 
 def check_unheard(config: Config, validating: np.ndarray) -> None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from chns_jax.common.randomness import Purpose, generator
 from chns_jax.config import Config
@@ -42,7 +42,8 @@ def init(
     if of_loss:  # orbax stores no empty tree
         params["loss"] = of_loss
     variables = {"params": params, "batch_stats": initial["batch_stats"]}
-    return TrainState(jnp.int32(0), variables, tx.init(params))
+    average = jax.tree.map(jnp.copy, variables) if config.training.average_decay else None
+    return TrainState(jnp.int32(0), variables, tx.init(params), average)
 
 
 def classes_of(config: Config, speakers: int) -> int:
@@ -134,4 +135,21 @@ def train_step(
     if moments:
         batch_stats = of_each_layer(updated, batch_stats, moments)
     variables = {"params": moved, "batch_stats": batch_stats}
-    return TrainState(step + 1, variables, optimizer), metrics
+    average = state.average
+    if average is not None:
+        average = moving_average(average, variables, step, config.training.average_decay)
+    return TrainState(step + 1, variables, optimizer, average), metrics
+
+
+def moving_average(
+    average: dict[str, Any], variables: dict[str, Any], step: Int[Array, ""] | int, decay: float
+) -> dict[str, Any]:
+    """The exponential moving average of variables after update `step`, counted from 0.
+
+    It keeps a share of `decay`, but no more than (1 + n) / (10 + n) after n updates, so that the
+    variables of the start are soon forgotten: as TensorFlow's ExponentialMovingAverage. Running
+    statistics are averaged with the parameters that they are of.
+    """
+    updates = step + 1.0
+    kept = jnp.minimum(decay, (1.0 + updates) / (10.0 + updates))
+    return optax.incremental_update(variables, average, 1.0 - kept)  # pyright: ignore

@@ -63,7 +63,8 @@ class SpeakerEncoder:
 
     @classmethod
     def load(cls, run: str | Path, checkpoint: str | int = "last") -> SpeakerEncoder:
-        """The encoder of a run folder; `checkpoint` is "last", "best" (lowest EER) or a step."""
+        """The encoder of a run folder; `checkpoint` is "last", "best" (lowest EER), a step, or
+        "average:N", the mean of the last N that were kept."""
         loaded, run = model.load(run, str(checkpoint)), Path(run).expanduser()
         made = calibrations.load(RunFolder(run).calibration)
         if made is None:
