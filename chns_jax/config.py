@@ -100,6 +100,9 @@ class Data:
     """Folder of the trials' files; data.root when not given."""
     held_out: NonNegativeInt = 0
     """Without trials: speakers of data.root kept out of training, from whom trials are made."""
+    speeds: tuple[Annotated[float, between(0.5, 2)], ...] = ()
+    """Speeds at which all training speakers are heard too, as other speakers: with [0.9, 1.1] there
+    are three times as many, who are clustered and classified like all."""
     crop_seconds: PositiveFloat = 3.0
     """Length of a training crop; shorter utterances are repeated to fill it."""
     threads: Threads = 8
@@ -107,6 +110,12 @@ class Data:
     cache: str = "~/.cache/chns_jax"
     """Folder for corpus indices and the built-in corpus."""
     voices: Voices = field(default_factory=Voices)
+
+    def check(self) -> None:
+        if 1 in self.speeds or len(set(self.speeds)) < len(self.speeds):
+            raise UserError(
+                f"data.speeds {shown_as(self.speeds)} must differ from each other and from 1"
+            )
 
     @property
     def trial_lists(self) -> tuple[str, ...]:
@@ -311,6 +320,9 @@ class Encoder:
     redimnet2: ReDimNet2 = field(default_factory=ReDimNet2)
 
 
+CLASSIFICATIONS = ("aam_softmax", "sphereface2")  # losses that compare rows with classes
+
+
 @dataclass(frozen=True)
 class Loss:
     """What training minimises."""
@@ -320,9 +332,6 @@ class Loss:
     nt_xent: an utterance's only positive is its other view; aam_softmax: classification of
     speakers; sphereface2: the same, each class apart from all others by a binary classifier."""
     temperature: Temperature = 0.1
-CLASSIFICATIONS = ("aam_softmax", "sphereface2")  # losses that compare rows with classes
-
-
     """Temperature of the softmax at the start."""
     learn_temperature: bool = True
     """Train the temperature with the encoder."""
@@ -333,6 +342,10 @@ CLASSIFICATIONS = ("aam_softmax", "sphereface2")  # losses that compare rows wit
     that cosine divided by the temperature is."""
     beta: Margin = 0.1
     """hscl: how much harder negatives outweigh others; 0: not at all."""
+    joint: Literal["aam_softmax", "sphereface2"] | None = None
+    """Contrastive losses: a classification whose loss, times joint_weight, is added."""
+    joint_weight: Annotated[float, between(0.0001, 10_000)] = 1.0
+    """What the loss of the classification in joint is multiplied by."""
     aam_margin: NonNegativeFloat = 0.2
     """aam_softmax: added to the angle of an embedding and its own class, radians; sphereface2: how
     far the own class must lie above the boundary, and the others below it."""
@@ -366,21 +379,7 @@ CLASSIFICATIONS = ("aam_softmax", "sphereface2")  # losses that compare rows wit
         if self.min_temperature >= self.temperature:
             raise UserError("loss.temperature must lie above loss.min_temperature")
         if self.aam_margin >= math.pi / 2:
-    joint: Literal["aam_softmax", "sphereface2"] | None = None
-    """Contrastive losses: a classification whose loss, times joint_weight, is added."""
-    joint_weight: Annotated[float, between(0.0001, 10_000)] = 1.0
-    """What the loss of the classification in joint is multiplied by."""
             raise UserError("loss.aam_margin must be below pi / 2 radians")
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """What a batch is made of."""
-
-    kind: Literal["chns", "random", "utterances"] = "chns"
-    """chns: hard negatives from clusters of similar speakers; random: distinct speakers;
-    utterances: single utterances, each of the corpus once an epoch (for aam_softmax and
-    sphereface2)."""
         if self.joint and not self.contrastive:
             raise UserError(
                 f"loss.joint is added to contrastive losses: leave it null with loss.kind "
@@ -401,6 +400,16 @@ class Sampler:
             if used and not knows:
                 needed = "aam_softmax" + (" or sphereface2" if key != "top_k" else "")
                 raise UserError(f"loss.{key} needs {needed} as loss.kind or as loss.joint")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What a batch is made of."""
+
+    kind: Literal["chns", "random", "utterances"] = "chns"
+    """chns: hard negatives from clusters of similar speakers; random: distinct speakers;
+    utterances: single utterances, each of the corpus once an epoch (for aam_softmax and
+    sphereface2)."""
     speakers: PositiveInt = 650
     """Speakers in a batch, two utterances each; with kind utterances, twice as many utterances."""
     hard_ratio: ClosedUnitInterval = 0.5
@@ -508,7 +517,8 @@ class Speed:
     factors: tuple[Annotated[float, between(0.5, 2)], ...] = (0.9, 1.1)
     """Speeds, of which each such crop gets one."""
     new_speakers: bool = False
-    """A speaker at another speed counts as another speaker."""
+    """A speaker at another speed counts as another speaker, of whom clusters know nothing; they
+    know of those of data.speeds."""
 
     def check(self) -> None:
         if self.probability and not self.factors:
@@ -545,6 +555,10 @@ class Augment:
 class Optimizer:
     """Adam, or SGD, with linear warm-up and a decay of the learning rate."""
 
+    kind: Literal["adam", "sgd"] = "adam"
+    """adam; sgd: stochastic gradient descent with Nesterov's momentum."""
+    momentum: Annotated[float, between(0, 0.9999)] = 0.9
+    """sgd: how much of a step the next one keeps."""
     learning_rate: LearningRate = 0.01
     """At the end of the warm-up; with decay exponential, of the first step if there is none."""
     weight_decay: Annotated[float, between(0, 1)] = 2e-6
@@ -553,20 +567,6 @@ class Optimizer:
     """Of the loss's temperature, in place of learning_rate; the same when not given."""
     warmup: ClosedUnitInterval = 0.1
     """Share of the steps in which the learning rate rises from 0."""
-
-
-    kind: Literal["adam", "sgd"] = "adam"
-    """adam; sgd: stochastic gradient descent with Nesterov's momentum."""
-    momentum: Annotated[float, between(0, 0.9999)] = 0.9
-    """sgd: how much of a step the next one keeps."""
-@dataclass(frozen=True)
-class Training:
-    """How long and how often."""
-
-    steps: Steps = 154_000
-    """Number of updates."""
-    start_from: str | None = None
-    """Folder of a run whose encoder training begins with; its classes too, if they are the same."""
     decay: Literal["cosine", "exponential"] = "cosine"
     """cosine: after the warm-up, to 0; exponential: from the first step on, to
     last_learning_rate, which the warm-up multiplies."""
@@ -735,6 +735,10 @@ class Config:
             raise UserError(
                 f"sampler.kind utterances gives no pairs, which loss.kind {self.loss.kind} needs: "
                 "use sampler.kind random or chns"
+            )
+        if self.data.speeds and self.augment.speed.new_speakers:
+            raise UserError(
+                "data.speeds and augment.speed.new_speakers both make speakers of speeds: leave one"
             )
         clustered = sampler.kind == "chns"
         statistics = self.training.batch_statistics

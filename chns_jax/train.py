@@ -48,6 +48,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     from chns_jax.corpus.retry import ReadError
     from chns_jax.corpus.rirs import make_rirs
     from chns_jax.corpus.skipped import Skipped
+    from chns_jax.corpus.speeds import with_speeds
     from chns_jax.corpus.split import corpus_digest, make_split, validating_speakers
     from chns_jax.devices import processes
     from chns_jax.devices.compilation_cache import keep_compiled
@@ -83,6 +84,8 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
 
     # ------------------------------------------------------------------ corpus
     corpus, validation, trials, broken = make_split(config)
+    names = hashlib.sha256(os.fsencode("\0".join(corpus.speakers))).hexdigest()
+    corpus = with_speeds(corpus, config.data.speeds)
     plan.check(sampler, corpus)
     starts = config.training.start_from and not folder.is_begun()  # going on needs no parent
     if starts and validation is not None:
@@ -133,7 +136,6 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     manager = opened.enter_context(
         checkpoint.open_manager(folder.checkpoints, config.training.keep)
     )
-    names = hashlib.sha256(os.fsencode("\0".join(corpus.speakers))).hexdigest()
     data = corpus_digest(corpus, trials)
     processes.check_same(data, "utterances or trials", "data.root and data.trials")
     table, progress = None, Progress(round=0, seconds=0.0, speakers=names, data=data)
