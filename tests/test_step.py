@@ -273,11 +273,29 @@ def test_another_speed_is_another_class():
     assert shapes(config).variables["params"]["loss"]["weight"].shape == (3 * 8, 8)
 
 
+NEAREST = Loss(kind="aam_softmax", sub_centres=2, top_k=3, aam_margin_grows=(5, 20))
+SGD = Optimizer(kind="sgd", learning_rate=0.03, decay="exponential", last_learning_rate=0.01)
+
+
 @pytest.mark.parametrize(
-    "training", [{}, pytest.param({"compute": "bfloat16"}, marks=pytest.mark.long)], ids=str
-)
-def test_training_separates_the_speakers(training):
-    config = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, **training))
+    "training, parts",
+    [
+        ({}, {}),
+        pytest.param({"compute": "bfloat16"}, {}, marks=pytest.mark.long),
+        pytest.param({}, {"loss": NEAREST}, marks=pytest.mark.long),
+        pytest.param(
+            {}, {"loss": Loss(kind="sphereface2"), "optimizer": SGD}, marks=pytest.mark.long
+        ),
+        pytest.param(
+            {}, {"loss": Loss(kind="hscl", joint="aam_softmax", joint_weight=0.5)},
+            marks=pytest.mark.long,
+        ),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_training_separates_the_speakers(training, parts):
+    training = dataclasses.replace(CONFIG.training, **training)
+    config = dataclasses.replace(CONFIG, training=training, **parts)
     _, _, state, step = build(config)
     encoder = make_encoder(config.encoder)
     losses = []
