@@ -390,16 +390,14 @@ class Loss:
             raise UserError(
                 f"loss.aam_margin_grows {[first, last]} must be two steps in order, or [0, 0]"
             )
-        of_classes = {
-            "aam_margin_grows": last > 0,
-            "sub_centres": self.sub_centres > 1,
-            "top_k": self.top_k > 0,
-        }
+        if self.top_k and self.classification != "aam_softmax":
+            raise UserError("loss.top_k needs aam_softmax as loss.kind or as loss.joint")
+        of_classes = {"aam_margin_grows": last > 0, "sub_centres": self.sub_centres > 1}
         for key, used in of_classes.items():
-            knows = self.classification == "aam_softmax" or (self.classification and key != "top_k")
-            if used and not knows:
-                needed = "aam_softmax" + (" or sphereface2" if key != "top_k" else "")
-                raise UserError(f"loss.{key} needs {needed} as loss.kind or as loss.joint")
+            if used and not self.classification:
+                raise UserError(
+                    f"loss.{key} needs aam_softmax or sphereface2 as loss.kind or as loss.joint"
+                )
 
 
 @dataclass(frozen=True)

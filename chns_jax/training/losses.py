@@ -63,38 +63,49 @@ def training_loss(
     before it is weighed. `params` as of `init_params`, `rows` as of `supcon`."""
     rows = rows or len(embeddings)
     z = normalise(embeddings)
-    values, metrics = {}, {}
+    values: dict[str, Array] = {}
+    metrics: dict[str, Any] = {"z": z[:rows]}
     if loss.contrastive:
         tau = params["temperature"] if loss.learn_temperature else jnp.float32(loss.temperature)
+        values[loss.kind] = _contrastive_loss(z, labels, tau, loss, mesh=mesh, rows=rows)
         metrics["temperature"] = tau
-        options = {"mesh": mesh, "rows": rows}
-        if loss.kind == "hscl":
-            values[loss.kind] = hscl(z, labels, tau, beta=loss.beta, **options)
-        elif loss.kind == "nt_xent":
-            values[loss.kind] = nt_xent(z, tau, margin=loss.margin, **options)
-        else:
-            values[loss.kind] = supcon(z, labels, tau, margin=loss.margin, **options)
     if loss.classification:
         share = margin_share(loss, step)
-        margin = loss.aam_margin * share
+        values[loss.classification] = _classification_loss(z, labels, params, loss, share, rows)
         if loss.aam_margin_grows != (0, 0):
-            metrics["margin"] = margin
-        options = {"scale": loss.aam_scale, "sub_centres": loss.sub_centres, "rows": rows}
-        if loss.classification == "sphereface2":
-            values[loss.classification] = sphereface2(
-                z, params["weight"], params["bias"], labels, margin=margin,
-                own_share=loss.sphereface2_lambda, power=loss.sphereface2_t, **options,
-            )  # fmt: skip
-        else:
-            values[loss.classification] = aam_softmax(
-                z, params["weight"], labels, margin=margin,
-                top_k=loss.top_k, top_k_margin=loss.top_k_margin * share, **options,
-            )  # fmt: skip
+            metrics["margin"] = loss.aam_margin * share
     value = values[loss.kind]
     if loss.joint:
         value = value + loss.joint_weight * values[loss.joint]
         metrics |= {f"loss/{name}": one for name, one in values.items()}
-    return value, {"z": z[:rows], **metrics}
+    return value, metrics
+
+
+def _contrastive_loss(z, labels, temperature, loss: Loss, **options):
+    if loss.kind == "hscl":
+        return hscl(z, labels, temperature, beta=loss.beta, **options)
+    if loss.kind == "nt_xent":
+        return nt_xent(z, temperature, margin=loss.margin, **options)
+    return supcon(z, labels, temperature, margin=loss.margin, **options)
+
+
+def _classification_loss(z, labels, params, loss: Loss, share, rows: int):
+    """With `share` of its margins."""
+    options = {
+        "margin": loss.aam_margin * share,
+        "scale": loss.aam_scale,
+        "sub_centres": loss.sub_centres,
+        "rows": rows,
+    }
+    if loss.classification == "sphereface2":
+        return sphereface2(
+            z, params["weight"], params["bias"], labels,
+            own_share=loss.sphereface2_lambda, power=loss.sphereface2_t, **options,
+        )  # fmt: skip
+    return aam_softmax(
+        z, params["weight"], labels,
+        top_k=loss.top_k, top_k_margin=loss.top_k_margin * share, **options,
+    )  # fmt: skip
 
 
 def margin_share(loss: Loss, step: Int[Array, ""] | int) -> float | Float[Array, ""]:
