@@ -291,7 +291,7 @@ SGD = Optimizer(kind="sgd", learning_rate=0.03, decay="exponential", last_learni
             marks=pytest.mark.long,
         ),
     ],
-    ids=str,
+    ids=["float32", "bfloat16", "aam_softmax", "sphereface2", "joint"],
 )  # fmt: skip
 def test_training_separates_the_speakers(training, parts):
     training = dataclasses.replace(CONFIG.training, **training)
