@@ -28,6 +28,7 @@ from chns_jax.common.values import (
     ClosedUnitInterval,
     NonNegativeFloat,
     NonNegativeInt,
+    OpenUnitInterval,
     PositiveFloat,
     PositiveInt,
     between,
@@ -131,6 +132,9 @@ class Data:
     """Folder of the trials' files; data.root when not given."""
     held_out: NonNegativeInt = 0
     """Without trials: speakers of data.root kept out of training, from whom trials are made."""
+    speeds: tuple[Annotated[float, between(0.5, 2)], ...] = ()
+    """Speeds at which all training speakers are heard too, as other speakers: with [0.9, 1.1] there
+    are three times as many, who are clustered and classified like all."""
     crop_seconds: PositiveFloat = 3.0
     """Length of a training crop; shorter utterances are repeated to fill it."""
     threads: Threads = 8
@@ -138,6 +142,12 @@ class Data:
     cache: str = "~/.cache/chns_jax"
     """Folder for corpus indices and the built-in corpus."""
     voices: Voices = field(default_factory=Voices)
+
+    def check(self) -> None:
+        if 1 in self.speeds or len(set(self.speeds)) < len(self.speeds):
+            raise UserError(
+                f"data.speeds {shown_as(self.speeds)} must differ from each other and from 1"
+            )
 
     @property
     def trial_lists(self) -> tuple[str, ...]:
@@ -342,14 +352,17 @@ class Encoder:
     redimnet2: ReDimNet2 = field(default_factory=ReDimNet2)
 
 
+CLASSIFICATIONS = ("aam_softmax", "sphereface2")  # losses that compare rows with classes
+
+
 @dataclass(frozen=True)
 class Loss:
     """What training minimises."""
 
-    kind: Literal["supcon", "hscl", "nt_xent", "aam_softmax"] = "supcon"
+    kind: Literal["supcon", "hscl", "nt_xent", "aam_softmax", "sphereface2"] = "supcon"
     """supcon: supervised contrastive; hscl: the same with hard negatives weighed by the loss;
     nt_xent: an utterance's only positive is its other view; aam_softmax: classification of
-    speakers."""
+    speakers; sphereface2: the same, each class apart from all others by a binary classifier."""
     temperature: Temperature = 0.1
     """Temperature of the softmax at the start."""
     learn_temperature: bool = True
@@ -361,16 +374,62 @@ class Loss:
     that cosine divided by the temperature is."""
     beta: Margin = 0.1
     """hscl: how much harder negatives outweigh others; 0: not at all."""
+    joint: Literal["aam_softmax", "sphereface2"] | None = None
+    """Contrastive losses: a classification whose loss, times joint_weight, is added."""
+    joint_weight: Annotated[float, between(0.0001, 10_000)] = 1.0
+    """What the loss of the classification in joint is multiplied by."""
     aam_margin: NonNegativeFloat = 0.2
-    """aam_softmax: added to the angle of an embedding and its own class, radians."""
+    """aam_softmax: added to the angle of an embedding and its own class, radians; sphereface2: how
+    far the own class must lie above the boundary, and the others below it."""
+    aam_margin_grows: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
+    """aam_softmax, sphereface2: the first and the last step of those in which the margin grows from
+    0, fast and then slowly; [0, 0]: it is whole from the start."""
     aam_scale: Scale = 30.0
-    """aam_softmax: what cosines are multiplied by."""
+    """aam_softmax, sphereface2: what cosines are multiplied by."""
+    sub_centres: Annotated[int, between(1, 100)] = 1
+    """aam_softmax, sphereface2: centres of a class, the nearest of which counts."""
+    top_k: Annotated[int, between(0, 10_000)] = 0
+    """aam_softmax: so many of the other classes, the nearest, get a margin of their own."""
+    top_k_margin: Annotated[float, between(0, 1)] = 0.06
+    """aam_softmax: taken from the angle to those, radians; it grows as the margin does."""
+    sphereface2_lambda: OpenUnitInterval = 0.7
+    """sphereface2: weight of the own class; the others have the rest of 1."""
+    sphereface2_t: Annotated[float, between(1, 100)] = 3.0
+    """sphereface2: power that spreads high cosines apart."""
+
+    @property
+    def contrastive(self) -> bool:
+        """Whether rows are compared with rows."""
+        return self.kind not in CLASSIFICATIONS
+
+    @property
+    def classification(self) -> str | None:
+        """The loss that compares rows with classes, if there is one."""
+        return self.joint if self.contrastive else self.kind
 
     def check(self) -> None:
         if self.min_temperature >= self.temperature:
             raise UserError("loss.temperature must lie above loss.min_temperature")
         if self.aam_margin >= math.pi / 2:
             raise UserError("loss.aam_margin must be below pi / 2 radians")
+        if self.joint and not self.contrastive:
+            raise UserError(
+                f"loss.joint is added to contrastive losses: leave it null with loss.kind "
+                f"{self.kind}"
+            )
+        first, last = self.aam_margin_grows
+        if (first, last) != (0, 0) and first >= last:
+            raise UserError(
+                f"loss.aam_margin_grows {[first, last]} must be two steps in order, or [0, 0]"
+            )
+        if self.top_k and self.classification != "aam_softmax":
+            raise UserError("loss.top_k needs aam_softmax as loss.kind or as loss.joint")
+        of_classes = {"aam_margin_grows": last > 0, "sub_centres": self.sub_centres > 1}
+        for key, used in of_classes.items():
+            if used and not self.classification:
+                raise UserError(
+                    f"loss.{key} needs aam_softmax or sphereface2 as loss.kind or as loss.joint"
+                )
 
 
 @dataclass(frozen=True)
@@ -379,7 +438,8 @@ class Sampler:
 
     kind: Literal["chns", "random", "utterances"] = "chns"
     """chns: hard negatives from clusters of similar speakers; random: distinct speakers;
-    utterances: single utterances, each of the corpus once an epoch (for aam_softmax)."""
+    utterances: single utterances, each of the corpus once an epoch (for aam_softmax and
+    sphereface2)."""
     speakers: PositiveInt = 650
     """Speakers in a batch, two utterances each; with kind utterances, twice as many utterances."""
     hard_ratio: ClosedUnitInterval = 0.5
@@ -487,7 +547,8 @@ class Speed:
     factors: tuple[Annotated[float, between(0.5, 2)], ...] = (0.9, 1.1)
     """Speeds, of which each such crop gets one."""
     new_speakers: bool = False
-    """A speaker at another speed counts as another speaker."""
+    """A speaker at another speed counts as another speaker, of whom clusters know nothing; they
+    know of those of data.speeds."""
 
     def check(self) -> None:
         if self.probability and not self.factors:
@@ -522,16 +583,32 @@ class Augment:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Adam with linear warm-up and cosine decay."""
+    """Adam, or SGD, with linear warm-up and a decay of the learning rate."""
 
+    kind: Literal["adam", "sgd"] = "adam"
+    """adam; sgd: stochastic gradient descent with Nesterov's momentum."""
+    momentum: Annotated[float, between(0, 0.9999)] = 0.9
+    """sgd: how much of a step the next one keeps."""
     learning_rate: LearningRate = 0.01
-    """At the end of the warm-up."""
+    """At the end of the warm-up; with decay exponential, of the first step if there is none."""
     weight_decay: Annotated[float, between(0, 1)] = 2e-6
     """L2 penalty, added to the gradient."""
     temperature_learning_rate: LearningRate | None = None
     """Of the loss's temperature, in place of learning_rate; the same when not given."""
     warmup: ClosedUnitInterval = 0.1
     """Share of the steps in which the learning rate rises from 0."""
+    decay: Literal["cosine", "exponential"] = "cosine"
+    """cosine: after the warm-up, to 0; exponential: from the first step on, to
+    last_learning_rate, which the warm-up multiplies."""
+    last_learning_rate: LearningRate = 5e-5
+    """exponential: at the end."""
+
+    def check(self) -> None:
+        if self.decay == "exponential" and self.last_learning_rate > self.learning_rate:
+            raise UserError(
+                f"optimizer.last_learning_rate {self.last_learning_rate:g} must not lie above "
+                f"optimizer.learning_rate {self.learning_rate:g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -543,6 +620,8 @@ class Training:
     start_from: str | None = None
     """Folder of a run, or of a published model, whose encoder training begins with; of a run its
     classes too, if they are the same."""
+    start_checkpoint: str = "last"
+    """Of that run: last, best (lowest EER), a step number, or average:N, the mean of the last N."""
     seed: NonNegativeInt = 0
     """Seed of everything random in a run."""
     epoch_utterances: PositiveInt | None = None
@@ -550,7 +629,11 @@ class Training:
     checkpoint_every: PositiveInt = 1000
     """Steps between checkpoints."""
     keep: PositiveInt = 2
-    """Latest checkpoints kept, besides the one of lowest validation EER."""
+    """Latest checkpoints kept, besides the one of lowest validation EER; --checkpoint average:N
+    needs N."""
+    average_decay: Annotated[float, between(0, 0.999999)] = 0.0
+    """Decay of an exponential moving average of the parameters and the running statistics, with
+    which validation, refreshes and --model embed; 0: none, they embed with the last ones."""
     log_every: PositiveInt = 10
     """Steps between lines of metrics."""
     devices: PositiveInt | None = None
@@ -679,10 +762,14 @@ class Config:
     def check(self) -> None:
         """What sections ask of each other; each has been checked by itself before."""
         features, sampler, micro_batch = self.features, self.sampler, self.training.micro_batch
-        if sampler.kind == "utterances" and self.loss.kind != "aam_softmax":
+        if sampler.kind == "utterances" and self.loss.contrastive:
             raise UserError(
                 f"sampler.kind utterances gives no pairs, which loss.kind {self.loss.kind} needs: "
                 "use sampler.kind random or chns"
+            )
+        if self.data.speeds and self.augment.speed.new_speakers:
+            raise UserError(
+                "data.speeds and augment.speed.new_speakers both make speakers of speeds: leave one"
             )
         clustered = sampler.kind == "chns"
         statistics = self.training.batch_statistics

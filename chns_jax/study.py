@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from chns_jax import config as configs
 from chns_jax.common import packaged
-from chns_jax.common.command_line import add_checkpoint, make_parser, parse
+from chns_jax.common.command_line import add_checkpoint, averaged, make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import NonNegativeInt, PositiveInt, read_value
 from chns_jax.compare import pair_lists
@@ -134,6 +134,15 @@ def choose_lists(
 
 def checked_checkpoint(given: str, runs: Sequence[Run]) -> str:
     """The checkpoint that runs are scored by. Raises UserError for one that a run will not hold."""
+    count = averaged(given)
+    if count is not None:
+        for one in runs:
+            if one.config.training.keep < count:
+                raise UserError(
+                    f"--checkpoint {given} needs as many checkpoints as it names, of which the run "
+                    f"{one.name} keeps {one.config.training.keep}: give --training.keep {count}"
+                )
+        return given
     which = read_value("--checkpoint", Literal["last"] | Literal["best"] | NonNegativeInt, given)
     for one in runs:
         data, steps = one.config.data, one.config.training.steps

@@ -48,6 +48,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     from chns_jax.corpus.retry import ReadError
     from chns_jax.corpus.rirs import make_rirs
     from chns_jax.corpus.skipped import Skipped
+    from chns_jax.corpus.speeds import with_speeds
     from chns_jax.corpus.split import corpus_digest, make_split, validating_speakers
     from chns_jax.devices import processes
     from chns_jax.devices.compilation_cache import keep_compiled
@@ -83,6 +84,8 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
 
     # ------------------------------------------------------------------ corpus
     corpus, validation, trials, broken = make_split(config)
+    names = hashlib.sha256(os.fsencode("\0".join(corpus.speakers))).hexdigest()
+    corpus = with_speeds(corpus, config.data.speeds)
     plan.check(sampler, corpus)
     starts = config.training.start_from and not folder.is_begun()  # going on needs no parent
     if starts and validation is not None:
@@ -133,7 +136,6 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     manager = opened.enter_context(
         checkpoint.open_manager(folder.checkpoints, config.training.keep)
     )
-    names = hashlib.sha256(os.fsencode("\0".join(corpus.speakers))).hexdigest()
     data = corpus_digest(corpus, trials)
     processes.check_same(data, "utterances or trials", "data.root and data.trials")
     table, progress = None, Progress(round=0, seconds=0.0, speakers=names, data=data)
@@ -192,7 +194,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
             if step == sampler.start_step and start_table is not None:
                 table = start_table
             else:
-                table, voiceprints = refresh.table(state.variables, progress.round)
+                table, voiceprints = refresh.table(state.evaluated, progress.round)
                 expected = forecast(voiceprints, table, sampler, seed=seed, step=step)
                 foreseen = expected._asdict()
                 for line in expected.lines(sampler) if progress.round == 0 else ():
@@ -214,7 +216,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
         with closing(batches):
             for batch in pace.waiting_for(batches):
                 if step == refresh_step:
-                    refresh.begin(state.variables, progress.round)
+                    refresh.begin(state.evaluated, progress.round)
                 state, metrics = training.update(state, training.put(batch), rirs, clustered)
                 step += 1
                 stop = agreement(stopped)
@@ -230,7 +232,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
                     continue
                 eer = None
                 if validates:
-                    results = parts.validate(embedder, state.variables, trial_reader, trials,
+                    results = parts.validate(embedder, state.evaluated, trial_reader, trials,
                                              samples=config.segment_samples)  # fmt: skip
                     logged = validate.scalars(results)
                     eer = eer_at[step] = logged["eer"]
@@ -248,7 +250,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     manager.wait_until_finished()
     check_kept(folder)
     if trials and not results:  # killed between the last checkpoint and here
-        results = parts.validate(embedder, state.variables, trial_reader, trials,
+        results = parts.validate(embedder, state.evaluated, trial_reader, trials,
                                  samples=config.segment_samples)  # fmt: skip
     bar.close()
     best = min(eer_at, key=eer_at.__getitem__, default=None)
@@ -263,13 +265,13 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
         "best_eer": None if best is None else eer_at[best],
         "seconds": progress.seconds,
         "utterances_per_second": 2 * sampler.speakers * steps / progress.seconds,
-        "parameters_sha256": sha256(state.variables),
+        "parameters_sha256": sha256(state.evaluated),
     }
     composed: dict[str, tables.SpeakerClusters | None] = {"random batches": None}
     if table is not None:
         composed = {"CHNS batches": table, **composed}
     negatives = {
-        name: negatives_of(embedder, state.variables, reader, config, made_of)
+        name: negatives_of(embedder, state.evaluated, reader, config, made_of)
         for name, made_of in composed.items()
     }
     if not processes.is_first():

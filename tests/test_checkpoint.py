@@ -61,6 +61,48 @@ def test_the_latest_checkpoint_comes_back_whole(run):
     np.testing.assert_array_equal(back.refresh["params"]["w"], UNDER_WAY["params"]["w"])
 
 
+def test_the_mean_of_the_last_checkpoints(run, copied):
+    """Parameters and statistics of the last two, or of all three that are kept."""
+    sharding = run[1].step.sharding
+
+    def of(which):
+        return checkpoint.restore_variables(copied.parent, which, sharding)
+
+    for which, steps in [("average:2", (5, 6)), ("average:3", (2, 5, 6)), ("average:1", (6,))]:
+        mean, each = of(which), [of(str(step)).variables for step in steps]
+        assert mean.step == 6 and mean.speakers == "names"
+        expected = jax.tree.map(
+            lambda *all: np.mean(np.stack(all), axis=0, dtype=np.float64), *each
+        )
+        for mine, theirs in zip(
+            jax.tree.leaves(mean.variables), jax.tree.leaves(expected), strict=True
+        ):
+            assert mine.dtype == np.float32 and mine.sharding == sharding
+            np.testing.assert_array_equal(mine, theirs.astype(np.float32))
+    with pytest.raises(
+        UserError, match="holds 3 checkpoints, fewer than average:4 names: .*keep 4"
+    ):
+        of("average:4")
+    flip(weights(copied / "5"))
+    with pytest.raises(UserError, match="checkpoints/5 is damaged.*: remove"):
+        of("average:2")
+
+
+def test_the_moving_average_is_kept_and_is_what_a_model_is(run, tmp_path):
+    state = run[1].replace(average=jax.tree.map(lambda a: a + 1, run[1].variables))
+    with checkpoint.open_manager(tmp_path / "checkpoints") as manager:
+        checkpoint.save(manager, state, None, Progress(0, 0.0, "", ""), "seed: 0", None)
+        manager.wait_until_finished()
+        back = checkpoint.restore(manager, state).state
+    assert sha256(back.variables) == sha256(state.variables) == run[2][6]
+    assert sha256(back.average) == sha256(state.average) != run[2][6]
+    saved = checkpoint.restore_variables(tmp_path, "last", state.step.sharding)
+    assert sha256(saved.variables) == sha256(state.average)
+    shutil.rmtree(tmp_path / "checkpoints" / "6" / "average")
+    with pytest.raises(UserError, match=r"checkpoints/6 is damaged \(average\)"):
+        checkpoint.restore_variables(tmp_path, "6", state.step.sharding)
+
+
 @pytest.fixture
 def copied(run, tmp_path):
     """A copy of the run's checkpoints 5 and 6, and 2, which is the best."""

@@ -16,6 +16,7 @@ from chns_jax.config import Config, Optimizer, Sampler
 from chns_jax.corpus.noise import find_noise
 from chns_jax.corpus.reader import Reader
 from chns_jax.corpus.rirs import make_rirs
+from chns_jax.corpus.speeds import with_speeds
 from chns_jax.corpus.split import make_split
 from chns_jax.encoders import make_encoder
 from chns_jax.sampling import kmeans
@@ -74,8 +75,9 @@ def shrunk(cache, tones) -> list[str]:
         "--encoder.ecapa.dilations", "[1,2,1]", "--encoder.ecapa.res2net_scale", "2",
         "--encoder.ecapa.se_channels", "4", "--encoder.ecapa.attention_channels", "4",
         "--encoder.thin_resnet.layers", "[1,1]", "--encoder.thin_resnet.filters", "[8,8]",
-        "--encoder.redimnet2.channels", "1", "--encoder.redimnet2.blocks", "[1,1,1,1,1,1]",
-        "--encoder.redimnet2.reductions", "[18,18,18,18,18,18]",
+        "--encoder.redimnet2.channels", "1", "--encoder.redimnet2.frequency_strides", "[2]",
+        "--encoder.redimnet2.time_strides", "[2]", "--encoder.redimnet2.blocks", "[1]",
+        "--encoder.redimnet2.expansions", "[1]", "--encoder.redimnet2.reductions", "[18]",
         "--encoder.embedding", "8",
         "--data.root", str(tones), "--data.cache", str(cache), "--data.held_out", "3",
         "--data.crop_seconds", "0.3", "--data.threads", "2", "--data.voices.speakers", "8",
@@ -88,13 +90,17 @@ RUNS = [
     *([strategy] for strategy in STRATEGIES),
     *([strategy, "thinresnet"] for strategy in STRATEGIES),
     ["ntxent"], ["chns_aug"], ["chns", "ecapa512"], ["chns", "ecapa1024"],
-    pytest.param(["redimnet2_chns"], marks=pytest.mark.long),
+    *(pytest.param([f"redimnet2_{name}"], marks=pytest.mark.long) for name in ("aam", "chns")),
+    pytest.param(["redimnet2_chns_hscl"], marks=pytest.mark.long),
+    pytest.param(["redimnet2_chns", "large_margin"], marks=pytest.mark.long),
 ]  # fmt: skip
 PARAMETERS = {
     "thinresnet": 1_420_374, "ecapa512": 6_194_048, "ecapa1024": 14_660_416,
-    "redimnet2_chns": 2_161_488, "redimnet2_b0": 1_115_220, "redimnet2_b1": 2_161_488,
+    "redimnet2_aam": 2_161_488, "redimnet2_chns": 2_161_488, "redimnet2_chns_hscl": 2_161_488,
+    "large_margin": 2_161_488, "redimnet2_b0": 1_115_220, "redimnet2_b1": 2_161_488,
     "redimnet2_b2": 3_677_760, "redimnet2_b3": 4_181_576,
 }  # fmt: skip
+SIZES = {"redimnet2_aam": (512, 1.2), "large_margin": (650, 1e-4)}  # speakers, learning rate
 
 
 def parameters(config) -> int:
@@ -110,10 +116,11 @@ def test_every_config_trains(names, tones, tmp_path):
     files = [word for name in names for word in ("--config", str(FOLDER / f"{name}.yaml"))]
     config = configs.load(files)
     assert parameters(config) == PARAMETERS.get(names[-1], 2_049_952)
-    assert (config.sampler.speakers, config.optimizer.learning_rate) == (650, 0.01)
+    size = SIZES.get(names[-1], (650, 0.01))
+    assert (config.sampler.speakers, config.optimizer.learning_rate) == size
 
     more = shrunk(tmp_path / "cache", tones)
-    if names == ["chns_aug"]:
+    if config.augment.noise.probability:
         more += ["--augment.noise.root", str(tones), "--augment.reverberation.responses", "3"]
     config = configs.load([*files, *more])
     losses = two_steps(config)
@@ -166,7 +173,7 @@ def test_a_small_corpus_changes_sizes_and_no_strategy(strategy):
 
 def two_steps(config) -> list[float]:
     """Losses of two steps with batches of the corpus, hard ones if the config has them."""
-    corpus = make_split(config).training
+    corpus = with_speeds(make_split(config).training, config.data.speeds)
     rate, seed = config.features.sample_rate, config.training.seed
     reader = Reader(corpus, rate, config.data.threads)
     table = None

@@ -60,6 +60,23 @@ def test_the_classes_of_other_speeds_are_left_behind(tmp_path):
     np.testing.assert_array_equal(started["loss"]["weight"], theirs["params"]["loss"]["weight"][:8])
 
 
+def test_centres_and_bias_are_classes_too(tmp_path):
+    """Of as many centres, and the temperature of a joint loss is its own."""
+    joint = Loss(joint="sphereface2", sub_centres=2)
+    config = dataclasses.replace(CONFIG, loss=joint)
+    theirs = saved(tmp_path, config)["params"]["loss"]
+    fresh = build(config)[2].variables["params"]["loss"]
+    of_loss = started_from(tmp_path, config).variables["params"]["loss"]
+    assert_equal(of_loss, theirs | {"temperature": fresh["temperature"]})
+    assert of_loss["bias"] == 1 and of_loss["weight"].shape == (16, 8)
+    other = dataclasses.replace(config, loss=dataclasses.replace(joint, sub_centres=1))
+    fresh = build(other)[2]
+    assert_equal(
+        started_from(tmp_path, other, fresh).variables["params"]["loss"],
+        fresh.variables["params"]["loss"],
+    )
+
+
 @pytest.mark.parametrize("config, names", [(AAM, "others"), (CONFIG, "names")])
 def test_the_classes_of_others_are_not_taken(tmp_path, config, names):
     theirs = saved(tmp_path, config, names)

@@ -13,8 +13,10 @@ from chns_jax.training.losses import (
     bounded,
     hscl,
     init_params,
+    margin_share,
     normalise,
     nt_xent,
+    sphereface2,
     supcon,
     training_loss,
 )
@@ -199,15 +201,171 @@ def test_blocks_and_devices_change_neither_value_nor_gradient(kind, how):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_aam_softmax_is_the_same_on_eight_devices():
+@pytest.mark.parametrize("kind", ["aam_softmax", "sphereface2"])
+def test_classifications_are_the_same_on_eight_devices(kind):
     rng, mesh = np.random.default_rng(0), make_mesh(8)
-    rows, weight = rng.normal(size=(16, 6)), rng.normal(size=(5, 6))
+    rows, weight = rng.normal(size=(16, 6)), rng.normal(size=(5 * 2, 6))
+    config = Loss(kind=kind, sub_centres=2, top_k=2 if kind == "aam_softmax" else 0)
+
+    def loss(rows, weight, labels):
+        params = {"weight": weight, "bias": jnp.float32(0)}
+        return training_loss(rows, labels, params, config)[0]
+
     labels = rng.integers(0, 5, 16).astype(np.int32)
-    step = jax.jit(jax.value_and_grad(partial(aam_softmax, margin=0.2, scale=30.0), argnums=(0, 1)))
+    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     one = step(rows.astype(np.float32), weight, labels)
     eight = step(put(mesh, rows.astype(np.float32)), weight, put(mesh, labels))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def classes_loop(x, weight, labels, centres, own, other):
+    """Sums over classes, by row and class, one angle at a time: own and other of (cosine, row)."""
+    x, weight = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (x, weight))
+    rows = []
+    for row, label in zip(x, labels, strict=True):
+        cosines = [max(row @ w for w in of) for of in weight.reshape(-1, centres, weight.shape[1])]
+        rows.append([own(c) if j == label else other(c) for j, c in enumerate(cosines)])
+    return np.array(rows)
+
+
+CLASSES = np.random.default_rng(5).normal(size=(7 * 3, 6))  # three centres of each of seven
+
+
+@pytest.mark.parametrize("centres, top_k", [(1, 0), (3, 0), (1, 2), (3, 6)])
+def test_sub_centres_and_the_nearest_others_are_the_plain_loop(centres, top_k):
+    """Deng et al. 2020 and Zhao et al. 2022, with wespeaker's order of centres."""
+    x, labels, weight = embeddings(), np.arange(12) % 7, CLASSES[: 7 * centres]
+    margin, scale, near = 0.2, 20.0, 0.1
+
+    def widened(c):
+        return np.cos(np.arccos(c) + margin) if c > -np.cos(margin) else c - margin * np.sin(margin)
+
+    logits = classes_loop(x, weight, labels, centres, widened, lambda c: c)
+    total = 0.0
+    for row, label in zip(logits, labels, strict=True):
+        others = sorted((j for j in range(7) if j != label), key=lambda j: -row[j])
+        for j in others[:top_k]:
+            row[j] = np.cos(np.arccos(row[j]) - near)
+        total += np.log(np.exp(scale * row).sum()) - scale * row[label]
+    mine = aam_softmax(
+        jnp.asarray(x), jnp.asarray(weight), jnp.asarray(labels), margin=margin, scale=scale,
+        sub_centres=centres, top_k=top_k, top_k_margin=near,
+    )  # fmt: skip
+    assert mine == pytest.approx(total / 12, rel=1e-5)
+
+
+@pytest.mark.parametrize("centres, bias", [(1, 0.0), (3, -1.5)])
+def test_sphereface2_is_the_plain_loop(centres, bias):
+    """Wen et al. 2022, type C, a binary cross-entropy at a time; and its slopes by weight and bias
+    are those of differences."""
+    x, labels, weight = embeddings(), np.arange(12) % 7, CLASSES[: 7 * centres]
+    margin, scale, share, t = 0.2, 8.0, 0.7, 3.0
+
+    def loop(weight, bias):
+        def g(c):
+            return 2 * ((c + 1) / 2) ** t - 1
+
+        def own(c):
+            return -share * np.log(1 / (1 + np.exp(-(scale * (g(c) - margin) + bias))))
+
+        def other(c):
+            return -(1 - share) * np.log(1 - 1 / (1 + np.exp(-(scale * (g(c) + margin) + bias))))
+
+        return classes_loop(x, weight, labels, centres, own, other).sum(axis=1).mean()
+
+    def mine(weight, bias):
+        return sphereface2(
+            jnp.asarray(x), weight, bias, jnp.asarray(labels), margin=margin, scale=scale,
+            own_share=share, power=t, sub_centres=centres,
+        )  # fmt: skip
+
+    value, (by_weight, by_bias) = jax.value_and_grad(mine, argnums=(0, 1))(
+        jnp.asarray(weight), jnp.float32(bias)
+    )
+    assert value == pytest.approx(loop(weight, bias), rel=1e-5)
+    h, step = 1e-6, np.zeros_like(weight)
+    step[4, 2] = h
+    rise = loop(weight + step, bias) - loop(weight - step, bias)
+    assert by_weight[4, 2] == pytest.approx(rise / (2 * h), rel=1e-3, abs=1e-5)
+    assert by_bias == pytest.approx(
+        (loop(weight, bias + h) - loop(weight, bias - h)) / (2 * h), rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("kind", ["aam_softmax", "sphereface2"])
+def test_a_batch_of_few_speakers_is_told_from_all(kind):
+    """As one from clusters: classes that are not in it are pushed away too."""
+    z, labels = jnp.asarray(embeddings()), jnp.arange(12) % 2
+    config = Loss(kind=kind, aam_scale=4.0)
+    params = {"weight": jnp.asarray(CLASSES[:7]), "bias": jnp.float32(0)}
+    gradient = jax.grad(lambda params: training_loss(z, labels, params, config)[0])(params)
+    assert (jnp.linalg.norm(gradient["weight"], axis=1) > 1e-3).all()
+
+
+def test_classifications_are_finite_at_every_angle():
+    """At the poles, where rounding leaves cosines beyond 1, and with a steep power."""
+    x = jnp.asarray([[1.0, 1e-4], [-3.0, 3e-4], [1e-20, 0.0]])
+    weight, labels = jnp.asarray([[1.0, 1e-4], [-1.0, 0.0]]), jnp.zeros(3, int)
+
+    def losses(x, weight):
+        binary = sphereface2(
+            x, weight, jnp.float32(0), labels, margin=0.2, scale=32.0, own_share=0.7, power=2.5
+        )
+        return binary + aam_softmax(
+            x, weight, labels, margin=0.5, scale=32.0, top_k=1, top_k_margin=0.1
+        )
+
+    value, gradients = jax.value_and_grad(losses, argnums=(0, 1))(x, weight)
+    assert jnp.isfinite(value) and all(jnp.isfinite(g).all() for g in gradients)
+
+
+def test_the_margin_grows_as_wespeakers():
+    """Of 100 to 300: none, then 1 - 0.001 ** share, all of it; a whole one is no traced number."""
+    loss = Loss(kind="aam_softmax", aam_margin_grows=(100, 300), aam_margin=0.4)
+    at = {step: float(margin_share(loss, step)) for step in (0, 100, 150, 200, 299, 300, 9999)}
+    expected = {
+        0: 0,
+        100: 0,
+        150: 1 - 0.001**0.25,
+        200: 1 - 0.001**0.5,
+        299: 0.998965,
+        300: 1,
+        9999: 1,
+    }
+    assert at == pytest.approx(expected, abs=1e-6)
+    z, labels = jnp.asarray(embeddings()), jnp.arange(12) % 7
+    params = {"weight": jnp.asarray(CLASSES[:7])}
+    value, metrics = jax.jit(lambda step: training_loss(z, labels, params, loss, step=step))(150)
+    margin = 0.4 * at[150]
+    assert metrics["margin"] == pytest.approx(margin, rel=1e-5)
+    by_hand = aam_softmax(z, params["weight"], labels, margin=margin, scale=30.0)
+    assert value == pytest.approx(float(by_hand), rel=1e-5)
+    assert margin_share(Loss(kind="aam_softmax"), 5) == 1.0
+
+
+def test_the_margin_of_the_nearest_others_grows_with_it():
+    loss = Loss(kind="aam_softmax", aam_margin_grows=(0, 10), aam_margin=0.0, top_k=2)
+    z, labels = jnp.asarray(embeddings()), jnp.arange(12) % 7
+    params = {"weight": jnp.asarray(CLASSES[:7])}
+    first, whole = (training_loss(z, labels, params, loss, step=step)[0] for step in (0, 10))
+    plain = aam_softmax(z, params["weight"], labels, margin=0.0, scale=30.0)
+    assert first == pytest.approx(float(plain), rel=1e-5) and whole > first + 0.1
+
+
+@pytest.mark.parametrize("joint", ["aam_softmax", "sphereface2"])
+def test_joint_losses_are_their_weighted_sum(joint):
+    z, labels = jnp.asarray(embeddings()), jnp.tile(jnp.arange(6), 2)
+    config = Loss(kind="supcon", margin=0.1, joint=joint, joint_weight=0.3)
+    params = init_params(config, jax.random.key(0), embedding=6, classes=7)
+    bias = {"bias"} if joint == "sphereface2" else set()
+    assert set(params) == {"temperature", "weight"} | bias
+    value, metrics = training_loss(z, labels, params, config)
+    contrastive = float(supcon(z, labels, 0.1, margin=0.1))
+    alone, _ = training_loss(z, labels, params, Loss(kind=joint))
+    assert value == pytest.approx(contrastive + 0.3 * float(alone), rel=1e-5)
+    assert metrics["loss/supcon"] == pytest.approx(contrastive, rel=1e-5)
+    assert metrics[f"loss/{joint}"] == pytest.approx(float(alone), rel=1e-5)
 
 
 def test_memory_grows_with_the_rows_and_not_with_their_square():
@@ -233,7 +391,7 @@ def test_losses_are_finite_for_every_temperature(kind, temperature, alike):
     assert jnp.isfinite(value) and all(jnp.isfinite(g).all() for g in gradients)
 
 
-@pytest.mark.parametrize("kind", ["supcon", "hscl", "nt_xent", "aam_softmax"])
+@pytest.mark.parametrize("kind", ["supcon", "hscl", "nt_xent", "aam_softmax", "sphereface2"])
 def test_the_config_names_the_loss(kind):
     z, labels = jnp.asarray(embeddings()), jnp.tile(jnp.arange(6), 2)
     config = Loss(kind=kind, margin=0.1, beta=0.3, learn_temperature=kind == "supcon")
@@ -245,10 +403,19 @@ def test_the_config_names_the_loss(kind):
         "hscl": lambda: hscl(z, labels, 0.1, beta=0.3),
         "nt_xent": lambda: nt_xent(z, 0.1, margin=0.1),
         "aam_softmax": lambda: aam_softmax(z, params["weight"], labels, margin=0.2, scale=30.0),
-    }[kind]()
+        "sphereface2": lambda: sphereface2(
+            z, params["weight"], jnp.float32(0), labels,
+            margin=0.2, scale=30.0, own_share=0.7, power=3.0,
+        ),
+    }[kind]()  # fmt: skip
     assert value == pytest.approx(float(expected), rel=1e-5)
-    assert set(params) == {"supcon": {"temperature"}, "aam_softmax": {"weight"}}.get(kind, set())
-    assert ("temperature" in metrics) == (kind != "aam_softmax")
+    learnt = {
+        "supcon": {"temperature"},
+        "aam_softmax": {"weight"},
+        "sphereface2": {"weight", "bias"},
+    }
+    assert set(params) == learnt.get(kind, set())
+    assert ("temperature" in metrics) == (kind not in ("aam_softmax", "sphereface2"))
 
 
 def test_a_temperature_below_its_bound_is_moved_back_to_it():
@@ -259,14 +426,14 @@ def test_a_temperature_below_its_bound_is_moved_back_to_it():
     assert bounded({"weight": jnp.ones(3)}, loss).keys() == {"weight"}
 
 
-@pytest.mark.parametrize("kind", ["supcon", "hscl", "nt_xent", "aam_softmax"])
+@pytest.mark.parametrize("kind", ["supcon", "hscl", "nt_xent", "aam_softmax", "sphereface2"])
 @pytest.mark.parametrize("block", [None, 5])
 def test_padding_counts_for_nothing(kind, block):
     rows, labels = embeddings(), np.tile(np.arange(6) // 2, 2)
     padded = np.concatenate([rows, np.random.default_rng(1).normal(size=(5, rows.shape[1]))])
     padded_labels = np.concatenate([labels, [0, 1, 2, 0, 1]])
     weight = jnp.asarray(np.random.default_rng(2).normal(size=(3, rows.shape[1])))
-    options = {} if kind == "aam_softmax" else {"block": block}
+    options = {} if kind in ("aam_softmax", "sphereface2") else {"block": block}
 
     def loss(z, labels, count):
         labels = jnp.asarray(labels)
@@ -276,6 +443,11 @@ def test_padding_counts_for_nothing(kind, block):
             return hscl(z, labels, 0.1, beta=0.5, rows=count, **options)
         if kind == "nt_xent":
             return nt_xent(z, 0.1, margin=0.1, rows=count, **options)
+        if kind == "sphereface2":
+            return sphereface2(
+                z, weight, jnp.float32(0), labels,
+                margin=0.2, scale=30.0, own_share=0.7, power=3.0, rows=count,
+            )  # fmt: skip
         return aam_softmax(z, weight, labels, margin=0.2, scale=30.0, rows=count)
 
     value, gradient = jax.value_and_grad(loss)(jnp.asarray(rows, jnp.float32), labels, None)

@@ -20,7 +20,7 @@ from chns_jax.training.build import build
 
 ACCELERATORS = ("cuda", "tpu")
 ENCODERS = {"ecapa_tdnn": SHALLOW, "thin_resnet": RESNET, "redimnet2": REDIMNET2}
-LOSSES = ("supcon", "hscl", "nt_xent", "aam_softmax")
+LOSSES = ("supcon", "hscl", "nt_xent", "aam_softmax", "sphereface2")
 ROWS = 2 * CONFIG.sampler.speakers
 OF_CPU = ("product_with_ones", "weight_gradient_by_image")
 
@@ -102,7 +102,7 @@ def check_step(encoder, compute, devices, **keys):
     "encoder, compute, devices, keys",
     [
         ("ecapa_tdnn", "float32", 8, {"augment": AUGMENTED, "micro_batch": 8}),
-        ("ecapa_tdnn", "bfloat16", 1, {"loss": Loss(kind="aam_softmax")}),
+        ("ecapa_tdnn", "bfloat16", 1, {"loss": Loss(kind="aam_softmax", sub_centres=3, top_k=5)}),
         ("thin_resnet", "float32", 1, {"loss": Loss(kind="nt_xent")}),
         ("thin_resnet", "bfloat16", 8, {"loss": Loss(kind="hscl"), "remat": True}),
         ("redimnet2", "bfloat16", 8, {"remat": True}),

@@ -37,6 +37,7 @@ from chns_jax.training import build as training_build
 from chns_jax.training.augment import augment_audio, mask_spectrogram, slot_keys
 from chns_jax.training.losses import training_loss
 from chns_jax.training.optimizer import make_optimizer, schedule
+from chns_jax.training.step import moving_average
 
 
 def noisy(audio):
@@ -76,6 +77,7 @@ NO_DECAY = Optimizer(learning_rate=0.003, weight_decay=0.0)
     [
         pytest.param(SHALLOW, "supcon", AUGMENTED, None, marks=pytest.mark.long),
         pytest.param(SHALLOW, "aam_softmax", Augment(), None, marks=pytest.mark.long),
+        pytest.param(SHALLOW, "sphereface2", Augment(), None, marks=pytest.mark.long),
         (SHALLOW, "supcon", AUGMENTED, 8),
         pytest.param(REDIMNET2, "supcon", Augment(), None, marks=pytest.mark.long),
     ],
@@ -271,11 +273,29 @@ def test_another_speed_is_another_class():
     assert shapes(config).variables["params"]["loss"]["weight"].shape == (3 * 8, 8)
 
 
+NEAREST = Loss(kind="aam_softmax", sub_centres=2, top_k=3, aam_margin_grows=(5, 20))
+SGD = Optimizer(kind="sgd", learning_rate=0.03, decay="exponential", last_learning_rate=0.01)
+
+
 @pytest.mark.parametrize(
-    "training", [{}, pytest.param({"compute": "bfloat16"}, marks=pytest.mark.long)], ids=str
-)
-def test_training_separates_the_speakers(training):
-    config = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, **training))
+    "training, parts",
+    [
+        ({}, {}),
+        pytest.param({"compute": "bfloat16"}, {}, marks=pytest.mark.long),
+        pytest.param({}, {"loss": NEAREST}, marks=pytest.mark.long),
+        pytest.param(
+            {}, {"loss": Loss(kind="sphereface2"), "optimizer": SGD}, marks=pytest.mark.long
+        ),
+        pytest.param(
+            {}, {"loss": Loss(kind="hscl", joint="aam_softmax", joint_weight=0.5)},
+            marks=pytest.mark.long,
+        ),
+    ],
+    ids=["float32", "bfloat16", "aam_softmax", "sphereface2", "joint"],
+)  # fmt: skip
+def test_training_separates_the_speakers(training, parts):
+    training = dataclasses.replace(CONFIG.training, **training)
+    config = dataclasses.replace(CONFIG, training=training, **parts)
     _, _, state, step = build(config)
     encoder = make_encoder(config.encoder)
     losses = []
@@ -316,6 +336,35 @@ def test_sha256_sees_every_value():
     stats = variables["batch_stats"]["blocks_0"]["norm"]
     stats["mean"] = stats["mean"] + np.float32(1e-7)
     assert sha256(variables) != before
+
+
+def test_the_moving_average_forgets_the_start():
+    """Its share of the average is 2 / 11 after one update, and 0.4 once there were as many."""
+    average, expected = {"w": jnp.float32(100)}, 100.0
+    for step, value in enumerate([1.0, 5.0, -2.0, 8.0, 3.0, 0.0]):
+        average = moving_average(average, {"w": jnp.float32(value)}, step, 0.4)
+        kept = (2 / 11, 3 / 12, 4 / 13, 5 / 14, 0.4, 0.4)[step]
+        expected = kept * expected + (1 - kept) * value
+        assert average["w"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.long
+def test_the_moving_average_is_that_of_all_updates():
+    """Of parameters and statistics; the updates are those without it."""
+    _, _, state, step = build(replaced({"average_decay": 0.4}, optimizer=NO_DECAY))
+    _, _, plain, plain_step = build(replaced({}, optimizer=NO_DECAY))
+    assert sha256(state.average) == sha256(state.variables)
+    expected = state.average
+    plain, _ = plain_step(plain, {"audio": audio(), "labels": LABELS})
+    for n in range(5):
+        state, _ = step(state, {"audio": audio(n), "labels": LABELS})
+        expected = moving_average(expected, state.variables, n, 0.4)
+        if n == 0:
+            assert_same(gradient_of(state), gradient_of(plain))
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, state.average, expected)
+    assert sha256(state.evaluated) == sha256(state.average) != sha256(state.variables)
+    assert sha256(plain.evaluated) == sha256(plain.variables)
 
 
 def test_a_fixed_temperature_is_no_parameter():

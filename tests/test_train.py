@@ -122,6 +122,40 @@ def test_killed_and_started_again_ends_with_the_same_bytes(finished, program, co
     assert comparable(out) == comparable(run)
 
 
+JOINT = [
+    "--loss.joint", "sphereface2", "--loss.sub_centres", "2", "--loss.aam_margin_grows", "[1,4]",
+    "--data.speeds", "[0.9]", "--optimizer.kind", "sgd", "--optimizer.decay", "exponential",
+    "--optimizer.last_learning_rate", "0.001", "--training.average_decay", "0.9",
+]  # fmt: skip
+CLASSES = [
+    "--loss.kind", "aam_softmax", "--loss.top_k", "3", "--loss.aam_margin_grows", "[1,4]",
+    "--training.micro_batch", "4", "--training.average_decay", "0.5", "--training.devices", "2",
+]  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("keys", [JOINT, CLASSES], ids=["joint", "classes"])
+def test_the_recipe_ends_with_the_same_bytes(command, tiny, tmp_path, monkeypatch, keys):
+    """Stopped after each of three steps, in which the margin grows and clusters are made."""
+    arguments = [*tiny, *keys, "--training.steps", "6"]
+    command("train", *arguments, "--out", tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(stopping, "stop_signals", lambda: nullcontext([signal.SIGTERM]))
+        for _ in range(3):
+            command("train", *arguments, "--out", tmp_path / "parts", status=128 + signal.SIGTERM)
+    assert step_of(tmp_path / "parts") == 3
+    command("train", *arguments, "--out", tmp_path / "parts")
+    assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
+    lines = [line for line in records(tmp_path / "parts" / "metrics.jsonl") if "loss" in line]
+    margins = [line["margin"] for line in lines]
+    assert margins[:2] == [0, 0] and margins == sorted(margins)
+    assert margins[4:] == pytest.approx([0.2, 0.2])
+    with np.load(tmp_path / "parts" / "tables" / "step_0000004.npz") as table:
+        speakers = list(table["speakers"])
+    assert len(speakers) == (18 if keys is JOINT else 9)
+    assert [name for name in speakers if name.endswith("/x0.9")] == speakers[9:]
+
+
 def test_a_signal_to_stop_saves_first(finished, program, command, tmp_path):
     run, arguments = finished
     out = tmp_path / "run"

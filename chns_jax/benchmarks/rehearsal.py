@@ -25,6 +25,7 @@ from chns_jax.config import Config, Hosts
 from chns_jax.corpus.noise import find_noise
 from chns_jax.corpus.open import open_corpus
 from chns_jax.corpus.reader import Reader
+from chns_jax.corpus.speeds import with_speeds
 from chns_jax.embedding.embedder import Embedder
 from chns_jax.runs import checkpoint
 from chns_jax.runs.folder import RunFolder
@@ -113,7 +114,8 @@ def days(
     """Of all steps of a config, with what stops them: seconds of a "refresh", a "checkpoint" and a
     "validation", as far as `took` has them."""
     sampler, steps = config.sampler, config.training.steps
-    length = rounds.length(sampler, config.training, utterances)
+    at_all_speeds = utterances * (1 + len(config.data.speeds))
+    length = rounds.length(sampler, config.training, at_all_speeds)
     refreshes = sum(rounds.begins(step, sampler, length) for step in range(steps))
     validates = [is_due(step, config.validation.every, steps) for step in range(1, steps + 1)]
     saves = [
@@ -273,7 +275,7 @@ def _feed(config: Config, least: float) -> tuple[float, float]:
     """Utterances a second that the host reads when nobody makes it wait, and the seconds in which
     it opened the corpus; reads for `least` seconds."""
     began = time.perf_counter()
-    corpus = open_corpus(config.data.root, config.data.cache)
+    corpus = with_speeds(open_corpus(config.data.root, config.data.cache), config.data.speeds)
     opened_in = time.perf_counter() - began
     sample_rate = config.features.sample_rate
     batches = training_batches(

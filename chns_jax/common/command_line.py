@@ -91,8 +91,15 @@ def add_checkpoint(parser: Parser) -> None:
         "--checkpoint",
         type=str,
         default="last",
-        help="Of a run: last, best (lowest EER) or a step number.",
+        help="Of a run: last, best (lowest EER), a step number, or average:N, the mean of the last "
+        "N that were kept.",
     )
+
+
+def averaged(checkpoint: str) -> int | None:
+    """How many checkpoints average:N names; None for another --checkpoint."""
+    found = re.fullmatch(r"average:([1-9][0-9]{0,5})", checkpoint)
+    return None if found is None else int(found[1])
 
 
 def add_segments(parser: Parser) -> None:

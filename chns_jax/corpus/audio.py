@@ -69,8 +69,8 @@ def read_header(path: str) -> Header:
         ) from error
 
 
-def read_crop(path: str, position: float, samples: int, sample_rate: int) -> np.ndarray:
-    """A mono crop (samples,) int16 at `sample_rate` hertz.
+def read_crop(path: str, position: float, samples: int, sample_rate: float) -> np.ndarray:
+    """A mono crop (samples,) int16 at `sample_rate` hertz, which may be no integer.
 
     `position` in [0, 1] is where the crop lies between the earliest and the latest possible one.
     A file that is shorter than the crop is repeated to fill it. Raises AudioError when the file
@@ -86,7 +86,7 @@ def read_whole(path: str, sample_rate: int) -> np.ndarray:
     return _decode(path, 0.0, None, sample_rate)
 
 
-def to_int16(block: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+def to_int16(block: np.ndarray, rate: int, sample_rate: float) -> np.ndarray:
     """The mean of the channels of a block (s, channels), resampled and clipped: (s,) int16.
 
     `block` is int16, or float in [-1, 1].
@@ -146,7 +146,7 @@ def _header_once(path: str) -> Header:
     return _believed(path, info.frames / max(1, info.samplerate), info.samplerate, info.channels)
 
 
-def _decode(path: str, position: float, samples: int | None, sample_rate: int) -> np.ndarray:
+def _decode(path: str, position: float, samples: int | None, sample_rate: float) -> np.ndarray:
     """About `samples` samples (all: None) from `position`, or as many as there are."""
     try:
         crop = retried(partial(_decode_once, path, position, samples, sample_rate), path)
@@ -157,7 +157,7 @@ def _decode(path: str, position: float, samples: int | None, sample_rate: int) -
     return crop
 
 
-def _decode_once(path: str, position: float, samples: int | None, sample_rate: int) -> np.ndarray:
+def _decode_once(path: str, position: float, samples: int | None, sample_rate: float) -> np.ndarray:
     record = records.parse(path)
     if record is None:
         _check_regular(path)
@@ -175,7 +175,7 @@ def _decode_once(path: str, position: float, samples: int | None, sample_rate: i
 
 
 def _window(
-    frames: int, rate: int, position: float, samples: int | None, sample_rate: int
+    frames: int, rate: int, position: float, samples: int | None, sample_rate: float
 ) -> tuple[int, int]:
     """First frame and number of frames, at `rate`, of a crop of `samples` at `sample_rate`."""
     if samples is None:
@@ -224,7 +224,7 @@ def _of_file(path: str, read: Callable[[Source], Found]) -> Found:
 
 
 def _libsndfile_crop(
-    path: str, source: Source, position: float, samples: int | None, sample_rate: int
+    path: str, source: Source, position: float, samples: int | None, sample_rate: float
 ) -> np.ndarray:
     with soundfile.SoundFile(source) as file:  # pyright: ignore[reportArgumentType]
         rate = file.samplerate
@@ -302,7 +302,7 @@ def _check_length(path: str, file: io.RawIOBase) -> None:
 
 
 def _raw_crop(
-    record: Record, rate: int, position: float, samples: int | None, sample_rate: int
+    record: Record, rate: int, position: float, samples: int | None, sample_rate: float
 ) -> np.ndarray:
     first, wanted = _window(record.size // 2, rate, position, samples, sample_rate)
     raw = records.read(record, 2 * first, 2 * (first + wanted))
@@ -325,7 +325,7 @@ def _ffprobe_header(path: str) -> Header:
     return _believed(path, seconds, rate)
 
 
-def _ffmpeg_crop(path: str, position: float, samples: int | None, sample_rate: int) -> np.ndarray:
+def _ffmpeg_crop(path: str, position: float, samples: int | None, sample_rate: float) -> np.ndarray:
     window = ("-t", str(LONGEST_SECONDS))
     if samples is not None:
         seconds = samples / sample_rate
@@ -333,7 +333,7 @@ def _ffmpeg_crop(path: str, position: float, samples: int | None, sample_rate: i
         window = ("-ss", f"{start:.6f}", "-t", f"{seconds:.6f}")
     raw = _run_ffmpeg(
         path, "ffmpeg", *FFMPEG_INPUT, *window, "-i", f"file:{path}",
-        "-map", "0:a:0", "-ac", "1", "-ar", str(sample_rate), "-f", "s16le", "-",
+        "-map", "0:a:0", "-ac", "1", "-ar", str(round(sample_rate)), "-f", "s16le", "-",
     )  # fmt: skip
     return np.frombuffer(raw, dtype="<i2")
 

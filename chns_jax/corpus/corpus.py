@@ -92,6 +92,7 @@ class Corpus:
     seconds: np.ndarray  # (u,) float32
     rate: np.ndarray  # (u,) int32, hertz; 0 where utt2dur gave the duration
     broken: tuple[Broken, ...] = ()  # files left out
+    speed: np.ndarray | None = None  # (u,) float64: how fast each is played; None: all as they are
 
     def __len__(self) -> int:
         return len(self.speaker)
@@ -149,6 +150,7 @@ class Corpus:
             recording=consecutive(self.recording[kept]),
             seconds=self.seconds[kept],
             rate=self.rate[kept],
+            speed=None if self.speed is None else self.speed[kept],
         )
 
 

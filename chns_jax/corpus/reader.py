@@ -21,13 +21,16 @@ class Reader:
     skipped: dict[str, str] = field(default_factory=dict)  # path -> why
 
     def crop(self, utterance: int, position: float, samples: int) -> np.ndarray:
-        """A crop (s,) int16 of an utterance, at `position` in [0, 1]. Raises as `read_crop`, and
-        ReadError for one that is missing with all that its folder held."""
-        path = self.corpus.path(utterance)
+        """A crop (s,) int16 of an utterance, at `position` in [0, 1], at the speed that the corpus
+        says. Raises as `read_crop`, and ReadError for one that is missing with all that its folder
+        held."""
+        path, sample_rate = self.corpus.path(utterance), self.sample_rate
+        if self.corpus.speed is not None:  # of samples at a lower rate, more are heard a second
+            sample_rate = sample_rate / float(self.corpus.speed[utterance])
 
         def read() -> np.ndarray:
             try:
-                return read_crop(path, position, samples, self.sample_rate)
+                return read_crop(path, position, samples, sample_rate)
             except AudioError:
                 check_folder(path)
                 raise

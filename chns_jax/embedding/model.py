@@ -27,8 +27,8 @@ class Model(NamedTuple):
 
 
 def load(run: Path | str, checkpoint: str = "last", *, quick: bool = False) -> Model:
-    """The model of a run folder, or a published one. `checkpoint` is "last", "best" (lowest EER) or
-    a step number; `quick` is as of Embedder.
+    """The model of a run folder, or a published one. `checkpoint`: as of `restore_variables`;
+    `quick`: as of Embedder.
 
     Raises UserError when the folder is neither, or holds no such checkpoint.
     """

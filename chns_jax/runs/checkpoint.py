@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from chns_jax.common.command_line import averaged
 from chns_jax.common.console import say
 from chns_jax.common.errors import UserError, shortened
 from chns_jax.devices import processes
@@ -93,6 +94,7 @@ def open_manager(
     # Only with handlers named beforehand does orbax tell the shapes of what was saved.
     handlers = {
         "variables": ocp.StandardCheckpointHandler(),
+        "average": ocp.StandardCheckpointHandler(),
         "about": ocp.JsonCheckpointHandler(),
     }
     _check_files(folder)
@@ -135,6 +137,7 @@ def save(
     variables of a refresh under way.
     """
     trees = {"variables": state.variables, "optimizer": state.optimizer, "refresh": refresh}
+    trees["average"] = state.average
     trees["table"] = table and dataclasses.asdict(table)
     manager.save(
         int(state.step),
@@ -179,6 +182,8 @@ def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Res
         "optimizer": ocp.args.StandardRestore(shapes.optimizer),
         "about": ocp.args.JsonRestore(),
     }
+    if like.average is not None:
+        args["average"] = ocp.args.StandardRestore(shapes.average)
     with _reading(manager, step, args):
         saved = manager.item_metadata(step)
         for name in ("table", "refresh"):
@@ -193,7 +198,8 @@ def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Res
         )
     refresh = items["refresh"] if "refresh" in args else None
     count = jax.device_put(np.int32(step), like.step.sharding)
-    state = TrainState(count, items["variables"], items["optimizer"])
+    average = items["average"] if "average" in args else None
+    state = TrainState(count, items["variables"], items["optimizer"], average)
     progress = Progress(*(items["about"][key] for key in Progress._fields))
     return Restored(state, table, progress, refresh)
 
@@ -218,7 +224,8 @@ def save_variables(manager: ocp.CheckpointManager, variables: dict[str, Any], co
 
 
 def restore_variables(run: Path, which: str, sharding: jax.sharding.Sharding) -> Saved:
-    """The variables of a checkpoint of a run: "last", "best" (lowest EER) or a step number.
+    """The variables of a checkpoint of a run: "last", "best" (lowest EER) or a step number, or the
+    mean of the last N that it holds, "average:N"; their moving averages, where it has some.
 
     The tree is the one that was saved. Where the last one is damaged, that is said, and it is that
     of the one before. Raises UserError when there is no such checkpoint, it is damaged, or it
@@ -230,6 +237,14 @@ def restore_variables(run: Path, which: str, sharding: jax.sharding.Sharding) ->
     with open_manager(folder, read_only=True) as manager:
         steps = sorted(manager.all_steps())
         try:
+            count = averaged(which)
+            if count is not None:
+                if count > len(steps):
+                    raise UserError(
+                        f"{run} holds {len(steps)} checkpoints, fewer than {shortened(which)} "
+                        f"names: train with training.keep {count}"
+                    )
+                return _mean(_restore_variables(manager, step, sharding) for step in steps[-count:])
             step = _choose(manager, which, steps)
             while True:
                 if step is None or step not in steps:
@@ -248,20 +263,44 @@ def restore_variables(run: Path, which: str, sharding: jax.sharding.Sharding) ->
             raise UserError(f"{error}: remove it, or give another --checkpoint") from error
 
 
+def _mean(checkpoints: Iterable[Saved]) -> Saved:
+    """The last of some checkpoints, with the mean of the variables of all, summed in float64.
+
+    Running means and variances are averaged as parameters are: each is of about the parameters
+    that it was saved with, and these lie near each other where the learning rate is low.
+    """
+    total, count = None, 0
+    for saved in checkpoints:
+        one = jax.tree.map(lambda array: np.asarray(array, np.float64), saved.variables)
+        total = one if total is None else jax.tree.map(np.add, total, one)
+        last, count = saved, count + 1
+
+    def mean(sum, like):
+        return jax.device_put((sum / count).astype(like.dtype), like.sharding)
+
+    return last._replace(variables=jax.tree.map(mean, total, last.variables))
+
+
 def _restore_variables(
     manager: ocp.CheckpointManager, step: int, sharding: jax.sharding.Sharding
 ) -> Saved:
-    args: dict[str, Any] = {"variables": None, "about": ocp.args.JsonRestore()}
+    args: dict[str, Any] = {"about": ocp.args.JsonRestore()}
+    averages = (Path(manager.directory) / str(step) / "average").is_dir()
+    name = "average" if averages else "variables"
+    args[name] = None
     with _reading(manager, step, args):
+        saved = manager.item_metadata(step)
         shapes = jax.tree.map(
             lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
-            manager.item_metadata(step)["variables"].tree,
+            saved[name].tree,
         )
-        args["variables"] = ocp.args.StandardRestore(shapes)
+        args[name] = ocp.args.StandardRestore(shapes)
         items = manager.restore(step, args=ocp.args.Composite(**args))
         _check(manager, step, items)
+        if not averages and "average" in items["about"].get("sha256", {}):
+            raise Damaged(f"the checkpoint {manager.directory / str(step)} is damaged (average)")
     about = items["about"]
-    return Saved(step, items["variables"], about.get("speakers"), about["config"])
+    return Saved(step, items[name], about.get("speakers"), about["config"])
 
 
 def _to_save(trees: dict[str, Any], about: dict[str, Any]) -> ocp.args.Composite:

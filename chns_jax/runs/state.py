@@ -18,6 +18,12 @@ class TrainState:
     step: Int[Array, ""] | Any
     variables: dict[str, Any]  # {"params": {"encoder", "loss"}, "batch_stats"}
     optimizer: Any  # optax.OptState; optax takes half a second to import
+    average: dict[str, Any] | None = None  # of the variables; None where the config asks for none
+
+    @property
+    def evaluated(self) -> dict[str, Any]:
+        """The variables with which all but training embeds."""
+        return self.variables if self.average is None else self.average
 
 
 class Saved(NamedTuple):

@@ -16,7 +16,7 @@ from chns_jax.devices.sharding import by_rows, held, padded_rows, put, replicate
 from chns_jax.encoders import make_encoder
 from chns_jax.runs.state import TrainState
 from chns_jax.training.optimizer import make_optimizer
-from chns_jax.training.step import init, train_step
+from chns_jax.training.step import classes_of, init, train_step
 
 
 class Build(NamedTuple):
@@ -32,7 +32,7 @@ def build(config: Config, speakers: int, mesh: Mesh) -> Build:
     """The first state and the training step of a corpus of so many training speakers.
 
     The step overwrites the state that it is given. Raises UserError when there are more devices
-    than rows, so that a process holds none.
+    than rows, so that a process holds none, or fewer classes than the loss needs.
     """
     rows = 2 * config.sampler.speakers
     on_devices = held(mesh, padded_rows(mesh, rows, config.training.micro_batch))
@@ -41,6 +41,11 @@ def build(config: Config, speakers: int, mesh: Mesh) -> Build:
         raise UserError(
             f"the {rows} rows of a batch are too few for {mesh.size} devices of "
             f"{jax.process_count()} hosts: raise sampler.speakers, or use fewer hosts"
+        )
+    if config.loss.top_k >= classes_of(config, speakers):
+        raise UserError(
+            f"loss.top_k {config.loss.top_k} must lie below the number of classes, of which "
+            f"{speakers} training speakers have {classes_of(config, speakers)}"
         )
     encoder = make_encoder(
         config.encoder, dtype=config.training.compute, remat=config.training.remat

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from chns_jax.common.console import say
@@ -17,17 +18,17 @@ from chns_jax.runs.state import TrainState
 
 
 def start_from(config: Config, state: TrainState, speakers: str) -> TrainState:
-    """`state`, a first one, with the encoder of the last checkpoint of training.start_from.
+    """`state`, a first one, with the encoder of a checkpoint of training.start_from.
 
-    Where both learn classes, and of the same training speakers (a digest of whom is `speakers`),
-    those are taken as well; classes of other speeds come last, and are left behind if `state` has
-    none. Raises UserError when that run holds no checkpoint, or has other features or another
-    encoder.
+    Where both learn classes, as many centres each, and of the same training speakers (a digest of
+    whom is `speakers`), those are taken as well, with their bias; classes of other speeds come
+    last, and are left behind if `state` has none. Raises UserError when that run holds no
+    checkpoint, or has other features or another encoder.
     """
     assert config.training.start_from is not None
     run = Path(config.training.start_from).expanduser()
     _check_config(run, config)
-    theirs = restore(run, "last", state.step.sharding)
+    theirs = restore(run, config.training.start_checkpoint, state.step.sharding)
     mine = state.variables
     encoder = {
         "encoder": theirs.variables["params"]["encoder"],
@@ -35,15 +36,22 @@ def start_from(config: Config, state: TrainState, speakers: str) -> TrainState:
     }
     _check_shapes(run, encoder, {**mine["params"], **mine})
     params = {**mine["params"], "encoder": encoder["encoder"]}
-    weight = mine["params"].get("loss", {}).get("weight")
-    if weight is not None:
-        learnt = theirs.variables["params"].get("loss", {}).get("weight", ())
-        known = theirs.speakers == speakers and len(learnt) >= len(weight)
+    of_loss, theirs_of_loss = (tree["params"].get("loss", {}) for tree in (mine, theirs.variables))
+    if "weight" in of_loss:
+        learnt, count = theirs_of_loss.get("weight", ()), len(of_loss["weight"])
+        known = (
+            theirs.speakers == speakers
+            and len(learnt) >= count
+            and read_run(run).loss.sub_centres == config.loss.sub_centres
+        )
         if known:
-            params["loss"] = {"weight": learnt[: len(weight)]}
+            params["loss"] = of_loss | {"weight": learnt[:count]}
+            if "bias" in of_loss and "bias" in theirs_of_loss:
+                params["loss"]["bias"] = theirs_of_loss["bias"]
         say(f"starting from {run} {'with' if known else 'without'} its classes")
     variables = {"params": params, "batch_stats": encoder["batch_stats"]}
-    return replace(state, variables=variables)
+    average = None if state.average is None else jax.tree.map(jnp.copy, variables)
+    return replace(state, variables=variables, average=average)
 
 
 def check_unheard(config: Config, validating: np.ndarray) -> None:

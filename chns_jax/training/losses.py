@@ -25,13 +25,18 @@ EXACT = jax.lax.Precision.HIGHEST
 
 
 def init_params(loss: Loss, key: jax.Array, *, embedding: int, classes: int) -> dict[str, Array]:
-    """What the loss itself learns: the temperature, or the (classes, embedding) weight of
-    AAM-Softmax, uniform as Glorot's; empty for a fixed temperature."""
-    if loss.kind == "aam_softmax":
-        return {"weight": jax.nn.initializers.glorot_uniform()(key, (classes, embedding))}
-    if not loss.learn_temperature:
-        return {}
-    return {"temperature": jnp.float32(loss.temperature)}
+    """What the loss itself learns: the temperature of a contrastive one, unless it is fixed; the
+    weight of a classification, uniform as Glorot's, (classes * sub_centres, embedding), a class's
+    centres one after another; and the bias of SphereFace2."""
+    params: dict[str, Array] = {}
+    if loss.classification:
+        shape = (classes * loss.sub_centres, embedding)
+        params["weight"] = jax.nn.initializers.glorot_uniform()(key, shape)
+    if loss.classification == "sphereface2":
+        params["bias"] = jnp.float32(0)
+    if loss.contrastive and loss.learn_temperature:
+        params["temperature"] = jnp.float32(loss.temperature)
+    return params
 
 
 def bounded(params: dict[str, Array], loss: Loss) -> dict[str, Array]:
@@ -51,24 +56,67 @@ def training_loss(
     loss: Loss,
     mesh: Mesh | None = None,
     rows: int | None = None,
+    step: Int[Array, ""] | int = 0,
 ) -> tuple[Float[Array, ""], dict[str, Any]]:
     """The loss that the config names, and {"z"}, the L2-normalised embeddings, with the
-    {"temperature"} if there is one. `params` as of `init_params`, `rows` as of `supcon`."""
+    {"temperature"} and the growing {"margin"} if there are such, and of joint losses each one,
+    before it is weighed. `params` as of `init_params`, `rows` as of `supcon`."""
     rows = rows or len(embeddings)
     z = normalise(embeddings)
-    if loss.kind == "aam_softmax":
-        weight, margin, scale = params["weight"], loss.aam_margin, loss.aam_scale
-        value = aam_softmax(z, weight, labels, margin=margin, scale=scale, rows=rows)
-        return value, {"z": z[:rows]}
-    tau = params["temperature"] if loss.learn_temperature else jnp.float32(loss.temperature)
-    options = {"mesh": mesh, "rows": rows}
+    values: dict[str, Array] = {}
+    metrics: dict[str, Any] = {"z": z[:rows]}
+    if loss.contrastive:
+        tau = params["temperature"] if loss.learn_temperature else jnp.float32(loss.temperature)
+        values[loss.kind] = _contrastive_loss(z, labels, tau, loss, mesh=mesh, rows=rows)
+        metrics["temperature"] = tau
+    if loss.classification:
+        share = margin_share(loss, step)
+        values[loss.classification] = _classification_loss(z, labels, params, loss, share, rows)
+        if loss.aam_margin_grows != (0, 0):
+            metrics["margin"] = loss.aam_margin * share
+    value = values[loss.kind]
+    if loss.joint:
+        value = value + loss.joint_weight * values[loss.joint]
+        metrics |= {f"loss/{name}": one for name, one in values.items()}
+    return value, metrics
+
+
+def _contrastive_loss(z, labels, temperature, loss: Loss, **options):
     if loss.kind == "hscl":
-        value = hscl(z, labels, tau, beta=loss.beta, **options)
-    elif loss.kind == "nt_xent":
-        value = nt_xent(z, tau, margin=loss.margin, **options)
-    else:
-        value = supcon(z, labels, tau, margin=loss.margin, **options)
-    return value, {"z": z[:rows], "temperature": tau}
+        return hscl(z, labels, temperature, beta=loss.beta, **options)
+    if loss.kind == "nt_xent":
+        return nt_xent(z, temperature, margin=loss.margin, **options)
+    return supcon(z, labels, temperature, margin=loss.margin, **options)
+
+
+def _classification_loss(z, labels, params, loss: Loss, share, rows: int):
+    """With `share` of its margins."""
+    options = {
+        "margin": loss.aam_margin * share,
+        "scale": loss.aam_scale,
+        "sub_centres": loss.sub_centres,
+        "rows": rows,
+    }
+    if loss.classification == "sphereface2":
+        return sphereface2(
+            z, params["weight"], params["bias"], labels,
+            own_share=loss.sphereface2_lambda, power=loss.sphereface2_t, **options,
+        )  # fmt: skip
+    return aam_softmax(
+        z, params["weight"], labels,
+        top_k=loss.top_k, top_k_margin=loss.top_k_margin * share, **options,
+    )  # fmt: skip
+
+
+def margin_share(loss: Loss, step: Int[Array, ""] | int) -> float | Float[Array, ""]:
+    """How much of a classification's margins there is at a step: nothing until the first of
+    `aam_margin_grows`, all from the last, and between them 1 - 0.001 ** x, where x of these steps
+    have passed, 0 to 1: wespeaker's schedule. A number of Python where margins do not grow."""
+    first, last = loss.aam_margin_grows
+    if last == 0:
+        return 1.0
+    passed = jnp.maximum(jnp.asarray(step) - first, 0) / (last - first)
+    return jnp.where(passed < 1, 1.0 - jnp.exp(math.log(0.001) * passed), 1.0)
 
 
 def supcon(
@@ -143,26 +191,84 @@ def aam_softmax(
     weight: Float[Array, "n d"],
     labels: Int[Array, " b"],
     *,
-    margin: float,
+    margin: float | Float[Array, ""],
     scale: float,
+    sub_centres: int = 1,
+    top_k: int = 0,
+    top_k_margin: float | Float[Array, ""] = 0.0,
     rows: int | None = None,
 ) -> Float[Array, ""]:
     """Additive angular margin softmax (Deng et al. 2019, arXiv 1801.07698), SpeechBrain's wiring.
 
     Cross-entropy of `scale` times the cosines of embeddings and class weights, where the angle to
     the own class is first widened by `margin` (radians); angles above pi - margin lose
-    margin * sin(margin) of their cosine instead, so that the loss falls everywhere. Both arguments
-    are normalised here; rows from `rows` on count for nothing. Returns a float32 scalar.
+    margin * sin(margin) of their cosine instead, so that the loss falls everywhere. Of a class with
+    several `sub_centres`, which are consecutive rows of `weight`, the nearest counts (Deng et al.
+    2020, Sub-center ArcFace). The angles to the `top_k` nearest other classes, and to any that are
+    as near, are narrowed by `top_k_margin` (inter-top-k, Zhao et al. 2022, arXiv 2110.05042).
+    Arguments are normalised here; rows from `rows` on count for nothing. Returns a float32 scalar.
     """
-    cosine = jnp.matmul(normalise(embeddings), normalise(weight).T, precision=EXACT)
+    cosine, is_own = _class_cosines(embeddings, weight, labels, sub_centres)
     own = jnp.take_along_axis(cosine, labels[:, None], axis=1)
-    sine = jnp.sqrt(jnp.maximum(1.0 - jnp.square(own), 1e-12))  # a finite slope at the poles
-    widened = own * math.cos(margin) - sine * math.sin(margin)
-    widened = jnp.where(own > -math.cos(margin), widened, own - margin * math.sin(margin))
-    is_own = jnp.arange(weight.shape[0]) == labels[:, None]
+    cos, sin = _cos_and_sin(margin)
+    widened = own * cos - _sine(own) * sin
+    widened = jnp.where(own > -cos, widened, own - margin * sin)
+    if top_k:
+        others = jax.lax.stop_gradient(jnp.where(is_own, -jnp.inf, cosine))
+        near = others >= jax.lax.top_k(others, top_k)[0][:, -1:]
+        cos, sin = _cos_and_sin(top_k_margin)
+        cosine = jnp.where(near, cosine * cos + _sine(cosine) * sin, cosine)
     logits = scale * jnp.where(is_own, widened, cosine)
     losses = jax.nn.logsumexp(logits, axis=1) - scale * widened[:, 0]
     return losses.mean(where=None if rows is None else jnp.arange(len(losses)) < rows)
+
+
+def sphereface2(
+    embeddings: Float[Array, "b d"],
+    weight: Float[Array, "n d"],
+    bias: Float[Array, ""],
+    labels: Int[Array, " b"],
+    *,
+    margin: float | Float[Array, ""],
+    scale: float,
+    own_share: float,
+    power: float,
+    sub_centres: int = 1,
+    rows: int | None = None,
+) -> Float[Array, ""]:
+    """SphereFace2 with an additive cosine margin, type C (Wen et al. 2022, arXiv 2108.01513).
+
+    The mean over rows of the sum over classes of binary cross-entropies: with
+    g = 2 ((cosine + 1) / 2) ** power - 1, the own class costs
+    own_share * log(1 + exp(-scale * (g - margin) - bias)) and every other
+    (1 - own_share) * log(1 + exp(scale * (g + margin) + bias)), without a division by the scale, as
+    in wespeaker (Han et al. 2023). Other arguments as of `aam_softmax`. Returns a float32 scalar.
+    """
+    cosine, is_own = _class_cosines(embeddings, weight, labels, sub_centres)
+    g = 2.0 * jnp.maximum((cosine + 1.0) / 2.0, 0.0) ** power - 1.0
+    own = own_share * jax.nn.softplus(-scale * (g - margin) - bias)
+    other = (1.0 - own_share) * jax.nn.softplus(scale * (g + margin) + bias)
+    losses = jnp.where(is_own, own, other).sum(axis=1)
+    return losses.mean(where=None if rows is None else jnp.arange(len(losses)) < rows)
+
+
+def _class_cosines(embeddings, weight, labels, sub_centres: int):
+    """Cosines (b, n) of rows and their nearest centre of each class, and which is their own."""
+    cosine = jnp.matmul(normalise(embeddings), normalise(weight).T, precision=EXACT)
+    if sub_centres > 1:
+        cosine = cosine.reshape(len(cosine), -1, sub_centres).max(axis=2)
+    return cosine, jnp.arange(cosine.shape[1]) == labels[:, None]
+
+
+def _sine(cosine):
+    """Of angles from 0 to pi, with a finite slope at the poles."""
+    return jnp.sqrt(jnp.maximum(1.0 - jnp.square(cosine), 1e-12))
+
+
+def _cos_and_sin(angle):
+    """Of an angle that is a number of Python, or one on the device."""
+    module = jnp if isinstance(angle, jax.Array) else math
+    return module.cos(angle), module.sin(angle)
 
 
 def normalise(embeddings: Float[Array, "*b d"]) -> Float[Array, "*b d"]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from chns_jax.common.randomness import Purpose, generator
 from chns_jax.config import Config
@@ -35,15 +35,21 @@ def init(
     shape = (1, frame_count(config.crop_samples, config.features), config.features.bands)
     initial = encoder.init(key, jnp.zeros(shape), train=False)
     params = {"encoder": initial["params"]}
-    speed = config.augment.speed
-    classes = speakers * (1 + len(speed.factors)) if speed.new_speakers else speakers
     of_loss = init_params(
-        config.loss, jax.random.fold_in(key, 1), embedding=config.encoder.embedding, classes=classes
-    )
+        config.loss, jax.random.fold_in(key, 1),
+        embedding=config.encoder.embedding, classes=classes_of(config, speakers),
+    )  # fmt: skip
     if of_loss:  # orbax stores no empty tree
         params["loss"] = of_loss
     variables = {"params": params, "batch_stats": initial["batch_stats"]}
-    return TrainState(jnp.int32(0), variables, tx.init(params))
+    average = jax.tree.map(jnp.copy, variables) if config.training.average_decay else None
+    return TrainState(jnp.int32(0), variables, tx.init(params), average)
+
+
+def classes_of(config: Config, speakers: int) -> int:
+    """The classes of so many training speakers: more, where other speeds are other speakers."""
+    speed = config.augment.speed
+    return speakers * (1 + len(speed.factors)) if speed.new_speakers else speakers
 
 
 def train_step(
@@ -64,7 +70,7 @@ def train_step(
     `rirs` are room impulse responses, where the config asks for them; `clustered` says whether the
     batch was composed from clusters; `speakers` is the number of training speakers. Returns the
     next state and {"loss", "learning_rate", "z"}, z (2b, d) being the L2-normalised embeddings, and
-    {"temperature"} of losses that have one. Under jit with rows split over the mesh, the loss is
+    what else `training_loss` tells. Under jit with rows split over the mesh, the loss is
     global, and so are the batch statistics: those of all rows, or with `training.micro_batch` of a
     micro-batch (see gradient_caching.py). Running statistics move once, whatever the micro-batches.
     """
@@ -115,7 +121,7 @@ def train_step(
             )
             moments = of_each_layer(merged, moments)
         of_loss = params.get("loss", {})
-        loss, metrics = training_loss(embedding, labels, of_loss, config.loss, mesh, rows)
+        loss, metrics = training_loss(embedding, labels, of_loss, config.loss, mesh, rows, step)
         return loss, (moments, {"loss": loss, **metrics})
 
     params, batch_stats = state.variables["params"], state.variables["batch_stats"]
@@ -129,4 +135,21 @@ def train_step(
     if moments:
         batch_stats = of_each_layer(updated, batch_stats, moments)
     variables = {"params": moved, "batch_stats": batch_stats}
-    return TrainState(step + 1, variables, optimizer), metrics
+    average = state.average
+    if average is not None:
+        average = moving_average(average, variables, step, config.training.average_decay)
+    return TrainState(step + 1, variables, optimizer, average), metrics
+
+
+def moving_average(
+    average: dict[str, Any], variables: dict[str, Any], step: Int[Array, ""] | int, decay: float
+) -> dict[str, Any]:
+    """The exponential moving average of variables after update `step`, counted from 0.
+
+    It keeps a share of `decay`, but no more than (1 + n) / (10 + n) after n updates, so that the
+    variables of the start are soon forgotten: as TensorFlow's ExponentialMovingAverage. Running
+    statistics are averaged with the parameters that they are of.
+    """
+    updates = step + 1.0
+    kept = jnp.minimum(decay, (1.0 + updates) / (10.0 + updates))
+    return optax.incremental_update(variables, average, 1.0 - kept)  # pyright: ignore

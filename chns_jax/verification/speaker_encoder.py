@@ -77,8 +77,9 @@ class SpeakerEncoder:
         quick: bool = False,
     ) -> SpeakerEncoder:
         """The encoder of a run folder or of a published model; without one, or for "box", that of
-        the model in the box. `checkpoint` is "last", "best" (lowest EER) or a step. A `quick` one
-        embeds its first recordings sooner on a CPU, and the others later."""
+        the model in the box. `checkpoint` is "last", "best" (lowest EER), a step, or "average:N",
+        the mean of the last N that were kept. A `quick` one embeds its first recordings sooner on a
+        CPU, and the others later."""
         run = Path(published.find_model(None if run is None else str(run))).expanduser()
         loaded = model.load(run, str(checkpoint), quick=quick)
         texts = published.read_texts(run) if loaded.published else None
