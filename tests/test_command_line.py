@@ -39,6 +39,7 @@ def test_help_and_mistakes_do_not_wait_for_heavy_imports(tmp_path):
         ["calibrate", *model, *trials],
         ["compare", gone, *trials],
         ["embed", __file__, "--model", gone, "--out", gone],
+        ["segments", gone, *model],
         ["explore", "--model", gone, "--root", gone, "--out", gone],
         ["cluster", "--model", gone, "--root", gone, "--out", gone],
     ]
