@@ -40,6 +40,7 @@ def test_help_and_mistakes_do_not_wait_for_heavy_imports(tmp_path):
         ["compare", gone, *trials],
         ["embed", __file__, "--model", gone, "--out", gone],
         ["segments", gone, *model],
+        ["page", gone, "--out", gone],
         ["explore", "--model", gone, "--root", gone, "--out", gone],
         ["cluster", "--model", gone, "--root", gone, "--out", gone],
     ]
