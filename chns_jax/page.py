@@ -64,22 +64,29 @@ def main(argv: list[str]) -> None:
 
 def _model(source: Path, checkpoint: str) -> tuple[bytes, dict[str, str]]:
     """A speaker.onnx and its metadata, of a file or of a run."""
+    from chns_jax.common.reading import check_readable
+
     try:
         import onnx
     except ImportError:
         raise UserError(
-            "the page's model is read by onnx: pip install 'chns_jax[onnx]' brings it"
+            "the page's model needs onnx, which pip install 'chns_jax[onnx]' brings"
         ) from None
     if source.suffix == ".onnx":
-        from chns_jax.common.reading import check_readable
-
         data = check_readable(source, "a run folder or a speaker.onnx").read_bytes()
         try:
             model = onnx.load_model_from_string(data)
         except Exception as error:  # protobuf's, which onnx does not name
             raise UserError(f"{source} is no ONNX model: export it again") from error
     else:
-        raise UserError("not yet")
+        from chns_jax import SpeakerEncoder
+        from chns_jax.interop import onnx_models
+
+        encoder = SpeakerEncoder.load(source, checkpoint)
+        if encoder.calibration is None:
+            print(f"{encoder.uncalibrated}: the page will show cosines alone", file=sys.stderr)
+        model = onnx_models.speaker(encoder.model, encoder.calibration)
+        data = model.SerializeToString()
     return data, {entry.key: entry.value for entry in model.metadata_props}
 
 

@@ -9,18 +9,23 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import soundfile
+from onnx import TensorProto, helper, numpy_helper
 from support import RATE, finish
 from webdriver import chromium
 
-from chns_jax import page
+from chns_jax import SpeakerEncoder, page
 from chns_jax.common.errors import UserError
 from chns_jax.embedding.buckets import cut, segments
 from chns_jax.reports import speaker_page
+from chns_jax.scoring import calibration as calibrations
 from chns_jax.scoring.calibration import Calibration
 
 ROOT = Path(__file__).parents[1]
@@ -41,9 +46,6 @@ METADATA = {
 
 def speaker_onnx(path: Path, metadata: dict[str, str] = METADATA) -> Path:
     """A stand-in of what chns_jax.export writes: levels in 20 bands, centred."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
     time = np.arange(400) / RATE
     tones = np.sin(2 * np.pi * np.geomspace(100, 6000, 20)[:, None] * time) * np.hanning(400)
     constants = {
@@ -133,7 +135,6 @@ def test_norms_are_refused():
 
 
 def test_a_page_is_written_again_but_over_nothing_else(package, tmp_path):
-    pytest.importorskip("onnx")
     given = [str(speaker_onnx(tmp_path / "speaker.onnx")), "--onnxruntime_web", str(package)]
     out = tmp_path / "out"
     for _ in range(2):
@@ -190,24 +191,33 @@ def clips(tmp_path_factory) -> Path:
     return folder
 
 
+@contextmanager
+def served_by(server: subprocess.Popen):
+    """The address that the command prints; it ends with the block, as it does by a signal."""
+    assert server.stdout is not None
+    address = server.stdout.readline().strip()
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address), server.communicate()[1]
+    try:
+        yield address
+    finally:
+        server.terminate()
+        server.communicate(timeout=30)
+    assert server.returncode == 128 + 15
+
+
 @pytest.fixture(scope="module")
 def served(runtime, tmp_path_factory):
     """The folder and the address of a page that the command serves."""
-    pytest.importorskip("onnx")
     folder = tmp_path_factory.mktemp("page")
     model = speaker_onnx(folder / "speaker.onnx")
     command = [
         sys.executable, "-m", "chns_jax.page", str(model), "--out", str(folder / "out"), "--serve",
         "--port", "0", "--onnxruntime_web", str(runtime),
     ]  # fmt: skip
-    server = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert server.stdout is not None
-    address = server.stdout.readline().strip()
-    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address), server.communicate()[1]
-    yield folder / "out", address
-    server.terminate()
-    server.communicate(timeout=30)
-    assert server.returncode == 128 + 15
+    pipe = subprocess.PIPE
+    server = subprocess.Popen(command, text=True, stdout=pipe, stderr=pipe)
+    with served_by(server) as address:
+        yield folder / "out", address
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +231,6 @@ def tab(served, clips):
 
 
 def embedding(model: Path, clip: Path) -> np.ndarray:
-    onnxruntime = pytest.importorskip("onnxruntime")
     waveform, _ = soundfile.read(clip, dtype="float32")
     session = onnxruntime.InferenceSession(str(model))
     return session.run(None, {"waveform": waveform[None]})[0][0]
@@ -377,6 +386,36 @@ def test_a_refused_microphone_and_a_damaged_model(served, clips):
         tab.open(address)
         assert "speaker.onnx cannot be loaded" in tab.wait("#loading-text", "loaded: |ready")
         shutil.move(model.with_suffix(".kept"), model)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("speech", ["tones", "real speech"])
+def test_a_run_scores_as_verify_does(speech, untrained, runtime, program, tmp_path, request, clips):
+    """A calibrated run's page, recordings of one speaker and of two, and `verify`."""
+    pytest.importorskip("onnxruntime")
+    files = [clips / "a1.wav", clips / "a2.wav", clips / "b1.wav"]
+    if speech == "real speech":
+        root = request.getfixturevalue("real_data") / "librimini"
+        one, other = sorted(path for path in root.iterdir() if path.is_dir())[:2]
+        files = [*sorted(one.rglob("*.flac"))[:2], sorted(other.rglob("*.flac"))[0]]
+    run = shutil.copytree(untrained, tmp_path / "run")
+    scores = {**CALIBRATION.scores, "checkpoint": SpeakerEncoder.load(run).checkpoint}
+    calibrations.save(run / "calibration.json", dataclasses.replace(CALIBRATION, scores=scores))
+    encoder = SpeakerEncoder.load(run)
+    server = program("page", run, "--serve", "--port", 0, "--onnxruntime_web", runtime)
+    with served_by(server) as address, chromium() as tab:
+        tab.open(address)
+        give(tab, "first", files[0])
+        for second in files[1:]:
+            give(tab, "second", second)
+            tab.wait("#verdict", "speaker")
+            found = tab.run("return {...document.querySelector('#verdict').dataset}")
+            expected = encoder.verify(files[0], second)
+            assert float(found["cosine"]) == pytest.approx(expected.cosine, abs=1e-4)
+            llr = expected.log_likelihood_ratio
+            assert float(found["llr"]) == pytest.approx(llr, abs=1e-3)
+            assert (tab.text("#verdict") == "One speaker") == expected.same_speaker
+        assert tab.console() == []
 
 
 @pytest.mark.long
