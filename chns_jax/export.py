@@ -12,6 +12,7 @@ from chns_jax.common.errors import UserError, run
 from chns_jax.common.files import check_file, replacing
 
 SPEAKER, ENCODER = "speaker.onnx", "encoder.onnx"
+SPEAKER_INT8, ENCODER_INT8 = "speaker.int8.onnx", "encoder.int8.onnx"
 
 
 def to_onnx(source: Path, out: Path, checkpoint: str = "last", *, int8: bool = False) -> None:
@@ -41,20 +42,23 @@ def to_onnx(source: Path, out: Path, checkpoint: str = "last", *, int8: bool = F
         made, about = None, "without the run's calibration, which is for another checkpoint"
     elif made is not None:
         about = "calibrated"
-    for_sherpa = onnx_models.is_sherpas(loaded.config.features)
-    use = "for sherpa-onnx" if for_sherpa else "not for sherpa-onnx, which computes other features"
-    for name, proto, said in [
-        (SPEAKER, onnx_models.speaker(loaded, made), f"waveform to embedding, {about}"),
-        (ENCODER, onnx_models.encoder(loaded), f"log-mel to embedding, {use}"),
-    ]:
-        written = {name: proto}
-        if int8:
-            written[name.replace(".onnx", ".int8.onnx")] = onnx_models.quantised(proto)
-        for file_name, contents in written.items():
-            data = contents.SerializeToString()
-            with replacing(out / file_name, "wb") as file:
-                file.write(data)
-            print(f"{out / file_name}: {said}, {len(data) / 1e6:.1f} MB", file=sys.stderr)
+    sherpa = onnx_models.is_sherpas(loaded.config.features)
+    use = "for sherpa-onnx" if sherpa else "not for sherpa-onnx, which computes other features"
+    models = onnx_models.make(loaded, made)
+    written = {ENCODER: models.encoder, SPEAKER: models.speaker}
+    if int8:
+        small = onnx_models.quantised(models, loaded)
+        written |= {ENCODER_INT8: small.encoder, SPEAKER_INT8: small.speaker}
+    for name, proto in written.items():
+        data = proto.SerializeToString()
+        with replacing(out / name, "wb") as file:
+            file.write(data)
+        said = (
+            f"waveform to embedding, {about}"
+            if "speaker" in name
+            else f"log-mel to embedding, {use}"
+        )
+        print(f"{out / name}: {said}, {len(data) / 1e6:.1f} MB", file=sys.stderr)
 
 
 def main(argv: list[str]) -> None:
@@ -77,8 +81,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{source} does not exist: give a run folder")
     if os.path.isfile(out / "config.yaml") and os.path.isdir(out / "checkpoints"):
         raise UserError(f"{out} is a run: give another folder")
-    check_file(out / SPEAKER)
-    check_file(out / ENCODER)
+    for name in (SPEAKER, ENCODER, *((SPEAKER_INT8, ENCODER_INT8) if chosen.int8 else ())):
+        check_file(out / name)
     to_onnx(source, out, chosen.checkpoint, int8=chosen.int8)
 
 
