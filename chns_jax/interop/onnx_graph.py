@@ -144,8 +144,6 @@ def to_onnx(
     function: Callable[..., jax.Array],
     inputs: dict[str, jax.ShapeDtypeStruct],
     output: str,
-    *,
-    metadata: dict[str, str],
 ) -> onnx.ModelProto:
     """The ONNX model of a function of arrays that has one result.
 
@@ -181,7 +179,6 @@ def to_onnx(
         ir_version=IR_VERSION,
         producer_name="chns_jax",
     )
-    helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     return model
 
