@@ -85,7 +85,7 @@ def _model(source: Path, checkpoint: str) -> tuple[bytes, dict[str, str]]:
         encoder = SpeakerEncoder.load(source, checkpoint)
         if encoder.calibration is None:
             print(f"{encoder.uncalibrated}: the page will show cosines alone", file=sys.stderr)
-        model = onnx_models.speaker(encoder.model, encoder.calibration)
+        model = onnx_models.make(encoder.model, encoder.calibration).speaker
         data = model.SerializeToString()
     return data, {entry.key: entry.value for entry in model.metadata_props}
 

@@ -17,7 +17,7 @@ MOST_SPEAKERS = 8  # that are found where nobody says how many
 FEWEST_NEIGHBOURS = 6
 # Of the windows, which each is tied to. Few tell voices apart that are given in number; only with
 # more does the eigengap not take what one voice says for several.
-SHARE, SHARE_TO_COUNT = 0.15, 0.3
+SHARE, SHARE_TO_COUNT = 0.15, 0.25
 
 
 def label(embeddings: np.ndarray, speakers: int | None) -> np.ndarray:
