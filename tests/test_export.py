@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 from functools import lru_cache
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,10 @@ from support import REDIMNET2, save_untrained
 from test_masks import ECAPA, random_variables, speechlike, thin_resnet
 
 from chns_jax import SpeakerEncoder, export
-from chns_jax.config import Encoder, Features
+from chns_jax.config import Config, Encoder, Features
+from chns_jax.devices.sharding import make_mesh
+from chns_jax.embedding.embedder import Embedder
+from chns_jax.embedding.model import Model
 from chns_jax.encoders import make_encoder
 from chns_jax.encoders.features import log_mel
 from chns_jax.interop import onnx_models
@@ -38,29 +40,12 @@ def session(model):
     return onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
 
 
-def metadata(model):
-    return {prop.key: prop.value for prop in model.metadata_props}
-
-
 def model_of(encoder, features):
     """A trained run's, with weights drawn at random."""
-    variables = random_variables(make_encoder(encoder), features.bands)
-    kept = {"params": {"encoder": variables["params"]}, "batch_stats": variables["batch_stats"]}
-    config = SimpleNamespace(encoder=encoder, features=features)
-    return SimpleNamespace(
-        config=config, step=0, variables=kept, embedder=SimpleNamespace(shortest=3200)
-    )
-
-
-@pytest.fixture(autouse=True)
-def without_digests(monkeypatch):
-    """A config that is no dataclass has none."""
-    digest = onnx_models.checkpoint_digest
-    monkeypatch.setattr(
-        onnx_models,
-        "checkpoint_digest",
-        lambda model: "x" if isinstance(model, SimpleNamespace) else digest(model),
-    )
+    config = Config(encoder=encoder, features=features)
+    drawn = random_variables(make_encoder(encoder), features.bands)
+    variables = {"params": {"encoder": drawn["params"]}, "batch_stats": drawn["batch_stats"]}
+    return Model(config, 0, variables, Embedder(config, make_mesh(1)))
 
 
 def of_jax(model, waveforms):

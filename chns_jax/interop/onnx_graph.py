@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -44,6 +44,15 @@ class Complex:
 
 
 Operand = Tensor | Complex
+
+
+def shape_of(variable: Any) -> Shape:
+    """The shape of an array in JAX."""
+    return tuple(variable.aval.shape)
+
+
+def dtype_of(variable: Any) -> np.dtype:
+    return np.dtype(variable.aval.dtype)
 
 
 class Graph:
@@ -137,7 +146,7 @@ class Graph:
 
 
 ARITHMETIC: dict[type, str] = {ast.Add: "Add", ast.Sub: "Sub", ast.Mult: "Mul"}
-Convert = Callable[..., Operand | list[Operand]]
+Convert = Callable[..., Operand | list[Tensor]]
 
 
 def to_onnx(
@@ -159,7 +168,7 @@ def to_onnx(
     given = [Tensor(name, tuple(array.shape)) for name, array in inputs.items()]
     (result,) = _convert(graph, closed.jaxpr, closed.consts, given, PRIMITIVES)
     assert isinstance(result, Tensor)
-    aval = closed.out_avals[0]
+    aval = cast(jax.ShapeDtypeStruct, closed.out_avals[0])
     # The output has its name by a node that does nothing else.
     last = helper.make_node("Identity", [graph.whole(result, aval.shape)], [output])
     nodes, used = _used([*graph.nodes, last], output)
@@ -201,7 +210,7 @@ def _convert(
 
     def read(atom: Any) -> Operand:
         if isinstance(atom, Literal):
-            return constant(np.asarray(atom.val, atom.aval.dtype))
+            return constant(np.asarray(atom.val, dtype_of(atom)))
         return known[atom]
 
     for equation in jaxpr.eqns:

@@ -11,7 +11,16 @@ from jax.extend.core import JaxprEqn
 from jax.lax import FftType, GatherScatterMode
 from onnx import TensorProto, helper
 
-from chns_jax.interop.onnx_graph import Complex, Convert, Graph, Operand, Shape, Tensor
+from chns_jax.interop.onnx_graph import (
+    Complex,
+    Convert,
+    Graph,
+    Operand,
+    Shape,
+    Tensor,
+    dtype_of,
+    shape_of,
+)
 
 FROM_THE_END = np.iinfo(np.int64).min
 
@@ -47,7 +56,7 @@ def _reciprocal_root(graph: Graph, equation: JaxprEqn, x: Tensor) -> Tensor:
 
 
 def _complementary_error(graph: Graph, equation: JaxprEqn, x: Tensor) -> Tensor:
-    one = graph.constant(np.ones((), equation.outvars[0].aval.dtype))
+    one = graph.constant(np.ones((), dtype_of(equation.outvars[0])))
     return Tensor(graph.add("Sub", one, graph.add("Erf", x.name)), x.shape)
 
 
@@ -57,7 +66,7 @@ def _select(graph: Graph, equation: JaxprEqn, which: Tensor, no: Tensor, yes: Te
 
 
 def _cast(graph: Graph, equation: JaxprEqn, x: Tensor) -> Tensor:
-    before, after = equation.invars[0].aval.dtype, equation.params["new_dtype"]
+    before, after = dtype_of(equation.invars[0]), equation.params["new_dtype"]
     if before == after:
         return x
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(after))
@@ -65,7 +74,7 @@ def _cast(graph: Graph, equation: JaxprEqn, x: Tensor) -> Tensor:
 
 
 def _length(graph: Graph, equation: JaxprEqn) -> Tensor:
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(equation.outvars[0].aval.dtype))
+    kind = helper.np_dtype_to_tensor_dtype(dtype_of(equation.outvars[0]))
     scalar = graph.add("Squeeze", graph.size(equation.params["dim"]))
     return Tensor(graph.add("Cast", scalar, to=kind), ())
 
@@ -100,8 +109,8 @@ def _broadcast(graph: Graph, equation: JaxprEqn, x: Tensor) -> Tensor:
 
 
 def _reshape(graph: Graph, equation: JaxprEqn, x: Tensor) -> Tensor:
-    shape = tuple(equation.outvars[0].aval.shape)
-    whole = graph.whole(x, equation.invars[0].aval.shape)
+    shape = shape_of(equation.outvars[0])
+    whole = graph.whole(x, shape_of(equation.invars[0]))
     symbolic = [axis for axis, size in enumerate(shape) if is_symbolic_dim(size)]
     sizes = list(shape)
     if symbolic:  # one size follows from the others: that which is longest to compute
@@ -130,23 +139,23 @@ def _permuted(graph: Graph, x: Tensor, permutation: tuple[int, ...]) -> Tensor:
 
 def _concatenate(graph: Graph, equation: JaxprEqn, *operands: Tensor) -> Tensor:
     names = [
-        graph.whole(operand, var.aval.shape)
+        graph.whole(operand, shape_of(var))
         for operand, var in zip(operands, equation.invars, strict=True)
     ]
     joined = graph.add("Concat", *names, axis=equation.params["dimension"])
-    return Tensor(joined, tuple(equation.outvars[0].aval.shape))
+    return Tensor(joined, shape_of(equation.outvars[0]))
 
 
 def _split(graph: Graph, equation: JaxprEqn, x: Tensor) -> list[Tensor]:
-    whole = graph.whole(x, equation.invars[0].aval.shape)
-    shapes = [tuple(var.aval.shape) for var in equation.outvars]
+    whole = graph.whole(x, shape_of(equation.invars[0]))
+    shapes = [shape_of(var) for var in equation.outvars]
     sizes, axis = graph.sizes(equation.params["sizes"]), equation.params["axis"]
     names = graph.add_several(len(shapes), "Split", whole, sizes, axis=axis)
     return [Tensor(name, shape) for name, shape in zip(names, shapes, strict=True)]
 
 
 def _slice(graph: Graph, equation: JaxprEqn, x: Tensor) -> Tensor:
-    shape = equation.invars[0].aval.shape
+    shape = shape_of(equation.invars[0])
     starts, limits = equation.params["start_indices"], equation.params["limit_indices"]
     steps = equation.params["strides"] or (1,) * len(shape)
     cut = [
@@ -154,7 +163,7 @@ def _slice(graph: Graph, equation: JaxprEqn, x: Tensor) -> Tensor:
         for axis, (start, limit, step) in enumerate(zip(starts, limits, steps, strict=True))
         if (start, limit, step) != (0, shape[axis], 1)
     ]
-    made, whole = tuple(equation.outvars[0].aval.shape), graph.whole(x, shape)
+    made, whole = shape_of(equation.outvars[0]), graph.whole(x, shape)
     if not cut:
         return Tensor(whole, made)
     of_axes = (graph.sizes([given[axis] for axis in cut]) for given in (starts, limits))
@@ -164,17 +173,17 @@ def _slice(graph: Graph, equation: JaxprEqn, x: Tensor) -> Tensor:
 
 def _reverse(graph: Graph, equation: JaxprEqn, x: Tensor) -> Tensor:
     axes = equation.params["dimensions"]
-    whole = graph.whole(x, equation.invars[0].aval.shape)
+    whole = graph.whole(x, shape_of(equation.invars[0]))
     bounds = ([-1] * len(axes), [FROM_THE_END] * len(axes), axes, [-1] * len(axes))
     names = (graph.vector(values) for values in bounds)
-    return Tensor(graph.add("Slice", whole, *names), tuple(equation.outvars[0].aval.shape))
+    return Tensor(graph.add("Slice", whole, *names), shape_of(equation.outvars[0]))
 
 
 def _pad(graph: Graph, equation: JaxprEqn, x: Tensor, value: Tensor) -> Tensor:
     before, after, between = zip(*equation.params["padding_config"], strict=True)
     if any(between):
         raise NotImplementedError("padding between values is not converted to ONNX")
-    whole, shape = graph.whole(x, equation.invars[0].aval.shape), equation.outvars[0].aval.shape
+    whole, shape = graph.whole(x, shape_of(equation.invars[0])), shape_of(equation.outvars[0])
     if not any(size != 0 for size in (*before, *after)):
         return Tensor(whole, tuple(shape))
     padded = graph.add("Pad", whole, graph.sizes((*before, *after)), value.name)
@@ -184,8 +193,8 @@ def _pad(graph: Graph, equation: JaxprEqn, x: Tensor, value: Tensor) -> Tensor:
 def _gather(graph: Graph, equation: JaxprEqn, x: Tensor, starts: Tensor) -> Tensor:
     """Pieces of one axis, each of which begins at one of `starts`; all of the other axes."""
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
-    shape, mode = equation.invars[0].aval.shape, equation.params["mode"]
-    places, made = equation.invars[1].aval.shape, tuple(equation.outvars[0].aval.shape)
+    shape, mode = shape_of(equation.invars[0]), equation.params["mode"]
+    places, made = shape_of(equation.invars[1]), shape_of(equation.outvars[0])
     gone = numbers.collapsed_slice_dims
     cut = [i for i, size in enumerate(sizes) if size != shape[i] or i in gone]
     cut = cut or [numbers.start_index_map[0]]
@@ -225,10 +234,10 @@ def _gather(graph: Graph, equation: JaxprEqn, x: Tensor, starts: Tensor) -> Tens
 
 def _reduction(operator: str) -> Convert:
     def convert(graph: Graph, equation: JaxprEqn, x: Tensor) -> Tensor:
-        whole = graph.whole(x, equation.invars[0].aval.shape)
+        whole = graph.whole(x, shape_of(equation.invars[0]))
         axes = graph.vector(equation.params["axes"])
         made = graph.add(operator, whole, axes, keepdims=0)
-        return Tensor(made, tuple(equation.outvars[0].aval.shape))
+        return Tensor(made, shape_of(equation.outvars[0]))
 
     return convert
 
@@ -236,7 +245,7 @@ def _reduction(operator: str) -> Convert:
 def _product(graph: Graph, equation: JaxprEqn, x: Tensor, y: Tensor) -> Tensor:
     """Matrix products, of each of their common axes."""
     (of_x, of_y), (batch_x, batch_y) = equation.params["dimension_numbers"]
-    shape_x, shape_y = (var.aval.shape for var in equation.invars)
+    shape_x, shape_y = (shape_of(var) for var in equation.invars)
     free_x = [i for i in range(len(shape_x)) if i not in (*of_x, *batch_x)]
     free_y = [i for i in range(len(shape_y)) if i not in (*of_y, *batch_y)]
     # Further axes of the one are as its batch, where the other has none.
@@ -245,7 +254,7 @@ def _product(graph: Graph, equation: JaxprEqn, x: Tensor, y: Tensor) -> Tensor:
     left = _permuted(graph, _whole(graph, x, shape_x), (*batch_x, *free_x, *of_x))
     right = _permuted(graph, _whole(graph, y, shape_y), (*batch_y, *of_y, *free_y))
     made = graph.add("MatMul", left.name, right.name)
-    return Tensor(made, tuple(equation.outvars[0].aval.shape))
+    return Tensor(made, shape_of(equation.outvars[0]))
 
 
 def _whole(graph: Graph, x: Tensor, shape: Shape) -> Tensor:
@@ -256,8 +265,8 @@ def _convolution(graph: Graph, equation: JaxprEqn, x: Tensor, kernel: Tensor) ->
     given = equation.params
     if any(step != 1 for step in given["lhs_dilation"]) or given["batch_group_count"] != 1:
         raise NotImplementedError("a transposed convolution is not converted to ONNX")
-    numbers, made = given["dimension_numbers"], tuple(equation.outvars[0].aval.shape)
-    images = _permuted(graph, _whole(graph, x, equation.invars[0].aval.shape), numbers.lhs_spec)
+    numbers, made = given["dimension_numbers"], shape_of(equation.outvars[0])
+    images = _permuted(graph, _whole(graph, x, shape_of(equation.invars[0])), numbers.lhs_spec)
     weights = _permuted(graph, kernel, numbers.rhs_spec)
     before, after = zip(*given["padding"], strict=True)
     convolved = graph.add(
@@ -278,10 +287,10 @@ def _fourier(graph: Graph, equation: JaxprEqn, x: Tensor) -> Complex:
     (length,), kind = equation.params["fft_lengths"], equation.params["fft_type"]
     if kind != FftType.RFFT:
         raise NotImplementedError(f"a Fourier transform {kind} is not converted to ONNX")
-    whole = graph.whole(x, equation.invars[0].aval.shape)
+    whole = graph.whole(x, shape_of(equation.invars[0]))
     turns = np.outer(np.arange(length), np.arange(length // 2 + 1)) % length / length
     waves = np.exp(-2j * np.pi * turns)
-    shape = tuple(equation.outvars[0].aval.shape)
+    shape = shape_of(equation.outvars[0])
     real, imaginary = (
         Tensor(graph.add("MatMul", whole, graph.constant(part.astype(np.float32))), shape)
         for part in (waves.real, waves.imag)
