@@ -47,6 +47,16 @@ def test_the_gate_opens_where_it_is_loud():
     np.testing.assert_allclose(found, [[1.0, 2.2], [4.26, 5.26]], atol=0.03)
 
 
+def test_soft_speech_is_speech():
+    """Between loud tones, one that is 24 dB softer is kept, and one of 40 dB is not."""
+    found = [
+        spoken(noise(1), tone(1, 200), noise(1), tone(1, 200, level), noise(1)).tolist()
+        for level in (190, 30)
+    ]
+    np.testing.assert_allclose(found[0], [[1, 2], [3, 4]], atol=0.03)
+    np.testing.assert_allclose(found[1], [[1, 2]], atol=0.03)
+
+
 @pytest.mark.parametrize("behind", [100, 600])  # 34 and 18 dB below the tones
 def test_the_gate_opens_in_noise(behind):
     parts = [noise(1, behind), tone(1, 200) + noise(1, behind, 1)] * 3

@@ -164,6 +164,12 @@ def test_the_page_asks_nobody_else():
     assert set(rules["script-src"].split()) == {"'self'", "'wasm-unsafe-eval'"}
 
 
+def test_one_version_of_the_runtime_is_named():
+    named = f"onnxruntime-web@{speaker_page.RUNTIME_VERSION}"
+    for path in (".ci/run", "docs/verification.md"):
+        assert named in (ROOT / path).read_text(), path
+
+
 def voice(path: Path, hertz: float, seconds: float = 3.0, seed: int = 0, level: float = 0.1):
     """A harmonic tone, louder in low bands for low voices, in noise."""
     time = np.arange(round(seconds * RATE)) / RATE
