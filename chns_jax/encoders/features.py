@@ -19,7 +19,7 @@ Three definitions, which differ in nearly every detail; a model needs the one it
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,6 @@ KALDI_SMALLEST_ENERGY = float(np.finfo(np.float32).eps)
 REDIMNET2_SMALLEST = 1e-8  # deviation, power and energy
 PREEMPHASIS = 0.97
 POVEY_POWER = 0.85
-Samples = TypeVar("Samples", int, Array)
 
 
 def log_mel(
@@ -80,8 +79,11 @@ def to_float(waveform: Float[Array, "b s"] | Int16[Array, "b s"]) -> Float[Array
     return waveform
 
 
-def frame_count(samples: Samples, features: Features) -> Samples:
-    """Number of frames t that `log_mel` makes of `samples` samples: one number, or (b,)."""
+def frame_count(samples: Any, features: Features) -> Any:
+    """Number of frames t that `log_mel` makes of `samples` samples: one number, or (b,).
+
+    Where a model is exported, it is a symbolic dimension.
+    """
     if features.kind == "speechbrain":
         return 1 + samples // features.hop
     if features.kind == "redimnet2":
@@ -134,7 +136,7 @@ def _mirrored(waveform_bxs, features: Features, samples_b):
     return jnp.concatenate([before, waveform_bxs], axis=1)
 
 
-def _kaldi(waveform_bxs, frames: int, features: Features):
+def _kaldi(waveform_bxs, frames, features: Features):
     window = features.window
     if features.kind == "kaldi_hamming":
         shape, waveform_bxs = np.hamming(window), waveform_bxs * INT16_SCALE
@@ -153,7 +155,7 @@ def _fft(features: Features) -> int:
     return 2 ** (features.window - 1).bit_length()
 
 
-def _frames(signal_bxs, frames: int, features: Features):
+def _frames(signal_bxs, frames, features: Features):
     """(b, t, window): frame i begins at sample i * hop; zeros follow the signal."""
     window, hop = features.window, features.hop
     length = (frames - 1) * hop + window

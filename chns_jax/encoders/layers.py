@@ -11,6 +11,7 @@ frames after them is ignored. None: all frames of all rows.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -44,8 +45,11 @@ def rematerialised(block: type[nn.Module]) -> type[nn.Module]:
     return nn.remat(block, static_argnums=(2,))  # train; the module itself is 0
 
 
-def valid(frames_b: Int[Array, " b"] | None, frames: int) -> Bool[Array, "b t 1"] | None:
-    """Which of `frames` frames are the utterance's: the `where` of a mean, maximum or softmax."""
+def valid(frames_b: Int[Array, " b"] | None, frames: Any) -> Bool[Array, "b t 1"] | None:
+    """Which of `frames` frames are the utterance's: the `where` of a mean, maximum or softmax.
+
+    `frames` is a number, or a symbolic dimension where an encoder is exported.
+    """
     if frames_b is None:
         return None
     return (jnp.arange(frames) < frames_b[:, None])[..., None]
