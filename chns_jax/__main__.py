@@ -13,7 +13,7 @@ from chns_jax.common.errors import UserError, run, shortened
 NAME = "chns-jax"
 COMMANDS = (
     "train", "evaluate", "calibrate", "compare", "study", "trials", "verify", "gallery", "embed",
-    "explore", "cluster", "convert", "export", "prepare", "rehearse", "bench",
+    "segments", "page", "explore", "cluster", "convert", "export", "prepare", "rehearse", "bench",
 )  # fmt: skip
 
 

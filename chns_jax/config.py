@@ -159,10 +159,11 @@ class Data:
 class Features:
     """Log-mel features."""
 
-    kind: Literal["speechbrain", "kaldi", "kaldi_hamming", "redimnet2"] = "speechbrain"
+    kind: Literal["speechbrain", "kaldi", "kaldi_hamming", "sherpa", "redimnet2"] = "speechbrain"
     """Definition; kaldi_hamming: Hamming window and samples in the range of int16, as wespeaker's;
-    redimnet2: of waveforms of mean 0 and deviation 1, as ReDimNet2's authors'. Kaldi's own f_min is
-    20, and theirs too, with an f_max of 7600 and 72 bands."""
+    sherpa: Kaldi's with mirrored ends, as sherpa-onnx computes with an f_max of 7600; redimnet2: of
+    waveforms of mean 0 and deviation 1, as ReDimNet2's authors'. Kaldi's own f_min is 20, and
+    theirs too, with an f_max of 7600 and 72 bands."""
     sample_rate: SampleRate = 16_000
     """Hz; audio of other rates is resampled."""
     bands: Annotated[int, between(1, 1000)] = 80
@@ -197,6 +198,8 @@ class Features:
             raise UserError(
                 "features.window_ms and features.hop_ms must be at least a sample or two long"
             )
+        if self.kind == "sherpa" and self.hop > self.window:
+            raise UserError("features.kind sherpa needs a features.hop_ms up to its window_ms")
         if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
             raise UserError(
                 "features.f_min and features.f_max must lie in order between 0 and half the "

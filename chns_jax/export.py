@@ -1,40 +1,50 @@
-"""Take a trained run elsewhere: `python -m chns_jax.export`."""
+"""A trained run for others: `python -m chns_jax.export RUN OUT --format onnx|hub`."""
 
 from __future__ import annotations
 
 import os
 import sys
 from argparse import Namespace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from chns_jax.common.command_line import MODEL, Parser, add_checkpoint, make_parser, parse
 from chns_jax.common.errors import UserError, run
-from chns_jax.runs.published import find_model
+from chns_jax.common.files import check_file, replacing
+from chns_jax.config import RUN_CONFIG
+from chns_jax.runs.published import ONNX, find_model
 
 if TYPE_CHECKING:
     from chns_jax.verification.model_card import About
+
+SPEAKER, ENCODER = ONNX, "encoder.onnx"
+SPEAKER_INT8, ENCODER_INT8 = "speaker.int8.onnx", "encoder.int8.onnx"
 
 
 def main(argv: list[str]) -> None:
     parser = make_parser("Write the encoder of a trained run in a form that others read.")
     parser.add_argument("run", type=str, metavar="RUN", help=f"{MODEL}.")
-    parser.add_argument("out", type=str, metavar="OUT", help="Folder to make.")
+    parser.add_argument("out", type=str, metavar="OUT", help="Folder to write.")
     parser.add_argument(
         "--format",
-        type=Literal["hub"],
+        type=Literal["onnx", "hub"],
         required=True,
-        help="hub: a published model, which is used as any run, from a folder or from Hugging "
-        "Face's hub.",
+        help=f"onnx: {SPEAKER}, waveform to embedding, and {ENCODER}, log-mel to embedding, for "
+        "programs that know nothing of JAX. hub: a published model, which is used as any run, from "
+        "a folder or from Hugging Face's hub.",
     )
     add_checkpoint(parser)
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="Of onnx: also write models whose weights are integers of eight bits.",
+    )
     _add_hub_arguments(parser)
     chosen = parse(parser, argv)
     chosen.run = find_model(chosen.run)  # what is wrong is said before JAX is imported
     out = Path(chosen.out).expanduser()
-    if os.path.lexists(out):  # a link that leads nowhere as well
-        raise UserError(f"{out} exists, and is not overwritten: give another name")
-    _to_hub(chosen, out)
+    {"onnx": _to_onnx, "hub": _to_hub}[chosen.format](chosen, out)
 
 
 def _add_hub_arguments(parser: Parser) -> None:
@@ -44,6 +54,12 @@ def _add_hub_arguments(parser: Parser) -> None:
         type=Literal["float32", "float16"],
         default="float32",
         help="Of hub's weights; float16: half as large, and embeddings that differ little.",
+    )
+    parser.add_argument(
+        "--with_onnx",
+        type=bool,
+        default=True,
+        help=f"Of hub: also write {SPEAKER}, where the package onnx is there.",
     )
     parser.add_argument(
         "--license",
@@ -68,8 +84,43 @@ def _add_hub_arguments(parser: Parser) -> None:
     )
 
 
+def _to_onnx(chosen: Namespace, out: Path) -> None:
+    """Write the ONNX models."""
+    if os.path.isfile(out / RUN_CONFIG) and os.path.isdir(out / "checkpoints"):
+        raise UserError(f"{out} is a run: give another folder")
+    packages = ["onnx", *(["onnxruntime"] if chosen.int8 else [])]
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"--format onnx needs {missing[0]}, which pip install 'chns_jax[onnx]' brings"
+        )
+    names = [ENCODER, SPEAKER, *([ENCODER_INT8, SPEAKER_INT8] if chosen.int8 else [])]
+    for name in names:
+        check_file(out / name)
+
+    from chns_jax import SpeakerEncoder
+    from chns_jax.interop import onnx_models
+
+    encoder = SpeakerEncoder.load(chosen.run, chosen.checkpoint)
+    models = onnx_models.make(encoder.model, encoder.calibration)
+    protos = [*models, *(onnx_models.quantised(models, encoder.model) if chosen.int8 else [])]
+    sherpa = onnx_models.is_sherpas(encoder.model.config.features)
+    use = "for sherpa-onnx" if sherpa else "not for sherpa-onnx, which computes other features"
+    about = encoder.uncalibrated if encoder.calibration is None else "calibrated"
+    said = [f"log-mel to embedding, {use}", f"waveform to embedding, {about}"] * 2
+    for name, proto, sentence in zip(names, protos, said, strict=False):
+        data = proto.SerializeToString()
+        with replacing(out / name, "wb") as file:
+            file.write(data)
+        print(f"{out / name}: {sentence}, {len(data) / 1e6:.2f} MB", file=sys.stderr)
+
+
 def _to_hub(chosen: Namespace, out: Path) -> None:
     """Write a published model."""
+    if chosen.int8:
+        raise UserError("--int8 is of --format onnx: leave it out")
+    if os.path.lexists(out):  # a link that leads nowhere as well
+        raise UserError(f"{out} exists, and is not overwritten: give another name")
     about = _about(chosen)  # what is wrong with it is said before JAX is imported
 
     from chns_jax import SpeakerEncoder
@@ -78,7 +129,26 @@ def _to_hub(chosen: Namespace, out: Path) -> None:
     encoder.save_pretrained(out, dtype=chosen.dtype, about=about)
     if encoder.calibration is None:
         print(f"not calibrated: {encoder.uncalibrated}", file=sys.stderr)
+    if chosen.with_onnx:
+        _add_onnx(out)
     print(f"{out}: a published model, to be used as any run", file=sys.stderr)
+
+
+def _add_onnx(out: Path) -> None:
+    """Put speaker.onnx beside the weights of a published model, of which it is."""
+    if find_spec("onnx") is None:
+        print(
+            f"without {SPEAKER}, which needs the package onnx: pip install 'chns_jax[onnx]'",
+            file=sys.stderr,
+        )
+        return
+    from chns_jax import SpeakerEncoder
+    from chns_jax.interop import onnx_models
+
+    encoder = SpeakerEncoder.load(out)
+    proto = onnx_models.make(encoder.model, encoder.calibration).speaker
+    with replacing(out / SPEAKER, "wb") as file:
+        file.write(proto.SerializeToString())
 
 
 def _about(chosen: Namespace) -> About | None:

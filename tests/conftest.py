@@ -72,7 +72,7 @@ def pytest_runtest_makereport(item, call):
     report = yield
     if report.skipped and os.environ.get("CHNS_CI") and isinstance(report.longrepr, tuple):
         why = report.longrepr[2]
-        if re.search(r"\b(chromium|ffmpeg|torch)\b", why):
+        if re.search(r"\b(chromium|ffmpeg|onnxruntime-web|torch)\b", why):
             report.outcome, report.longrepr = (
                 "failed",
                 f"CHNS_CI is set, so nothing may skip: {why}",

@@ -18,6 +18,7 @@ from support import TINY, write_tone
 from test_command_line import COMMANDS
 
 from chns_jax.common import errors
+from chns_jax.reports import speaker_page
 
 ROWS = Path(__file__).with_name("bad_input.txt")
 
@@ -73,6 +74,7 @@ def places(tmp_path_factory, tones, untrained) -> dict[str, str]:
         "zeros.yaml": bytes(9),
         "npz.npz": b"PK\3\4",
         "weights.safetensors": b"\xff" * 64,
+        "broken_model.onnx": b"\xff" * 64,
         "noise.wav": np.random.default_rng(0).bytes(500),
     }.items():
         (folder / name).write_bytes(data)
@@ -97,6 +99,9 @@ def places(tmp_path_factory, tones, untrained) -> dict[str, str]:
     shutil.copytree(folder / "hollow", folder / "linked")
     (folder / "linked" / "model.safetensors").unlink()
     (folder / "linked" / "model.safetensors").symlink_to(folder / "weights.safetensors")
+    (folder / "npm" / "dist").mkdir(parents=True)
+    for name in (speaker_page.GLUE, speaker_page.WASM):
+        (folder / "npm" / "dist" / name).touch()
     (folder / "headless" / "checkpoints" / "5").mkdir(parents=True)
     config = (untrained / "config.yaml").read_text()
     for run, text in {

@@ -16,7 +16,18 @@ COMMANDS = sorted(
     for path in Path(chns_jax.__file__).parent.glob("*.py")
     if "\n    run(main)" in path.read_text()
 )
-HEAVY = {"jax", "flax", "optax", "orbax", "grain", "sklearn", "librosa", "matplotlib", "torch"}
+HEAVY = {
+    "jax",
+    "flax",
+    "optax",
+    "orbax",
+    "grain",
+    "sklearn",
+    "librosa",
+    "matplotlib",
+    "torch",
+    "onnx",
+}
 
 
 def test_help_and_mistakes_do_not_wait_for_heavy_imports(tmp_path):
@@ -39,8 +50,11 @@ def test_help_and_mistakes_do_not_wait_for_heavy_imports(tmp_path):
         ["calibrate", *model, *trials],
         ["compare", gone, *trials],
         ["embed", __file__, "--model", gone, "--out", gone],
+        ["segments", gone, *model],
+        ["page", gone, "--out", gone],
         ["explore", "--model", gone, "--root", gone, "--out", gone],
         ["cluster", "--model", gone, "--root", gone, "--out", gone],
+        ["export", gone, gone],
     ]
     code = f"""
 import contextlib, importlib, io, json, sys

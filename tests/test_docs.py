@@ -47,7 +47,7 @@ def options() -> set[str]:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     )
-    found = (re.fullmatch(r"--([a-z_]+)", string) for string in strings)
+    found = (re.fullmatch(r"--([a-z_\d]+)", string) for string in strings)
     return {match[1] for match in found if match} | {"help"}
 
 

@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import kaldi_native_fbank
 import numpy as np
 import pytest
 
@@ -23,6 +24,23 @@ def test_log_mel_is_kaldis(golden, kind, key):
     features = Features(kind=kind, f_min=20, mean_normalise=False)
     mine = log_mel(jnp.asarray(arrays["wav1"])[None], features)[0]
     np.testing.assert_allclose(mine, arrays[key], atol=1e-3)
+
+
+@pytest.mark.parametrize("samples", [3279, 3280, 3281, 8161])
+def test_log_mel_is_sherpas(samples):
+    """sherpa-onnx computes its log-mel by kaldi-native-fbank, with these options."""
+    options = kaldi_native_fbank.FbankOptions()
+    options.frame_opts.dither, options.frame_opts.snip_edges = 0, False
+    options.mel_opts.num_bins, options.mel_opts.high_freq = 80, -400
+    waveform = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
+    fbank = kaldi_native_fbank.OnlineFbank(options)
+    fbank.accept_waveform(16_000, waveform.tolist())
+    fbank.input_finished()
+    theirs = np.stack([fbank.get_frame(i) for i in range(fbank.num_frames_ready)])
+    features = Features(kind="sherpa", f_min=20, f_max=7600, mean_normalise=False)
+    mine = log_mel(jnp.asarray(waveform)[None], features)[0]
+    assert mine.shape == theirs.shape
+    np.testing.assert_allclose(mine, theirs, atol=1e-3)
 
 
 def test_log_mel_is_the_plain_dft():
@@ -67,7 +85,7 @@ def test_int16_is_the_float_it_stands_for():
     np.testing.assert_array_equal(from_int, log_mel(jnp.asarray(wave / 32768, jnp.float32), RAW))
 
 
-@pytest.mark.parametrize("kind", ["speechbrain", "kaldi", "redimnet2"])
+@pytest.mark.parametrize("kind", ["speechbrain", "kaldi", "sherpa", "redimnet2"])
 @pytest.mark.parametrize("samples", [400, 560, 1600, 1601, 48_000])
 def test_frame_count(samples, kind):
     features = Features(kind=kind)

@@ -103,6 +103,7 @@ def assert_batched_is_alone(config, features, waveforms, longest):
         ("ecapa", "kaldi"),
         ("asp-time", "speechbrain"),
         ("redimnet2", "redimnet2"),
+        ("ecapa", "sherpa"),
         *(
             pytest.param(*case, marks=pytest.mark.long)
             for case in [
@@ -151,7 +152,7 @@ def test_silence_is_finite(name):
 
 
 @pytest.mark.parametrize("mean_normalise", [True, False])
-@pytest.mark.parametrize("kind", ["speechbrain", "kaldi", "kaldi_hamming", "redimnet2"])
+@pytest.mark.parametrize("kind", ["speechbrain", "kaldi", "kaldi_hamming", "sherpa", "redimnet2"])
 def test_log_mel_ignores_what_follows_the_utterance(kind, mean_normalise):
     """Also where that is louder, which would raise SpeechBrain's floor."""
     rng = np.random.default_rng(6)

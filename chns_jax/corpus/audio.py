@@ -13,7 +13,8 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
@@ -36,6 +37,7 @@ LONGEST_SECONDS = 86_400  # a day: of a recording that is one utterance
 MOST_SAMPLES = LONGEST_SECONDS * 48_000  # of all channels
 MOST_CHANNELS = 128
 BLOCK = 1 << 22  # samples decoded at once: a header may state more than there are
+STREAMED_AT_ONCE = 1 << 20  # samples of all channels, of a file that is read in blocks
 MOST_CHUNKS = 1000  # of a wav file, before its samples
 # What may be in a .m4a: no playlist, which names other files, and nothing behind a URL.
 FFMPEG_INPUT = ("-protocol_whitelist", "file", "-format_whitelist", "mov,aac,mp3,flac,wav,ogg")
@@ -86,18 +88,41 @@ def read_whole(path: str, sample_rate: int) -> np.ndarray:
     return _decode(path, 0.0, None, sample_rate)
 
 
+def read_blocks(path: str, sample_rate: int) -> Iterator[np.ndarray]:
+    """What `read_whole` returns, to one step of int16, as blocks (s,) that follow each other, so
+    that the memory does not grow with the file. Raises AudioError as `read_whole` does, also for
+    faults of reading that may pass."""
+    try:
+        _check_regular(path)
+        if os.path.splitext(path)[1].lower() == ".m4a":
+            yield from _ffmpeg_blocks(path, sample_rate)
+        else:
+            yield from _libsndfile_blocks(path, sample_rate)
+    except (soundfile.SoundFileError, EOFError, OSError) as error:
+        raise AudioError(path, f"cannot be decoded: {_reason(error, path)}") from error
+
+
 def to_int16(block: np.ndarray, rate: int, sample_rate: float) -> np.ndarray:
     """The mean of the channels of a block (s, channels), resampled and clipped: (s,) int16.
 
     `block` is int16, or float in [-1, 1].
     """
-    if block.dtype != np.int16:
-        block = block * 32768.0
-    elif block.shape[1] == 1 and rate == sample_rate:
+    if block.dtype == np.int16 and block.shape[1] == 1 and rate == sample_rate:
         return block[:, 0]
-    mono = block.mean(axis=1, dtype=np.float32)
+    mono = _mono(block)
     if rate != sample_rate and len(mono):
         mono = soxr.resample(mono, rate, sample_rate)
+    return _clipped(mono)
+
+
+def _mono(block: np.ndarray) -> np.ndarray:
+    """(s,) float32 in the units of int16, of a block (s, channels)."""
+    if block.dtype != np.int16:
+        block = block * 32768.0
+    return block.mean(axis=1, dtype=np.float32)
+
+
+def _clipped(mono: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(mono), -32768, 32767).astype(np.int16)
 
 
@@ -252,6 +277,46 @@ def _read(file: soundfile.SoundFile, wanted: int, dtype: Literal["int16", "float
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
+def _libsndfile_blocks(path: str, sample_rate: int) -> Iterator[np.ndarray]:
+    with _Watched(path) as watched:
+        if os.path.splitext(path)[1].lower() == ".wav":
+            _check_length(path, watched)
+            watched.seek(0)
+        with _opened(path, watched) as file:
+            rate, stated, done = file.samplerate, file.frames, 0
+            _believed(path, stated / max(1, rate), rate, file.channels)
+            is_float = file.subtype in FLOAT_SUBTYPES
+            resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
+            at_once = STREAMED_AT_ONCE // file.channels
+            while done < stated:
+                wanted = min(at_once, stated - done)
+                block = _read(file, wanted, "float32" if is_float else "int16")
+                if watched.fault is not None:
+                    raise watched.fault
+                done += len(block)
+                if len(block) < wanted:
+                    raise AudioError(path, f"is truncated: {done} samples where {stated} should be")
+                wrong = fault(block) if is_float else None
+                if wrong:
+                    raise AudioError(path, wrong)
+                if rate == sample_rate:
+                    yield to_int16(block, rate, rate)
+                else:
+                    yield _clipped(resampler.resample_chunk(_mono(block), last=done == stated))
+    if not done:
+        raise AudioError(path, "holds no samples")
+
+
+def _opened(path: str, watched: _Watched) -> soundfile.SoundFile:
+    try:
+        return soundfile.SoundFile(watched)  # pyright: ignore[reportArgumentType]
+    except soundfile.SoundFileError:
+        if os.path.splitext(path)[1].lower() != ".mp3" or watched.fault is not None:
+            raise
+    # As in `_of_file`.
+    return soundfile.SoundFile(os.fsencode(path))  # pyright: ignore[reportArgumentType]
+
+
 def _believed(path: str, seconds: float, rate: int, channels: int = 1) -> Header:
     """What a header states. Raises AudioError when no recording of speech is so."""
     lowest, highest = RATES
@@ -338,11 +403,40 @@ def _ffmpeg_crop(path: str, position: float, samples: int | None, sample_rate: f
     return np.frombuffer(raw, dtype="<i2")
 
 
-def _run_ffmpeg(path: str, program: str, *arguments: str) -> bytes:
+def _ffmpeg_blocks(path: str, sample_rate: int) -> Iterator[np.ndarray]:
+    _check_installed(path, "ffmpeg")
+    command = [
+        "ffmpeg", "-v", "error", *FFMPEG_INPUT, "-t", str(LONGEST_SECONDS), "-i", f"file:{path}",
+        "-map", "0:a:0", "-ac", "1", "-ar", str(sample_rate), "-f", "s16le", "-",
+    ]  # fmt: skip
+    found = False
+    with tempfile.TemporaryFile() as said:  # a pipe could be full
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said
+        ) as program:
+            assert program.stdout is not None
+            try:
+                while raw := program.stdout.read(2 * STREAMED_AT_ONCE):
+                    found = True
+                    yield np.frombuffer(raw, dtype="<i2")
+            finally:
+                program.kill()  # where nobody takes the rest
+        said.seek(0)
+        *_, reason = [b"", *said.read(1 << 16).strip().splitlines()]
+    if reason or not found:
+        why = reason.decode(errors="replace").removeprefix(f"file:{path}: ")
+        raise AudioError(path, f"cannot be decoded: {why}" if why else "holds no samples")
+
+
+def _check_installed(path: str, program: str) -> None:
     if shutil.which(program) is None:
         raise UserError(
             f"{path} is m4a, which needs {program}: install ffmpeg or convert the file to FLAC"
         )
+
+
+def _run_ffmpeg(path: str, program: str, *arguments: str) -> bytes:
+    _check_installed(path, program)
     command = [program, "-v", "error", *arguments]
     run = partial(subprocess.run, command, capture_output=True, stdin=subprocess.DEVNULL)
     done = run()

@@ -108,9 +108,15 @@ def segment_samples(embedder: Embedder, sample_rate: int, seconds: float | None)
     """Samples of the --segments of a command. Raises UserError when too short or too long."""
     if seconds is None:
         return None
+    return checked_samples(embedder, sample_rate, seconds, "--segments")
+
+
+def checked_samples(embedder: Embedder, sample_rate: int, seconds: float, option: str) -> int:
+    """Samples of what is embedded at once, which an option of a command says in seconds. Raises
+    UserError when too short or too long."""
     if seconds > LONGEST_SECONDS or round(seconds * sample_rate) < embedder.shortest:
         raise UserError(
-            f"--segments {seconds:g} must be {embedder.shortest / sample_rate:g} seconds at least, "
+            f"{option} {seconds:g} must be {embedder.shortest / sample_rate:g} seconds at least, "
             f"and {LONGEST_SECONDS} at most"
         )
     return round(seconds * sample_rate)

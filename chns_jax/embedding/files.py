@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,25 @@ def written(path: Path) -> tuple[Path, ...]:
     return path.with_suffix(".ark"), path.with_suffix(".scp")
 
 
-def write(path: Path, names: Sequence[str], embeddings: np.ndarray) -> None:
-    """Write embeddings (n, d): .npz with `names` and `embeddings`, or the pair .ark and .scp.
+def write(
+    path: Path,
+    names: Sequence[str],
+    embeddings: np.ndarray,
+    about: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Write embeddings (n, d): .npz with `names`, `embeddings` and what is known `about` them, each
+    (n,), by name; or the pair .ark and .scp, which hold nothing of that.
 
     Each file is complete or not there.
     """
     if path.suffix == ".npz":
         with replacing(without_links(path), "wb") as file:
-            np.savez(file, names=np.array(names, dtype=str), embeddings=embeddings)
+            arrays = {
+                "names": np.array(names, dtype=str),
+                "embeddings": embeddings,
+                **(about or {}),
+            }
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
         return
     import kaldiio
 

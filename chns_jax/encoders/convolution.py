@@ -27,7 +27,8 @@ def convolve(
 ) -> Float[Array, "b h2 w2 d"]:
     """`jax.lax.conv_general_dilated` as `flax.linen.Conv` calls it, undilated and in one group."""
     if kernel.shape[:2] == (1, 1):
-        return matmul(x[:, :: strides[0], :: strides[1]], kernel[0, 0])
+        kept = jax.lax.slice(x, (0,) * 4, x.shape, (1, *strides, 1))
+        return matmul(kept, kernel[0, 0])
     return _convolve(tuple(strides), tuple(padding), x, kernel)
 
 

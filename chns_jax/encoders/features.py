@@ -8,6 +8,8 @@ Three definitions, which differ in nearly every detail; a model needs the one it
 - `kaldi`: Kaldi's `compute-fbank-feats` without dither. Whole frames only, each without its mean
   and pre-emphasised, a Povey window, filters triangular in mel, natural logarithms.
   `kaldi_hamming` has a Hamming window, and samples in the range of int16, as wespeaker uses it.
+  `sherpa` is `kaldi` without `snip-edges`, as sherpa-onnx computes it: frames centred on the middle
+  of each hop, of a signal that is mirrored at its ends.
 - `redimnet2`: `TFMelBanks` of ReDimNet2's authors, of wespeaker too. The utterance has mean 0 and
   deviation 1, and is pre-emphasised as a whole; frames begin half a hop before multiples of the
   hop, a symmetric Hamming window, filters triangular in mel, natural logarithms. The spectrum is
@@ -17,7 +19,7 @@ Three definitions, which differ in nearly every detail; a model needs the one it
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +35,6 @@ KALDI_SMALLEST_ENERGY = float(np.finfo(np.float32).eps)
 REDIMNET2_SMALLEST = 1e-8  # deviation, power and energy
 PREEMPHASIS = 0.97
 POVEY_POWER = 0.85
-Samples = TypeVar("Samples", int, Array)
 
 
 def log_mel(
@@ -53,17 +54,19 @@ def log_mel(
     """
     waveform = to_float(waveform)
     heard = where = None
+    frames = frame_count(waveform.shape[-1], features)
     if samples_b is not None:
         heard = jnp.arange(waveform.shape[-1]) < samples_b[:, None]
         waveform = jnp.where(heard, waveform, 0)
-        frames = frame_count(waveform.shape[-1], features)
         where = (jnp.arange(frames) < frame_count(samples_b, features)[:, None])[..., None]
     if features.kind == "speechbrain":
         log = _speechbrain(waveform, features, where)
     elif features.kind == "redimnet2":
         log = _redimnet2(waveform, features, heard)
+    elif features.kind == "sherpa":
+        log = _kaldi(_mirrored(waveform, features, samples_b), frames, features)
     else:
-        log = _kaldi(waveform, features)
+        log = _kaldi(waveform, frames, features)
     if features.mean_normalise:
         log = log - jnp.mean(log, axis=-2, keepdims=True, where=where)
     return log if where is None else jnp.where(where, log, 0)
@@ -76,12 +79,17 @@ def to_float(waveform: Float[Array, "b s"] | Int16[Array, "b s"]) -> Float[Array
     return waveform
 
 
-def frame_count(samples: Samples, features: Features) -> Samples:
-    """Number of frames t that `log_mel` makes of `samples` samples: one number, or (b,)."""
+def frame_count(samples: Any, features: Features) -> Any:
+    """Number of frames t that `log_mel` makes of `samples` samples: one number, or (b,).
+
+    Where a model is exported, it is a symbolic dimension.
+    """
     if features.kind == "speechbrain":
         return 1 + samples // features.hop
     if features.kind == "redimnet2":
         samples = samples + 2 * (features.hop // 2)
+    if features.kind == "sherpa":
+        return (samples + features.hop // 2) // features.hop
     return (samples >= features.window) * (1 + (samples - features.window) // features.hop)
 
 
@@ -112,13 +120,28 @@ def _redimnet2(waveform_bxs, features: Features, heard_bxs):
     return jnp.log(jnp.maximum(energies, REDIMNET2_SMALLEST) + REDIMNET2_SMALLEST)
 
 
-def _kaldi(waveform_bxs, features: Features):
+def _mirrored(waveform_bxs, features: Features, samples_b):
+    """What the frames of `sherpa` are cut from: utterances that are mirrored at their ends, the
+    outermost samples twice. Source: Kaldi's `ExtractWindow` without `snip-edges`."""
+    half, last = features.window // 2, waveform_bxs.shape[-1]
+    left, right = half - features.hop // 2, features.window - half
+    before = jax.lax.rev(jax.lax.slice_in_dim(waveform_bxs, 0, left, axis=1), (1,))
+    if samples_b is None:
+        after = jax.lax.rev(jax.lax.slice_in_dim(waveform_bxs, last - right, last, axis=1), (1,))
+        return jnp.concatenate([before, waveform_bxs, after], axis=1)
+    mirrored = samples_b[:, None] - 1 - jnp.arange(right)
+    after = jnp.take_along_axis(waveform_bxs, mirrored, axis=1)
+    place = jax.vmap(jax.lax.dynamic_update_slice_in_dim, in_axes=(0, 0, 0, None))
+    waveform_bxs = place(jnp.pad(waveform_bxs, ((0, 0), (0, right))), after, samples_b, 0)
+    return jnp.concatenate([before, waveform_bxs], axis=1)
+
+
+def _kaldi(waveform_bxs, frames, features: Features):
     window = features.window
-    if features.kind == "kaldi":
-        shape = np.hanning(window) ** POVEY_POWER
-    else:
+    if features.kind == "kaldi_hamming":
         shape, waveform_bxs = np.hamming(window), waveform_bxs * INT16_SCALE
-    frames = frame_count(waveform_bxs.shape[-1], features)
+    else:
+        shape = np.hanning(window) ** POVEY_POWER
     framed = _frames(waveform_bxs, frames, features)
     framed = framed - framed.mean(axis=-1, keepdims=True)
     before = jnp.concatenate([framed[..., :1], framed[..., :-1]], axis=-1)
@@ -132,7 +155,7 @@ def _fft(features: Features) -> int:
     return 2 ** (features.window - 1).bit_length()
 
 
-def _frames(signal_bxs, frames: int, features: Features):
+def _frames(signal_bxs, frames, features: Features):
     """(b, t, window): frame i begins at sample i * hop; zeros follow the signal."""
     window, hop = features.window, features.hop
     length = (frames - 1) * hop + window

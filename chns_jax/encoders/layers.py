@@ -11,6 +11,7 @@ frames after them is ignored. None: all frames of all rows.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -44,8 +45,11 @@ def rematerialised(block: type[nn.Module]) -> type[nn.Module]:
     return nn.remat(block, static_argnums=(2,))  # train; the module itself is 0
 
 
-def valid(frames_b: Int[Array, " b"] | None, frames: int) -> Bool[Array, "b t 1"] | None:
-    """Which of `frames` frames are the utterance's: the `where` of a mean, maximum or softmax."""
+def valid(frames_b: Int[Array, " b"] | None, frames: Any) -> Bool[Array, "b t 1"] | None:
+    """Which of `frames` frames are the utterance's: the `where` of a mean, maximum or softmax.
+
+    `frames` is a number, or a symbolic dimension where an encoder is exported.
+    """
     if frames_b is None:
         return None
     return (jnp.arange(frames) < frames_b[:, None])[..., None]
@@ -63,15 +67,22 @@ def pad_reflect(
 ) -> Float[Array, "b t2 c"]:
     """Frames mirrored at an utterance's first and last, as many as `left` and `right` say."""
     if frames_b is None:
-        return jnp.pad(x, ((0, 0), (left, right), (0, 0)), mode="reflect")
+        return _mirrored(x, left, right)
     past = frames_b[:, None] + jnp.arange(right)
     mirrored = jnp.take_along_axis(x, (2 * frames_b[:, None] - 2 - past)[..., None], axis=1)
-    x = jnp.pad(x, ((0, 0), (left, 0), (0, 0)), mode="reflect")
-    x = jnp.pad(x, ((0, 0), (0, right), (0, 0)))
+    x = jnp.pad(_mirrored(x, left, 0), ((0, 0), (0, right), (0, 0)))
     frame = jnp.arange(x.shape[1]) - left
     for i in range(right):  # selections are fused with what follows; a scatter is not
         x = jnp.where((frame == past[:, i, None])[..., None], mirrored[:, i, None], x)
     return x
+
+
+def _mirrored(x: Float[Array, "b t c"], left: int, right: int) -> Float[Array, "b t2 c"]:
+    """As NumPy's pad of mode "reflect", also of a symbolic length, which JAX's refuses."""
+    last = x.shape[1] - 1
+    before = jax.lax.slice_in_dim(x, 1, left + 1, axis=1)
+    after = jax.lax.slice_in_dim(x, last - right, last, axis=1)
+    return jnp.concatenate([jax.lax.rev(before, (1,)), x, jax.lax.rev(after, (1,))], axis=1)
 
 
 class Conv1d(nn.Module):

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float, Int
 
 from chns_jax.encoders.batch_norm import BatchNorm
@@ -327,7 +328,7 @@ def attend(
         return jnp.einsum("bhqk,bkhc->bqhc", weight.astype(value.dtype), value)
 
     frames = query.shape[1]
-    if frames <= QUERIES_AT_ONCE:
+    if is_symbolic_dim(frames) or frames <= QUERIES_AT_ONCE:
         return of(query)
     blocks = -(-frames // QUERIES_AT_ONCE)
     padded = jnp.pad(query, ((0, 0), (0, blocks * QUERIES_AT_ONCE - frames), (0, 0), (0, 0)))

@@ -11,6 +11,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 from jaxtyping import Array, Bool, Float
 
 
@@ -67,6 +68,8 @@ add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), _add_bias_backward)
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sum_of_each(shape, x):
     x_bxnxc = x.reshape(shape[0], -1, shape[-1])
+    if is_symbolic_dim(x_bxnxc.shape[1]):  # of any length: its parts cannot be counted
+        return x_bxnxc.sum(1)
     return jax.lax.platform_dependent(x_bxnxc, cpu=_product_with_ones, default=lambda x: x.sum(1))
 
 

@@ -207,28 +207,30 @@ def save(path: Path, calibration: Calibration) -> None:
 
 def load(path: Path) -> Calibration | None:
     """The calibration of a run, if it has one. Raises UserError when it is damaged."""
+    damaged = UserError(
+        f"{path} is not what chns_jax.calibrate writes: remove it and calibrate again"
+    )
     try:
         if path.exists() and not path.is_file():  # a pipe or a device might never end
-            raise ValueError
+            raise damaged
         if path.stat().st_size > LARGEST_FILE:
-            raise ValueError
-        made = Calibration(**json.loads(path.read_text(encoding="utf-8")))
-        if not _is_whole(made):
-            raise ValueError
-        return made
+            raise damaged
+        return from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        raise UserError(
-            f"{path} is not what chns_jax.calibrate writes: remove it and calibrate again"
-        ) from error
+    except ValueError as error:
+        raise damaged from error
+
+
+def from_json(text: str) -> Calibration:
+    """The calibration that was written as JSON. Raises ValueError when it is damaged."""
+    try:
+        made = Calibration(**json.loads(text))
+        if _is_whole(made):
+            return made
+    except (TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError("its values are not such as a calibration has") from error
+    raise ValueError("its values are not such as a calibration has")
 
 
 def _is_whole(made: Calibration) -> bool:
