@@ -7,10 +7,10 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-from chns_jax.common.command_line import add_checkpoint, make_parser, parse
+from chns_jax.common.command_line import MODEL, add_checkpoint, make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import between
-from chns_jax.config import read_run
+from chns_jax.runs.published import find_model
 
 
 def main(argv: list[str]) -> None:
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
         "to this machine alone."
     )
     parser.add_argument(
-        "run", type=str, help="Run folder of chns_jax.train, or a speaker.onnx of chns_jax.export."
+        "run", type=str, help=f"{MODEL}, or a speaker.onnx of chns_jax.export."
     )
     add_checkpoint(parser)
     parser.add_argument("--out", type=str | None, default=None, help="Folder to write.")
@@ -42,9 +42,9 @@ def main(argv: list[str]) -> None:
     chosen = parse(parser, argv)
     if chosen.out is None and not chosen.serve:
         raise UserError("give --out DIR to write the page, or --serve to look at it")
+    if not chosen.run.endswith(".onnx"):
+        chosen.run = find_model(chosen.run)  # what is wrong is said before JAX is imported
     source = Path(chosen.run).expanduser()
-    if source.suffix != ".onnx":
-        read_run(chosen.run)  # what is wrong is said before JAX is imported
 
     from chns_jax.reports import serving, speaker_page
 

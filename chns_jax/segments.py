@@ -10,7 +10,7 @@ from chns_jax.common.command_line import add_model, make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.reading import check_readable
 from chns_jax.common.values import between
-from chns_jax.config import read_run
+from chns_jax.runs.published import find_model
 
 MOST_WINDOWS = 200_000  # of one recording: their embeddings are in memory
 
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
         help='Label the windows by clustering: how many people speak, or "auto" to find that out.',
     )
     chosen = parse(parser, argv)
-    read_run(chosen.model)  # what is wrong is said before JAX is imported
+    chosen.model = find_model(chosen.model)  # what is wrong is said before JAX is imported
     file = check_readable(chosen.file, "an audio file")
     out = Path(chosen.out or f"{file.stem}.npz").expanduser()
     if out.suffix != ".npz":

@@ -100,7 +100,7 @@ def test_keys_and_options_exist(path):
     # And keys in running text: `sampler.table`, but neither files nor modules of the package.
     spoken = set(re.findall(r"`(\w+(?:\.\w+)+)`", text))
     spoken = {name for name in spoken if name.partition(".")[0] in GROUPS}
-    assert {name for name in spoken if not re.search(r"\.(npz|py|png|yaml)$", name)} <= KEYS
+    assert {name for name in spoken if not re.search(r"\.(npz|onnx|py|png|yaml)$", name)} <= KEYS
 
 
 def test_the_readme_names_every_command_config_and_page():
