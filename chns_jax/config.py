@@ -68,6 +68,7 @@ NOT_PUBLISHED = (
     "augment.noise.root",
     "augment.reverberation.root",
     "training.start_from",
+    "training.start_checkpoint",
     "training.devices",
     "training.keep",
     "training.compilation_cache",

@@ -232,7 +232,10 @@ def classes_loop(x, weight, labels, centres, own, other):
 CLASSES = np.random.default_rng(5).normal(size=(7 * 3, 6))  # three centres of each of seven
 
 
-@pytest.mark.parametrize("centres, top_k", [(1, 0), (3, 0), (1, 2), (3, 6)])
+@pytest.mark.parametrize(
+    "centres, top_k",
+    [(3, 3), *(pytest.param(*p, marks=pytest.mark.long) for p in ((3, 0), (1, 2), (3, 6)))],
+)
 def test_sub_centres_and_the_nearest_others_are_the_plain_loop(centres, top_k):
     """Deng et al. 2020 and Zhao et al. 2022, with wespeaker's order of centres."""
     x, labels, weight = embeddings(), np.arange(12) % 7, CLASSES[: 7 * centres]
@@ -255,7 +258,7 @@ def test_sub_centres_and_the_nearest_others_are_the_plain_loop(centres, top_k):
     assert mine == pytest.approx(total / 12, rel=1e-5)
 
 
-@pytest.mark.parametrize("centres, bias", [(1, 0.0), (3, -1.5)])
+@pytest.mark.parametrize("centres, bias", [pytest.param(1, 0.0, marks=pytest.mark.long), (3, -1.5)])
 def test_sphereface2_is_the_plain_loop(centres, bias):
     """Wen et al. 2022, type C, a binary cross-entropy at a time; and its slopes by weight and bias
     are those of differences."""
@@ -293,7 +296,9 @@ def test_sphereface2_is_the_plain_loop(centres, bias):
     )
 
 
-@pytest.mark.parametrize("kind", ["aam_softmax", "sphereface2"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("aam_softmax", marks=pytest.mark.long), "sphereface2"]
+)
 def test_a_batch_of_few_speakers_is_told_from_all(kind):
     """As one from clusters: classes that are not in it are pushed away too."""
     z, labels = jnp.asarray(embeddings()), jnp.arange(12) % 2
@@ -344,6 +349,7 @@ def test_the_margin_grows_as_wespeakers():
     assert margin_share(Loss(kind="aam_softmax"), 5) == 1.0
 
 
+@pytest.mark.long
 def test_the_margin_of_the_nearest_others_grows_with_it():
     loss = Loss(kind="aam_softmax", aam_margin_grows=(0, 10), aam_margin=0.0, top_k=2)
     z, labels = jnp.asarray(embeddings()), jnp.arange(12) % 7
@@ -353,7 +359,9 @@ def test_the_margin_of_the_nearest_others_grows_with_it():
     assert first == pytest.approx(float(plain), rel=1e-5) and whole > first + 0.1
 
 
-@pytest.mark.parametrize("joint", ["aam_softmax", "sphereface2"])
+@pytest.mark.parametrize(
+    "joint", [pytest.param("aam_softmax", marks=pytest.mark.long), "sphereface2"]
+)
 def test_joint_losses_are_their_weighted_sum(joint):
     z, labels = jnp.asarray(embeddings()), jnp.tile(jnp.arange(6), 2)
     config = Loss(kind="supcon", margin=0.1, joint=joint, joint_weight=0.3)
