@@ -54,7 +54,7 @@ def test_help_and_mistakes_do_not_wait_for_heavy_imports(tmp_path):
         ["page", gone, "--out", gone],
         ["explore", "--model", gone, "--root", gone, "--out", gone],
         ["cluster", "--model", gone, "--root", gone, "--out", gone],
-        ["export", gone, gone],
+        ["export", gone, gone, "--format", "onnx"],
     ]
     code = f"""
 import contextlib, importlib, io, json, sys
