@@ -138,7 +138,7 @@ def test_error_rates_in_a_config_are_those_of_the_pages(path):
     assert heads or path.name.endswith(".study.yaml")
     figures = set(re.findall(r"\d+\.\d+", " ".join(heads)))
     paper = (ROOT / "docs" / "reproducing_the_paper.md").read_text()
-    assert figures <= set(re.findall(r"\d+\.\d+", README.read_text() + paper))
+    assert figures <= set(re.findall(r"\d+\.\d+", " ".join(map(Path.read_text, PAGES))))
 
 
 def test_the_citation_is_of_this_version():
