@@ -137,7 +137,6 @@ def test_error_rates_in_a_config_are_those_of_the_pages(path):
     heads = re.findall(r"^# EER: ((?:.|\n# )+)", path.read_text(), re.MULTILINE)
     assert heads or path.name.endswith(".study.yaml")
     figures = set(re.findall(r"\d+\.\d+", " ".join(heads)))
-    paper = (ROOT / "docs" / "reproducing_the_paper.md").read_text()
     assert figures <= set(re.findall(r"\d+\.\d+", " ".join(map(Path.read_text, PAGES))))
 
 
