@@ -19,9 +19,7 @@ def main(argv: list[str]) -> None:
         "it is one speaker, or enrol names and ask who speaks, all in their browser; or serve it "
         "to this machine alone."
     )
-    parser.add_argument(
-        "run", type=str, help=f"{MODEL}, or a speaker.onnx of chns_jax.export."
-    )
+    parser.add_argument("run", type=str, help=f"{MODEL}, or a speaker.onnx of chns_jax.export.")
     add_checkpoint(parser)
     parser.add_argument("--out", type=str | None, default=None, help="Folder to write.")
     parser.add_argument(
