@@ -15,6 +15,7 @@ from chns_jax.common.errors import UserError
 from chns_jax.config import Augment, Loss, Speed, ThinResNet, to_yaml
 from chns_jax.runs import checkpoint
 from chns_jax.runs.checkpoint import Progress
+from chns_jax.runs.published import BOX_FOLDER
 from chns_jax.sampling import clusters as tables
 from chns_jax.sampling.clusters import SpeakerClusters
 from chns_jax.training import stopping
@@ -155,6 +156,13 @@ def test_a_run_whose_training_speakers_nobody_knows_is_said(tmp_path, capsys):
     training = dataclasses.replace(CONFIG.training, start_from=str(tmp_path))
     check_unheard(dataclasses.replace(CONFIG, training=training), np.array(["a"]))
     assert "was trained on is not known" in capsys.readouterr().err
+
+
+def test_the_model_in_the_box_has_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    training = dataclasses.replace(CONFIG.training, start_from="box")
+    check_unheard(dataclasses.replace(CONFIG, training=training), np.array(["a"]))
+    assert f"{BOX_FOLDER} was trained on is not known" in capsys.readouterr().err
 
 
 @pytest.mark.long

@@ -14,6 +14,7 @@ from chns_jax.common.errors import UserError
 from chns_jax.config import OPTIONS, Config, differences, read_run
 from chns_jax.embedding.model import restore
 from chns_jax.runs.folder import RunFolder, training_speakers
+from chns_jax.runs.published import find_model
 from chns_jax.runs.state import TrainState
 
 
@@ -25,8 +26,7 @@ def start_from(config: Config, state: TrainState, speakers: str) -> TrainState:
     last, and are left behind if `state` has none. Raises UserError when that run holds no
     checkpoint, or has other features or another encoder.
     """
-    assert config.training.start_from is not None
-    run = Path(config.training.start_from).expanduser()
+    run = _parent(config)
     _check_config(run, config)
     theirs = restore(run, config.training.start_checkpoint, state.step.sharding)
     mine = state.variables
@@ -60,8 +60,7 @@ def check_unheard(config: Config, validating: np.ndarray) -> None:
     `validating` (n,) are their names, by which they are known again. Says so when nobody knows who
     that run was trained on.
     """
-    assert config.training.start_from is not None
-    run = Path(config.training.start_from).expanduser()
+    run = _parent(config)
     steps = [int(path.name) for path in RunFolder(run).checkpoints.glob("[0-9]*")]
     heard = training_speakers(run, read_run(run), max(steps, default=0))
     if heard is None:
@@ -74,6 +73,12 @@ def check_unheard(config: Config, validating: np.ndarray) -> None:
             f"speakers who are to validate, {leaked[0]} first: validate on others, by data.trials "
             "or by the training.seed and data.held_out of that run"
         )
+
+
+def _parent(config: Config) -> Path:
+    """The folder of training.start_from, a run or a published model."""
+    assert config.training.start_from is not None
+    return Path(find_model(config.training.start_from)).expanduser()
 
 
 def _check_config(run: Path, config: Config) -> None:
