@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from chns_jax import config as configs
 from chns_jax.common.command_line import add_checkpoint, make_parser, parse
 from chns_jax.common.errors import UserError, run
-from chns_jax.common.files import check_file, replacing
+from chns_jax.common.files import check_file, check_new, new_folder, replacing
 from chns_jax.common.reading import check_readable
 from chns_jax.config import Config
 from chns_jax.interop import redimnet2
@@ -46,13 +44,12 @@ def to_run(source: Path, out: Path, config: Config, variables: dict[str, Any]) -
         "converted_from": source.name,
     }
     text = configs.to_yaml(config)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as beside:
-        folder = RunFolder(Path(beside) / out.name)
+    with new_folder(out) as made:
+        folder = RunFolder(made)
         with checkpoint.open_manager(folder.checkpoints) as manager:
             checkpoint.save_variables(manager, variables, text)
         folder.config.write_text(text, encoding="utf-8")
         folder.summary.write_text(json.dumps(summary, indent=1) + "\n")
-        os.rename(folder.path, out)
 
 
 def main(argv: list[str]) -> None:
@@ -78,8 +75,7 @@ def main(argv: list[str]) -> None:
     source, target = Path(chosen.source).expanduser(), Path(chosen.target).expanduser()
     if not source.exists():
         raise UserError(f"{source} does not exist: give a file of weights, or a run folder")
-    if os.path.lexists(target):  # a link that leads nowhere as well
-        raise UserError(f"{target} exists, and is not overwritten: give another name")
+    check_new(target)
     if source.is_dir():
         keys = configs.differences(configs.read(parser, argv), Config())
         _export(source, target, chosen.checkpoint, keys)
@@ -126,14 +122,11 @@ def _export(source: Path, target: Path, checkpoint: str, keys: list[str]) -> Non
     from safetensors.numpy import save
 
     from chns_jax.embedding import model
+    from chns_jax.runs.state import of_encoder
 
     check_file(target)
     config, step, variables, *_ = model.load(source, checkpoint)
-    variables = {
-        "params": variables["params"]["encoder"],
-        "batch_stats": variables["batch_stats"],
-    }
-    state_dict = to_torch(variables, config.encoder, bands=config.features.bands)
+    state_dict = to_torch(of_encoder(variables), config.encoder, bands=config.features.bands)
     with replacing(target, "wb") as file:
         file.write(save(state_dict, metadata={"format": "pt"}))
     print(f"{target}: {config.encoder.kind} of step {step}", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from chns_jax.common.command_line import MODEL, Parser, add_checkpoint, make_parser, parse
 from chns_jax.common.errors import UserError, run
-from chns_jax.common.files import check_file, replacing
+from chns_jax.common.files import check_file, check_new, replacing
 from chns_jax.config import RUN_CONFIG
 from chns_jax.runs.published import ONNX, find_model
 
@@ -119,8 +119,7 @@ def _to_hub(chosen: Namespace, out: Path) -> None:
     """Write a published model."""
     if chosen.int8:
         raise UserError("--int8 is of --format onnx: leave it out")
-    if os.path.lexists(out):  # a link that leads nowhere as well
-        raise UserError(f"{out} exists, and is not overwritten: give another name")
+    check_new(out)
     about = _about(chosen)  # what is wrong with it is said before JAX is imported
 
     from chns_jax import SpeakerEncoder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,26 @@ def replacing(path: Path | str, mode: str = "w", *, new: bool = False) -> Iterat
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def check_new(path: Path) -> None:
+    """Raises UserError when there is something of that name, be it a link that leads nowhere."""
+    if os.path.lexists(path):
+        raise UserError(f"{path} exists, and is not overwritten: give another name")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside, which becomes `folder` when the block ends without an error. Raises
+    UserError as `check_new`."""
+    folder = folder.expanduser().absolute()
+    check_new(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
+        made = Path(beside) / folder.name
+        made.mkdir()
+        yield made
+        made.rename(folder)
 
 
 def check_file(path: Path | str, others: Iterable[Path | str | None] = ()) -> None:

@@ -18,6 +18,7 @@ from chns_jax.devices.sharding import by_rows, for_own_rows, held, put, replicat
 from chns_jax.devices.xla_flags import quick_to_compile
 from chns_jax.encoders import make_encoder
 from chns_jax.encoders.features import frame_count, log_mel
+from chns_jax.runs.state import of_encoder
 
 MAX_ROWS = 256
 SHORTEST_SECONDS = 0.2
@@ -92,16 +93,12 @@ def embed_step(
 
     Of each row the first `samples` samples are an utterance, and the rest is padding.
     """
-    encoder_variables = {
-        "params": variables["params"]["encoder"],
-        "batch_stats": variables["batch_stats"],
-    }
     frames_b = None if samples is None else frame_count(samples, config.features)
     # Accelerators multiply float32 in TensorFloat-32 or bfloat16 unless told.
     with jax.default_matmul_precision("float32"):
         x = log_mel(audio, config.features, samples)
         # It is a pair only where variables may change.
-        return cast(Array, encoder.apply(encoder_variables, x, train=False, frames_b=frames_b))
+        return cast(Array, encoder.apply(of_encoder(variables), x, train=False, frames_b=frames_b))
 
 
 def segment_samples(embedder: Embedder, sample_rate: int, seconds: float | None) -> int | None:

@@ -15,7 +15,7 @@ from chns_jax.config import Config, check_unedited, is_published, read_run
 from chns_jax.devices.sharding import make_mesh, replicated
 from chns_jax.embedding.embedder import Embedder
 from chns_jax.runs import published
-from chns_jax.runs.state import Saved, sha256
+from chns_jax.runs.state import Saved, sha256, without_loss
 
 
 class Model(NamedTuple):
@@ -60,9 +60,5 @@ def restore(run: Path, checkpoint: str, sharding: jax.sharding.Sharding) -> Save
 def checkpoint_digest(model: Model) -> str:
     """Which checkpoint this is: of all that its embeddings depend on."""
     config = [dataclasses.asdict(part) for part in (model.config.features, model.config.encoder)]
-    encoder = {
-        "params": {"encoder": model.variables["params"]["encoder"]},
-        "batch_stats": model.variables["batch_stats"],
-    }
-    about = [config, model.step, sha256(encoder)]
+    about = [config, model.step, sha256(without_loss(model.variables))]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()

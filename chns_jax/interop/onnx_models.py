@@ -22,6 +22,7 @@ from chns_jax.embedding.model import Model, checkpoint_digest
 from chns_jax.encoders import make_encoder
 from chns_jax.encoders.features import log_mel
 from chns_jax.interop.onnx_graph import to_onnx
+from chns_jax.runs.state import of_encoder
 from chns_jax.scoring.calibration import Calibration
 
 LEAST_NORM = 1e-12  # of an embedding, as of `common.vectors.unit`
@@ -121,10 +122,7 @@ def _log_mel(features: Features, embedder: Embedder) -> onnx.ModelProto:
 
 def _encoder(model: Model) -> onnx.ModelProto:
     module = make_encoder(model.config.encoder)
-    variables = {
-        "params": model.variables["params"]["encoder"],
-        "batch_stats": model.variables["batch_stats"],
-    }
+    variables = of_encoder(model.variables)
 
     def of(features: Float[Array, "b t f"]) -> Float[Array, "b d"]:
         with jax.default_matmul_precision("float32"):

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -71,23 +68,6 @@ def find_model(given: str | None) -> str:
     return folder
 
 
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside, which becomes `folder` when the block ends without an error.
-
-    Raises UserError when there is something of that name.
-    """
-    folder = folder.expanduser().absolute()
-    if os.path.lexists(folder):
-        raise UserError(f"{folder} exists, and is not overwritten: give another name")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
-        made = Path(beside) / folder.name
-        made.mkdir()
-        yield made
-        made.rename(folder)
-
-
 def for_publishing(variables: dict[str, Any], dtype: str) -> dict[str, Any]:
     """The encoder's variables on the host, float32, as those written with `dtype` are read.
 
@@ -96,11 +76,10 @@ def for_publishing(variables: dict[str, Any], dtype: str) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    kept = {
-        "params": {"encoder": variables["params"]["encoder"]},
-        "batch_stats": variables["batch_stats"],
-    }
-    kept = jax.tree.map(lambda array: np.asarray(array, np.float32), jax.device_get(kept))
+    from chns_jax.runs.state import without_loss
+
+    kept = jax.device_get(without_loss(variables))
+    kept = jax.tree.map(lambda array: np.asarray(array, np.float32), kept)
     if dtype == "float16":
         largest = float(np.finfo(np.float16).max)
         if any(np.abs(array).max(initial=0) > largest for array in jax.tree.leaves(kept["params"])):

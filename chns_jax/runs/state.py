@@ -35,6 +35,22 @@ class Saved(NamedTuple):
     config: str  # as it was when this was saved, in YAML
 
 
+def without_loss(variables: dict[str, Any]) -> dict[str, Any]:
+    """The variables of a model at work, {"params": {"encoder"}, "batch_stats"}."""
+    return {
+        "params": {"encoder": variables["params"]["encoder"]},
+        "batch_stats": variables["batch_stats"],
+    }
+
+
+def of_encoder(variables: dict[str, Any]) -> dict[str, Any]:
+    """What the encoder's module is applied to, {"params", "batch_stats"}."""
+    return {
+        "params": variables["params"]["encoder"],
+        "batch_stats": variables["batch_stats"],
+    }
+
+
 def digest(tree: Any) -> str:
     """sha256 of the names, types, shapes and bytes of a tree's arrays, whatever it is made of."""
     arrays = {

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from chns_jax.common.errors import UserError
+from chns_jax.common.files import new_folder
 from chns_jax.common.prefetch import ahead
 from chns_jax.common.vectors import means
 from chns_jax.corpus import records
@@ -116,7 +117,7 @@ class SpeakerEncoder:
         folder, loaded = Path(folder).expanduser(), self.model
         text, card = self.texts or ("", "")
         variables = published.for_publishing(loaded.variables, dtype)
-        with published.new_folder(folder) as inside:
+        with new_folder(folder) as inside:
             published.write(
                 inside, loaded.config, loaded.step, variables, dtype=dtype, text=text or None
             )
