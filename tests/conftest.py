@@ -1,6 +1,7 @@
 """Eight fake devices on the CPU, and the corpora that the tests share."""
 
 import atexit
+import fcntl
 import gc
 import importlib
 import os
@@ -81,6 +82,28 @@ def pytest_runtest_makereport(item, call):
 
 
 @pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """made_once("run", make): the folder that `make(folder)` filled, in the first of the workers
+    that asked for it; the others wait. No test may change what is in it."""
+
+    def share(name: str, make) -> Path:
+        base = tmp_path_factory.getbasetemp()
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            base = base.parent  # of all workers
+        folder, done = base / f"shared-{name}", base / f"shared-{name}.done"
+        with open(base / f"shared-{name}.lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return share
+
+
+@pytest.fixture(scope="session")
 def golden():
     """golden("losses"): inputs and outputs of a reference implementation, as arrays by name."""
 
@@ -101,15 +124,17 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tones(tmp_path_factory) -> Path:
+def tones(made_once) -> Path:
     """<speaker>/<recording>/<utterance>.flac: 12 speakers, two recordings of two utterances."""
-    root = tmp_path_factory.mktemp("tones")
-    for speaker in range(12):
-        for utterance in range(4):
-            path = root / f"s{speaker:02d}" / f"r{utterance // 2}" / f"u{utterance}.flac"
-            seconds = 0.6 + 0.1 * utterance
-            write_tone(path, seconds, hertz=90 + 20 * speaker, seed=10 * speaker + utterance)
-    return root
+
+    def write(root):
+        for speaker in range(12):
+            for utterance in range(4):
+                path = root / f"s{speaker:02d}" / f"r{utterance // 2}" / f"u{utterance}.flac"
+                seconds = 0.6 + 0.1 * utterance
+                write_tone(path, seconds, hertz=90 + 20 * speaker, seed=10 * speaker + utterance)
+
+    return made_once("tones", write)
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def test_the_training_notebook_runs_from_top_to_bottom(tmp_path):
     assert (tmp_path / "run-page" / "index.html").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_the_comparing_notebook_runs_from_top_to_bottom(tmp_path):
     cells = executed(COMPARING, tmp_path, {"REPOSITORY": str(ROOT)})

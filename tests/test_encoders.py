@@ -235,6 +235,7 @@ def test_attentive_pooling_is_the_plain_sum_over_time():
     np.testing.assert_allclose(layer.apply(variables, x, False), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_encoder_gradients_are_finite_differences():
     encoder, h = make_encoder(SMALL), 2e-4
     variables, x = initial(encoder, frames=40, rows=4)

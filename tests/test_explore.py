@@ -39,7 +39,7 @@ def run_with_tables(untrained, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("named", ["tables", "no tables"])
+@pytest.mark.parametrize("named", ["tables", pytest.param("no tables", marks=pytest.mark.long)])
 def test_page(untrained, run_with_tables, tones, tmp_path, browser, named):
     model = run_with_tables if named == "tables" else untrained
     out = tmp_path / "page.html"

@@ -51,10 +51,17 @@ def start(program, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def pair(tmp_path_factory):
+def pair(made_once):
     """What two hosts saw (host.py), the second of which gets SIGTERM, and how they ended: its
     dictionary, exit status and standard error of each."""
-    folder, port = tmp_path_factory.mktemp("pair"), free_port()
+    folder = made_once("pair", two_hosts)
+    ended = [json.loads((folder / f"{i}.ended").read_text()) for i in range(2)]
+    seen = [json.loads((folder / f"{i}.json").read_text()) for i in range(2)]
+    return [(one, *how) for one, how in zip(seen, ended, strict=True)]
+
+
+def two_hosts(folder):
+    port = free_port()
     command = [sys.executable, str(Path(__file__).with_name("host.py"))]
     pipe, variables = subprocess.PIPE, {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
     processes = [
@@ -72,8 +79,8 @@ def pair(tmp_path_factory):
         for process in processes:
             process.kill()
             process.communicate()
-    seen = [json.loads((folder / f"{i}.json").read_text()) for i in range(2)]
-    return list(zip(seen, (process.returncode for process in processes), errors, strict=True))
+    for i, (process, said) in enumerate(zip(processes, errors, strict=True)):
+        (folder / f"{i}.ended").write_text(json.dumps([process.returncode, said]))
 
 
 def test_a_signal_to_one_host_stops_both_after_the_same_step(pair):
@@ -124,6 +131,7 @@ def assert_same_run(out, run):
             np.testing.assert_array_equal(one["cluster"], other["cluster"])
 
 
+@pytest.mark.long
 def test_two_hosts_train_what_one_trains_and_only_the_first_writes(start, alone, tmp_path):
     run, arguments = alone
     processes = start([*arguments, "--out", tmp_path / "run"])

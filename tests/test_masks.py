@@ -103,10 +103,10 @@ def assert_batched_is_alone(config, features, waveforms, longest):
         ("ecapa", "kaldi"),
         ("asp-time", "speechbrain"),
         ("redimnet2", "redimnet2"),
-        ("ecapa", "sherpa"),
         *(
             pytest.param(*case, marks=pytest.mark.long)
             for case in [
+                ("ecapa", "sherpa"),
                 ("ecapa", "kaldi_hamming"),
                 ("sap-time", "speechbrain"),
                 ("sap-frequency", "speechbrain"),

@@ -41,7 +41,7 @@ def complete(out):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", ["flac", "pcm16"])
+@pytest.mark.parametrize("format", ["flac", pytest.param("pcm16", marks=pytest.mark.long)])
 def test_killed_and_started_again_ends_with_the_same_bytes(program, speech, tmp_path, format):
     arguments = ["--shard_mb", 1, "--format", format, "--cache", tmp_path / "cache"]
     finish(program("prepare", speech, tmp_path / "whole", *arguments))

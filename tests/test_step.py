@@ -74,11 +74,11 @@ NO_DECAY = Optimizer(learning_rate=0.003, weight_decay=0.0)
 
 @pytest.mark.parametrize(
     "encoder, kind, augment, micro_batch",
-    [
+    [  # fewer rows than devices hold, below, are the harder case
         pytest.param(SHALLOW, "supcon", AUGMENTED, None, marks=pytest.mark.long),
         pytest.param(SHALLOW, "aam_softmax", Augment(), None, marks=pytest.mark.long),
         pytest.param(SHALLOW, "sphereface2", Augment(), None, marks=pytest.mark.long),
-        (SHALLOW, "supcon", AUGMENTED, 8),
+        pytest.param(SHALLOW, "supcon", AUGMENTED, 8, marks=pytest.mark.long),
         pytest.param(REDIMNET2, "supcon", Augment(), None, marks=pytest.mark.long),
     ],
 )
@@ -438,6 +438,7 @@ def test_rows_are_filled_up_for_the_devices():
 CLUSTERED = Sampler(speakers=8, hard_ratio=0.5)
 
 
+@pytest.mark.long
 def test_easy_rows_alone_make_the_statistics():
     config = replaced({"batch_statistics": "easy"}, sampler=CLUSTERED)
     batch = {"audio": audio(), "labels": LABELS}
