@@ -9,6 +9,7 @@ from pathlib import Path
 from chns_jax.common.command_line import add_cache, add_checkpoint, add_segments, make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import NonNegativeInt, PositiveInt
+from chns_jax.corpus.storage import is_url
 from chns_jax.runs.published import find_model
 
 
@@ -165,7 +166,7 @@ def pair_lists(lists: Sequence[str], roots: Sequence[str]) -> dict[str, tuple[st
             f"{len(lists)} lists of trials have {len(roots)} roots: give one --root, or one for "
             "each --trials"
         )
-    roots = [os.path.abspath(os.path.expanduser(root)) for root in roots]
+    roots = [root if is_url(root) else os.path.abspath(os.path.expanduser(root)) for root in roots]
     pairs = list(zip(lists, roots if len(roots) > 1 else roots * len(lists), strict=True))
     stems = [Path(path).stem for path, _ in pairs]
     if len(set(stems)) < len(stems):

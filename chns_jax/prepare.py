@@ -56,6 +56,7 @@ def main(argv: list[str]) -> None:
         print(shards.verify(chosen.root), file=sys.stderr)
         return
     out = _checked_out(chosen.root, chosen.out)
+    shards.check_folder(out)  # what is wrong with it waits for no corpus
     corpus = open_corpus(chosen.root, chosen.cache)
     was_complete = (out / shards.INDEX).exists()
     options = shards.Options(chosen.format, chosen.sample_rate, chosen.shard_mb)

@@ -37,6 +37,8 @@ def test_help_and_mistakes_do_not_wait_for_heavy_imports(tmp_path):
     (run / "config.yaml").write_text("training: {steps: 5}")
     model, trials = ["--model", str(run)], ["--trials", gone, "--root", str(tmp_path)]
     mistakes = [
+        ["gallery", "list", "--gallery", __file__],
+        ["gallery", "remove", "a", "--gallery", gone],
         ["train", "--sampler.speakers", "1"],
         ["study", "lab/folder", "--trials", gone, "--replicates", "1"],
         ["train", "--config", gone],
@@ -85,7 +87,7 @@ print(json.dumps([light, sorted(sys.modules), helps, said, sentences]))
     light, imported, helps, said, sentences = json.loads(child.stdout)
     assert not HEAVY & set(imported)
     assert len(sentences) == len(mistakes)
-    assert all(f"{gone} is not" in sentence for sentence in sentences[2:])
+    assert all(f"{gone} is not" in sentence for sentence in sentences[4:])
     assert not {"numpy", "yaml"} & set(light)  # `import chns_jax` alone
     assert set(helps) == set(said) == set(COMMANDS)
     assert all("usage: " in text and "--help" in text for text in helps.values())

@@ -46,6 +46,7 @@ def test_lists_and_their_roots():
         "o.txt in /clean": ("o.txt", "/clean"),
         "o.txt in /noisy": ("o.txt", "/noisy"),
     }
+    assert pair_lists(["o.txt"], ["gs://bucket/wav"]) == {"o": ("o.txt", "gs://bucket/wav")}
     with pytest.raises(UserError, match="3 lists of trials have 2 roots"):
         pair_lists(["a", "b", "c"], ["/r", "/s"])
     with pytest.raises(UserError, match="given twice"):

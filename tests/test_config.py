@@ -88,13 +88,10 @@ def shrunk(cache, tones) -> list[str]:
 STRATEGIES = ("supcon", "hscl", "chns", "chns_hscl", "aamsoftmax")
 RUNS = [
     *([strategy] for strategy in STRATEGIES),
-    *(
-        pytest.param([strategy, "thinresnet"], marks=pytest.mark.long)
-        for strategy in STRATEGIES
-        if strategy != "chns"
-    ),
-    ["chns", "thinresnet"], ["ntxent"], ["chns_aug"], ["chns", "ecapa1024"],
-    pytest.param(["chns", "ecapa512"], marks=pytest.mark.long),
+    *(pytest.param([strategy, "thinresnet"], marks=pytest.mark.long) for strategy in STRATEGIES),
+    ["chns_aug"],
+    *(pytest.param(names, marks=pytest.mark.long)
+      for names in (["ntxent"], ["chns", "ecapa512"], ["chns", "ecapa1024"])),
     *(pytest.param([f"redimnet2_{name}"], marks=pytest.mark.long) for name in ("aam", "chns")),
     pytest.param(["redimnet2_chns_hscl"], marks=pytest.mark.long),
     pytest.param(["redimnet2_chns", "large_margin"], marks=pytest.mark.long),

@@ -152,6 +152,7 @@ def test_mistakes_get_one_sentence(untrained, tmp_path, monkeypatch, inputs, opt
     assert not (tmp_path / "x.npz").exists() and not (tmp_path / "x.npz.partial").exists()
 
 
+@pytest.mark.long
 def test_a_stopped_job_goes_on(untrained, tones, tmp_path, monkeypatch, expected):
     """What is in the parts is not read again, and the result is that of a job never stopped."""
     out, reading, asked = tmp_path / "x.npz", audio.read_whole, []

@@ -97,7 +97,8 @@ def test_a_disk_that_fills_up(program, speech, tmp_path):
     finish(program("prepare", *arguments))
 
 
-@pytest.mark.parametrize("format", ["pcm16", pytest.param("flac", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("format", ["pcm16", "flac"])
 def test_training_from_shards_is_training_from_the_folder(command, tiny, tones, tmp_path, format):
     """In seven steps, with a refresh and a validation."""
     tiny = [*tiny, "--training.steps", 7]

@@ -403,9 +403,9 @@ def test_weight_decay_is_added_to_the_gradient_as_pytorch_does():
 @pytest.mark.parametrize(
     "kind, micro_batch",
     [
-        ("supcon", 5),
+        ("supcon", None),
+        pytest.param("supcon", 5, marks=pytest.mark.long),
         pytest.param("aam_softmax", None, marks=pytest.mark.long),
-        pytest.param("supcon", None, marks=pytest.mark.long),
         pytest.param("aam_softmax", 5, marks=pytest.mark.long),
     ],
 )

@@ -154,6 +154,7 @@ def test_the_recipe_ends_with_the_same_bytes(command, tiny, tmp_path, monkeypatc
     assert [name for name in speakers if name.endswith("/x0.9")] == speakers[9:]
 
 
+@pytest.mark.long
 def test_a_refresh_beside_training_is_begun_again(command, tones, tmp_path):
     """At step 9 the refresh for step 10 is under way, with the encoder of step 7."""
     run = tmp_path / "run"
@@ -172,7 +173,8 @@ def test_a_refresh_beside_training_is_begun_again(command, tones, tmp_path):
     assert (tables[-1].read_bytes(), digest(run)) == expected
 
 
-@pytest.mark.parametrize("stops", [[8], pytest.param([5, 9], marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("stops", [[8], [5, 9]])
 def test_a_run_that_cannot_read_saves_its_position(finished, command, tmp_path, monkeypatch, stops):
     """As a round begins, which then begins again, and in the middle of one."""
     run, arguments = finished
@@ -335,16 +337,11 @@ def test_broken_files_are_skipped_and_listed(command, tmp_path):
     assert len(skipped) == 2 and "s0/3.wav\tholds NaN" in skipped[0] and "s5/7.wav" in skipped[1]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["eer"] is None
 
-    spoilt = {}
     for utterance in range(8, 16):
-        spoilt[utterance] = (root / f"s2/{utterance}.wav").read_bytes()
         (root / f"s2/{utterance}.wav").write_bytes(b"no audio")
     _, errors = command("train", *arguments, "--out", tmp_path / "other", status=2)
     assert "8 of 300 files cannot be used, more than 1%" in errors
     assert len((tmp_path / "other" / "skipped.txt").read_text().splitlines()) == 8
-    for utterance, content in spoilt.items():
-        (root / f"s2/{utterance}.wav").write_bytes(content)
-    command("train", *arguments, "--out", tmp_path / "other")
 
 
 def test_a_run_does_not_go_on_with_other_speakers(command, tmp_path, monkeypatch):
@@ -454,7 +451,8 @@ def test_real_speech_is_learnt(command, real_data, tmp_path):
     trials = real_data / "vox2mini_valid_trials.txt"
     arguments = ["--config", "configs/small.yaml", "--data.root", real_data / "vox2mini"]
     arguments += ["--data.trials", trials, "--data.cache", tmp_path, "--out", tmp_path / "run"]
-    arguments += ["--encoder.ecapa.channels", "[32,32,96]", "--data.crop_seconds", 1]
+    arguments += ["--encoder.ecapa.channels", "[16,16,48]", "--data.crop_seconds", 1]
+    arguments += ["--validation.segment_seconds", 2]
     arguments += ["--training.devices", 1, "--sampler.speakers", 12]
     arguments += ["--encoder.ecapa.kernel_sizes", "[5,3,1]"]
     arguments += ["--encoder.ecapa.dilations", "[1,2,1]", "--sampler.utterances_per_speaker", 2]

@@ -12,8 +12,9 @@ import hashlib
 import io
 import json
 import os
+import re
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -36,6 +37,7 @@ from chns_jax.corpus.skipped import Skipped
 VERSION = 1
 INDEX = "index.npz"
 SKIPPED = "skipped.txt"
+PART = re.compile(r"shard-\d{5,}-of-\d{5,}\.(array_record|npz)")
 FLAC_MOST_HERTZ = 65_535  # above, it holds multiples of ten only
 READ_AT_ONCE = 1 << 24
 REPAIR = "copy it again, or prepare the corpus anew in an empty folder"
@@ -262,16 +264,33 @@ def _digest(corpus: Corpus, options: Options) -> str:
     return digest.hexdigest()
 
 
+def check_folder(out: Path) -> None:
+    """Raises UserError when it is no folder, or holds what is no part of any prepared corpus."""
+    if out.is_dir():
+        _check_names(out, lambda name: name in (INDEX, SKIPPED) or bool(PART.fullmatch(name)))
+    elif os.path.lexists(out):
+        raise _no_folder(out)
+
+
 def _claim(out: Path, names: Sequence[str]) -> None:
-    """Make the folder. Raises UserError when it holds what does not belong there."""
+    """Make the folder. Raises UserError when it holds what does not belong to this corpus."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{out} is a file: give the name of a folder") from None
+        raise _no_folder(out) from None
     remove_leftovers(out)
     ours = {INDEX, SKIPPED, *names, *(_notes(out, name).name for name in names)}
+    _check_names(out, ours.__contains__)
+
+
+def _no_folder(out: Path) -> UserError:
+    what = "a link that leads to no folder" if os.path.islink(out) else "a file"
+    return UserError(f"{out} is {what}: give the name of a folder")
+
+
+def _check_names(out: Path, is_ours: Callable[[str], bool]) -> None:
     there = (name for name in os.listdir(out) if not name.endswith(UNFINISHED))
-    others = sorted(set(there) - ours)
+    others = sorted(name for name in there if not is_ours(name))
     if others:
         raise UserError(
             f"{out} holds {others[0]}, which is no part of this corpus as it would be prepared: "

@@ -8,9 +8,8 @@ are the same. A state dict is a dict name -> array.
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,7 +46,6 @@ RESNET_PARTS = {
     "downsample_conv": "downsample.0",
     "downsample_bn": "downsample.1",
 }
-ENOUGH_FRAMES = 60_000  # for every dilation; only shapes are computed with them
 # Axes of a kernel in PyTorch, by their positions in Flax: linear, 1-D and 2-D convolutions.
 KERNEL_AXES = {2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1)}
 
@@ -266,23 +264,15 @@ def unwrap(loaded: Any) -> dict[str, np.ndarray]:
 
 def _tensors(encoder: Encoder, bands: int) -> dict[str, Tensor]:
     """The tensors of the encoder's state dict, without counters."""
-    import jax
-    import jax.numpy as jnp
-    from flax.traverse_util import flatten_dict
+    from chns_jax.encoders import variable_shapes
 
-    from chns_jax.encoders import make_encoder
-
-    frames = jax.ShapeDtypeStruct((1, ENOUGH_FRAMES, bands), jnp.float32)
-    init = partial(make_encoder(encoder).init, train=False)
-    shapes = jax.eval_shape(init, jax.random.key(0), frames)
     tensors = {}
-    # Of arrays, which flatten_dict may hand on as trees.
-    for path, value in cast(dict[tuple[str, ...], Any], flatten_dict(shapes)).items():
-        axes = tuple(range(value.ndim))
+    for path, ours in variable_shapes(encoder, bands).items():
+        axes = tuple(range(len(ours)))
         if path[-1] == "kernel":
             # ReDimNet2's images have time first here, and there frequency.
-            axes = axes[::-1] if encoder.kind == "redimnet2" else KERNEL_AXES[value.ndim]
-        shape = tuple(value.shape[axis] for axis in axes)
+            axes = axes[::-1] if encoder.kind == "redimnet2" else KERNEL_AXES[len(ours)]
+        shape = tuple(ours[axis] for axis in axes)
         tensors[_torch_name(path, encoder)] = Tensor(path, axes, shape)
     return tensors
 

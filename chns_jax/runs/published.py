@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
@@ -35,7 +34,6 @@ DTYPES = ("F32", "F16")  # safetensors' names
 LARGEST_HEADER = 1 << 20  # bytes; those of ReDimNet2-B3 take a tenth
 LARGEST_CARD = 1 << 20
 LAST_STEP = 2**31 - 1
-ENOUGH_FRAMES = 60_000  # for every dilation; only shapes are computed with them
 
 
 class Metadata(NamedTuple):
@@ -183,19 +181,11 @@ def read(folder: Path, config: Config, sharding: jax.sharding.Sharding) -> Saved
 
 def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the variables of a config's encoder."""
-    import jax
-    import jax.numpy as jnp
-    from flax.traverse_util import flatten_dict
+    from chns_jax.encoders import variable_shapes
 
-    from chns_jax.encoders import make_encoder
-
-    frames = jax.ShapeDtypeStruct((1, ENOUGH_FRAMES, config.features.bands), jnp.float32)
-    init = partial(make_encoder(config.encoder).init, train=False)
-    made = jax.eval_shape(init, jax.random.key(0), frames)
-    tree = {"params": {"encoder": made["params"]}, "batch_stats": made["batch_stats"]}
-    # Of shapes, which flatten_dict may hand on as trees.
-    flat = cast(dict[str, Any], flatten_dict(tree, sep="/"))
-    return {name: tuple(leaf.shape) for name, leaf in flat.items()}
+    places = {"params": ("params", "encoder"), "batch_stats": ("batch_stats",)}
+    shapes = variable_shapes(config.encoder, config.features.bands)
+    return {"/".join((*places[kind], *path)): of for (kind, *path), of in shapes.items()}
 
 
 def read_texts(folder: Path) -> Texts:

@@ -6,14 +6,16 @@ import json
 import math
 import unicodedata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
 
 from chns_jax.common.errors import UserError
 from chns_jax.common.files import replacing
-from chns_jax.verification.speaker_encoder import SpeakerEncoder, Voiceprint
+
+if TYPE_CHECKING:
+    from chns_jax.verification.speaker_encoder import SpeakerEncoder, Voiceprint
 
 UNKNOWN = "unknown"  # what nobody's voice is identified as
 LONGEST_FILE_NAME = 200  # bytes; file systems hold 255
@@ -74,6 +76,8 @@ def read(folder: Path) -> list[Enrolled]:
 def voiceprints(folder: Path, encoder: SpeakerEncoder) -> dict[str, Voiceprint]:
     """The voice of each speaker of a gallery. Also raises UserError for a gallery of nobody, and
     for one of another model."""
+    from chns_jax.verification.speaker_encoder import Voiceprint
+
     speakers = read(folder)
     if not speakers:
         raise UserError(f"nobody is enrolled in {folder}: enroll someone first")
