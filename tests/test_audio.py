@@ -177,8 +177,8 @@ def test_m4a_needs_ffmpeg(tmp_path, monkeypatch):
 def test_m4a_through_ffmpeg(tmp_path):
     time = np.arange(2 * RATE) / RATE
     soundfile.write(tmp_path / "x.wav", 0.5 * np.sin(2 * np.pi * 300 * time), RATE)
-    command = ["ffmpeg", "-v", "error", "-i", tmp_path / "x.wav", tmp_path / "x.m4a"]
-    subprocess.run(command, check=True)
+    command = ["ffmpeg", "-v", "error", "-i", tmp_path / "x.wav", "-movflags", "+faststart"]
+    subprocess.run([*command, tmp_path / "x.m4a"], check=True)
     assert read_header(str(tmp_path / "x.m4a")).seconds == pytest.approx(2, abs=0.1)
     crop = read_crop(str(tmp_path / "x.m4a"), 0.5, RATE, RATE)
     assert crop.shape == (RATE,)
@@ -186,6 +186,9 @@ def test_m4a_through_ffmpeg(tmp_path):
     whole = read_whole(str(tmp_path / "x.m4a"), RATE)
     assert len(whole) == pytest.approx(2 * RATE, abs=0.1 * RATE)
     assert np.sqrt(np.mean(whole.astype(float) ** 2)) == pytest.approx(11_585, abs=2000)
+    (tmp_path / "cut.m4a").write_bytes((tmp_path / "x.m4a").read_bytes()[:-4000])
+    with pytest.raises(AudioError, match="cut.m4a cannot be decoded"):
+        read_whole(str(tmp_path / "cut.m4a"), RATE)
     (tmp_path / "y.m4a").write_bytes(b"not audio")
     with pytest.raises(AudioError, match="y.m4a"):
         read_header(str(tmp_path / "y.m4a"))

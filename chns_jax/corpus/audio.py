@@ -399,6 +399,7 @@ def _ffmpeg_crop(path: str, position: float, samples: int | None, sample_rate: f
     raw = _run_ffmpeg(
         path, "ffmpeg", *FFMPEG_INPUT, *window, "-i", f"file:{path}",
         "-map", "0:a:0", "-ac", "1", "-ar", str(round(sample_rate)), "-f", "s16le", "-",
+        whole=samples is None,
     )  # fmt: skip
     return np.frombuffer(raw, dtype="<i2")
 
@@ -435,17 +436,21 @@ def _check_installed(path: str, program: str) -> None:
         )
 
 
-def _run_ffmpeg(path: str, program: str, *arguments: str) -> bytes:
+def _run_ffmpeg(path: str, program: str, *arguments: str, whole: bool = False) -> bytes:
     _check_installed(path, program)
     command = [program, "-v", "error", *arguments]
     run = partial(subprocess.run, command, capture_output=True, stdin=subprocess.DEVNULL)
+    def failed(done):
+        # Of a file that is cut off, ffmpeg decodes what there is, says so, and ends well.
+        return done.returncode or (whole and done.stderr)
+
     done = run()
-    if done.returncode:  # that of a file which can be read, twice
+    if failed(done):  # that of a file which can be read, twice
         with open(path, "rb") as file:
             while file.read(1 << 20):
                 pass
         done = run()
-    if done.returncode:
+    if failed(done):
         said = done.stderr.decode(errors="replace").strip().splitlines()
         reason = said[-1].removeprefix(f"file:{path}: ") if said else program
         raise AudioError(path, f"cannot be decoded: {reason}")
