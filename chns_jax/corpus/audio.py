@@ -440,6 +440,7 @@ def _run_ffmpeg(path: str, program: str, *arguments: str, whole: bool = False) -
     _check_installed(path, program)
     command = [program, "-v", "error", *arguments]
     run = partial(subprocess.run, command, capture_output=True, stdin=subprocess.DEVNULL)
+
     def failed(done):
         # Of a file that is cut off, ffmpeg decodes what there is, says so, and ends well.
         return done.returncode or (whole and done.stderr)
