@@ -204,6 +204,13 @@ def test_only_files_are_opened(tmp_path, name):
                 read(str(path))
 
 
+def test_raw_samples_are_named(tmp_path):
+    (tmp_path / "x.RAW").write_bytes(bytes(32_000))
+    for read in READERS:
+        with pytest.raises(AudioError, match="x.RAW is raw, and so says neither its rate nor its"):
+            read(str(tmp_path / "x.RAW"))
+
+
 @pytest.mark.parametrize(
     "name", ["http://127.0.0.1:9/x.m4a", "concat:a.m4a|b.m4a", "subfile,,start,0,end,9,,:a.m4a",
              "data:audio/mp4;base64,AAAA.m4a", "pipe:0.m4a", "-x.m4a", "http://127.0.0.1:9/x.wav"],

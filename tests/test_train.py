@@ -225,6 +225,10 @@ def test_two_trainings_do_not_share_a_folder(finished, command, tmp_path, monkey
         monkeypatch.setattr(folder.fcntl, "flock", flock)
         with folder.claim(out, config):  # on a file system without locks
             pass
+    out.lock.unlink()
+    os.mkfifo(out.lock)
+    with pytest.raises(UserError, match="lock is no regular file: remove it"):
+        folder.claim(out, config).__enter__()
 
 
 def test_another_config_for_a_run_is_refused(finished, command):

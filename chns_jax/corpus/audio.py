@@ -332,8 +332,10 @@ def _believed(path: str, seconds: float, rate: int, channels: int = 1) -> Header
 
 
 def _check_regular(path: str) -> None:
-    """Raises AudioError for what is not there, and for a pipe, a socket or a device, which are not
-    opened; and OSError."""
+    """Raises AudioError for what is not there, for a pipe, a socket or a device, which are not
+    opened, and for what is called raw, of which libsndfile asks what it is; and OSError."""
+    if os.path.splitext(path)[1].lower() == ".raw":
+        raise AudioError(path, "is raw, and so says neither its rate nor its type: convert it")
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError) as error:

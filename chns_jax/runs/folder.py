@@ -127,6 +127,8 @@ def claim(folder: RunFolder, config: Config) -> Iterator[None]:
                 ) from None
             if not folder.is_begun():
                 _check_unused(folder)
+            if os.path.lexists(folder.lock) and not os.path.isfile(folder.lock):
+                raise UserError(f"{folder.lock} is no regular file: remove it")
             _lock(held.enter_context(open(folder.lock, "a")), folder)
             remove_leftovers(folder.path)
             if not folder.is_begun():

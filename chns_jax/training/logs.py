@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from chns_jax.common.errors import UserError
 from chns_jax.common.files import replacing
+from chns_jax.common.reading import read_text
 from chns_jax.config import Config
 from chns_jax.corpus.corpus import Corpus
 from chns_jax.devices import processes
@@ -162,14 +163,23 @@ def is_due(step: int, every: int, steps: int) -> bool:
 
 
 def records(path: Path) -> Iterator[dict]:
-    """The objects of a JSONL file; a last line that a kill cut short is left out."""
+    """The objects of a JSONL file; a last line that a kill cut short is left out. Raises UserError
+    for another that is none of a run's."""
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    lines = read_text(path, "the log of a run").splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
+            record = json.loads(line)
+            if not isinstance(record["step"], int):
+                raise TypeError
+        except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+            if number == len(lines):
+                return
+            raise UserError(
+                f"{path} is damaged in line {number}: remove the lines from there on"
+            ) from error
+        yield record
 
 
 def progress_bar(first: int, steps: int) -> tqdm:
