@@ -72,6 +72,8 @@ def main(argv: list[str]) -> None:
     folder = Path(chosen.model).expanduser()
     path = RunFolder(folder).calibration
     check_spares(path, [chosen.trials, chosen.enrolment])
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: remove it")
     scored, cohort, encoder = score_trials(chosen, by_speaker=True)
     data = dataclasses.replace(encoder.config.data, cache=chosen.cache)
     config = dataclasses.replace(encoder.config, data=data)

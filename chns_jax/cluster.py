@@ -76,6 +76,8 @@ def main(argv: list[str]) -> None:
         seed=chosen.seed,
         round=0,
     )
+    for path, why in reader.skipped.items():
+        print(f"left out: {path} {why}", file=sys.stderr)
     tables.save(without_links(chosen.out), table, corpus.speakers)
     print(
         f"{len(corpus.speakers)} speakers in {len(table.centroids)} clusters of "

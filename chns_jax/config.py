@@ -871,7 +871,14 @@ def read_run(run: Path | str) -> Config:
     path = folder / RUN_CONFIG
     if not path.is_file():
         raise UserError(f"{run} is not a run folder: it holds no {RUN_CONFIG}")
-    return _read_published(folder) if is_published(folder) else load(["--config", str(path)])
+    if is_published(folder):
+        return _read_published(folder)
+    try:
+        return load(["--config", str(path)])
+    except UserError:
+        if os.path.isdir(folder / "checkpoints"):
+            raise
+        raise UserError(f"{run} holds neither checkpoints nor a {WEIGHTS}: get it again") from None
 
 
 def is_published(folder: Path) -> bool:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Literal
 from chns_jax.common.command_line import MODEL, Parser, add_checkpoint, make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.files import check_file, check_new, replacing
-from chns_jax.config import RUN_CONFIG
+from chns_jax.config import RUN_CONFIG, is_published
 from chns_jax.runs.published import ONNX, find_model
 
 if TYPE_CHECKING:
     from chns_jax.verification.model_card import About
 
 SPEAKER, ENCODER = ONNX, "encoder.onnx"
+OF_HUB = {"dtype": "float32", "with_onnx": True, "license": None, "trained_on": None, "result": []}
 SPEAKER_INT8, ENCODER_INT8 = "speaker.int8.onnx", "encoder.int8.onnx"
 
 
@@ -88,6 +89,11 @@ def _to_onnx(chosen: Namespace, out: Path) -> None:
     """Write the ONNX models."""
     if os.path.isfile(out / RUN_CONFIG) and os.path.isdir(out / "checkpoints"):
         raise UserError(f"{out} is a run: give another folder")
+    if is_published(out):
+        raise UserError(f"{out} is a published model: give another folder")
+    for option, default in OF_HUB.items():
+        if getattr(chosen, option) != default:
+            raise UserError(f"--{option} is of --format hub: leave it out")
     packages = ["onnx", *(["onnxruntime"] if chosen.int8 else [])]
     missing = [name for name in packages if find_spec(name) is None]
     if missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -39,9 +40,9 @@ def main(argv: list[str]) -> None:
     remove.add_argument("name", type=str, help="The speaker's name.")
     chosen = parse(parser, argv)
     folder = Path(chosen.gallery).expanduser()
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"{chosen.gallery} is no folder: give that of a gallery")
     if "model" in chosen:
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{chosen.gallery} is no folder: give that of a gallery")
         chosen.model = find_model(chosen.model)  # what is wrong is said before JAX is imported
         for path in chosen.files if chosen.command == "enroll" else [chosen.file]:
             check_readable(path, "an audio file")

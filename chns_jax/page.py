@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     if chosen.out is not None:
         speaker_page.check_folder(Path(chosen.out).expanduser())
     model, metadata = _model(source, chosen.checkpoint)
-    about = speaker_page.describe(metadata)
+    about = speaker_page.describe(metadata, source.name)
     with tempfile.TemporaryDirectory(prefix="chns_jax_page_") as temporary:
         out = Path(chosen.out or temporary).expanduser()
         speaker_page.write(out, model, about, runtime)

@@ -14,6 +14,8 @@ from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import NonNegativeInt, PositiveInt, read_value
 from chns_jax.compare import pair_lists
 
+WRITTEN = ("table.md", "table.csv", "study.html")
+
 if TYPE_CHECKING:
     from chns_jax.config import Config
     from chns_jax.studies.definition import Run, Study, TrialList
@@ -72,6 +74,7 @@ def main(argv: list[str]) -> None:
     runs = definition.runs_of(study, config)
     lists = choose_lists(study, config, chosen.trials, chosen.root)
     # What is wrong is said before JAX is imported, and before hours of training.
+    check_out(Path(config.out).expanduser())
     checkpoint = checked_checkpoint(chosen.checkpoint, runs)
     check_replicates(chosen.replicates)
     check_lists(lists, runs)
@@ -100,6 +103,15 @@ def main(argv: list[str]) -> None:
                 file.write(table)
         write_page(out / "study.html", study, runs[:number], rows)
     print(text, end="")
+
+
+def check_out(out: Path) -> None:
+    """Raises UserError when the folder is a run, or holds a table or a page that no study wrote."""
+    if (out / "checkpoints").is_dir():
+        raise UserError(f"{out} is a run: give another --out")
+    there = [name for name in WRITTEN if os.path.lexists(out / name)]
+    if there and not (out / "runs").is_dir():
+        raise UserError(f"{out} holds a {there[0]} that no study wrote: give another --out")
 
 
 def choose_lists(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Literal
+from typing import Annotated, Literal
 
 from chns_jax.common.command_line import add_cache, add_checkpoint, make_parser, parse
 from chns_jax.common.errors import UserError, run
-from chns_jax.common.values import NonNegativeInt, PositiveInt
+from chns_jax.common.values import NonNegativeInt, PositiveInt, between
 from chns_jax.runs.published import find_model
+
+NEAREST = 5
 
 
 def main(argv: list[str]) -> None:
@@ -40,7 +42,10 @@ def main(argv: list[str]) -> None:
         help="Columns of --metadata, age_group say, whose values impostors of any kind share.",
     )
     parser.add_argument(
-        "--nearest", type=PositiveInt, default=5, help="Nearest others of a speaker that count."
+        "--nearest",
+        type=PositiveInt | None,
+        default=None,
+        help=f"For --kind nearest: nearest others of a speaker that count; {NEAREST} if not given.",
     )
     parser.add_argument(
         "--model",
@@ -66,7 +71,10 @@ def main(argv: list[str]) -> None:
         help="Lists none of whose speakers are taken, so that one list tunes and another confirms.",
     )
     parser.add_argument(
-        "--max_trials", type=PositiveInt, default=100_000, help="Trials in the list, at most."
+        "--max_trials",
+        type=Annotated[int, between(2, 10**10)],
+        default=100_000,
+        help="Trials in the list, at most.",
     )
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of what is drawn.")
     add_cache(parser)
@@ -78,6 +86,8 @@ def main(argv: list[str]) -> None:
         raise UserError("--metadata says nothing here: give --kind same-gender or --same COLUMN")
     if chosen.model and chosen.kind != "nearest":
         raise UserError("--model says who is near: give --kind nearest, or leave it out")
+    if chosen.nearest and chosen.kind != "nearest":
+        raise UserError("--nearest counts who is near: give --kind nearest, or leave it out")
     if chosen.checkpoint != "last" and not chosen.model:
         raise UserError("--checkpoint is one of a run: give --model, or leave it out")
     if chosen.model:
@@ -122,7 +132,9 @@ def main(argv: list[str]) -> None:
         from chns_jax.verification.impostors import nearest_impostors
 
         encoder = model.load(chosen.model, chosen.checkpoint) if chosen.model else None
-        rules.append(nearest_impostors(corpus, chosen.nearest, model=encoder, cache=chosen.cache))
+        rules.append(
+            nearest_impostors(corpus, chosen.nearest or NEAREST, model=encoder, cache=chosen.cache)
+        )
     made = trials.make(
         corpus,
         max_trials=chosen.max_trials,

@@ -43,12 +43,17 @@ def places(tmp_path_factory, tones, untrained) -> dict[str, str]:
     """What {names} in the rows are: files in a folder that no command may change, and {out}."""
     folder = tmp_path_factory.mktemp("bad") / "in"
     folder.mkdir()
-    for name in ("folder", "empty", "gallery", "own", "journal"):
+    for name in ("folder", "empty", "gallery", "own", "journal", "mine", "emptied"):
         (folder / name).mkdir()
     pair, other = "s00/r0/u0.flac s00/r1/u2.flac", "s00/r0/u0.flac s01/r0/u0.flac"
     for name, text in {
         "gallery/a.json": "{}",
         "file": "",
+        "mine/index.html": "mine",
+        "mine/table.md": "mine",
+        "emptied/config.yaml": "augment: {noise: {probability: 0.5}}\n",
+        "twice.csv": "id,gender,gender\ns00,f,m\n",
+        "raw.raw": "no header",
         "text.wav": "no audio\n",
         "listed.txt": "gone.wav\n",
         "config.yaml": "training: {steps: 5}\n",

@@ -141,3 +141,11 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
         file.write("new")
         raise RuntimeError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_names_the_file_that_is_asked_for(tmp_path):
+    (tmp_path / "folder" / "full").mkdir(parents=True)
+    with pytest.raises(OSError) as raised, replacing(tmp_path / "folder") as file:
+        file.write("x")
+    assert raised.value.filename == str(tmp_path / "folder") and raised.value.filename2 is None
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]

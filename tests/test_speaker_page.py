@@ -122,7 +122,7 @@ def test_the_model_is_described():
 ])  # fmt: skip
 def test_other_metadata_are_refused(key, value):
     metadata = {k: v for k, v in {**METADATA, key: value}.items() if v is not None}
-    with pytest.raises(UserError, match="the metadata of speaker.onnx are not what"):
+    with pytest.raises(UserError, match="the metadata of speaker.onnx are not those of a"):
         speaker_page.describe(metadata)
 
 

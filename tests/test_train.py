@@ -253,6 +253,20 @@ def test_a_folder_where_nothing_was_learnt_takes_another_config(tmp_path):
         folder.is_complete(folder.RunFolder(tmp_path), first)
 
 
+def test_a_summary_that_was_cut_short_is_made_again(tmp_path):
+    config, run = configs.load(["--config", "configs/debug.yaml"]), folder.RunFolder(tmp_path)
+    (run.checkpoints / "5").mkdir(parents=True)
+    run.config.write_text(configs.to_yaml(config))
+    for text, complete in {
+        "": False,
+        '{"step": 5, "e': False,
+        "5": False,
+        '{"step": 5}': True,
+    }.items():
+        run.summary.write_text(text)
+        assert folder.is_complete(run, config) == complete
+
+
 @pytest.mark.parametrize(
     "name",
     ["config.yaml", "metrics.jsonl", "summary.json", "training.png", "skipped.txt",

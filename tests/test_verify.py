@@ -369,8 +369,9 @@ def test_mistakes_with_a_gallery(calibrated, tones, tmp_path):
     (path,) = (tmp_path / "g").glob("*.json")
     about = json.loads(path.read_text())
     path.write_text(json.dumps({**about, "made_by": {"checkpoint": "x", "segments": None}}))
-    with pytest.raises(UserError, match="Ann was enrolled in .* with another model"):
-        gallery.main(["identify", speech, *model, *where])
+    for command in (["identify", speech], ["enroll", "Bob", str(tones / NAMES[4])]):
+        with pytest.raises(UserError, match="Ann was enrolled in .* with another model"):
+            gallery.main([*command, *model, *where])
     voice = about["embedding"]
     for change in (
         {"embedding": None}, {"embedding": [voice]}, {"seconds": None}, {"name": None},

@@ -29,7 +29,7 @@ from chns_jax.corpus.speeds import with_speeds
 from chns_jax.embedding.embedder import Embedder
 from chns_jax.runs import checkpoint
 from chns_jax.runs.folder import RunFolder
-from chns_jax.sampling import rounds
+from chns_jax.sampling import plan, rounds
 from chns_jax.sampling.pipeline import training_batches
 from chns_jax.training.build import Build, build
 from chns_jax.training.logs import is_due, records
@@ -277,6 +277,7 @@ def _feed(config: Config, least: float) -> tuple[float, float]:
     began = time.perf_counter()
     corpus = with_speeds(open_corpus(config.data.root, config.data.cache), config.data.speeds)
     opened_in = time.perf_counter() - began
+    plan.check(config.sampler, corpus)
     sample_rate = config.features.sample_rate
     batches = training_batches(
         Reader(corpus, sample_rate, config.data.threads), replace(config.sampler, kind="random"),

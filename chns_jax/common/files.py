@@ -39,15 +39,28 @@ def replacing(path: Path | str, mode: str = "w", *, new: bool = False) -> Iterat
     try:
         # "x" follows no link, and opens nothing that is there already.
         exclusive = mode.replace("w", "x")
-        with open(beside, exclusive, encoding=encoding, errors=errors) as file:
+        with _named(path):
+            opened = open(beside, exclusive, encoding=encoding, errors=errors)
+        with opened as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         if new:
             path.touch(exist_ok=False)
-        os.replace(beside, path)
+        with _named(path):
+            os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of the file beside name the one that is asked for, which its user knows."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 def check_new(path: Path) -> None:
@@ -63,7 +76,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
     folder = folder.expanduser().absolute()
     check_new(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
+    with _named(folder):
+        temporary = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.")
+    with temporary as beside:
         made = Path(beside) / folder.name
         made.mkdir()
         yield made
@@ -74,9 +89,11 @@ def check_file(path: Path | str, others: Iterable[Path | str | None] = ()) -> No
     """Raises UserError when no file can be written to `path` or what it leads to, when that is a
     run's own file, or when `check_spares` does; makes its folder."""
     check_spares(path, others)
-    path = Path(os.path.expanduser(path))
-    if path.is_dir():
+    ends, path = os.fspath(path)[-1:], Path(os.path.expanduser(path))
+    if ends == "/" or path.is_dir():
         raise UserError(f"{path} is a folder: give the name of a file")
+    if os.path.islink(without_links(path)):
+        raise UserError(f"{path} is a link that leads nowhere: give another name")
     there = Path(without_links(path))
     if (
         _is_device(os.path.abspath(path))

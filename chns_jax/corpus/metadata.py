@@ -18,7 +18,8 @@ def read_genders(path: Path | str) -> dict[str, str]:
 
     The table has commas or tabs between its columns, and in its first line their names: the first
     with "speaker" or "id" in it holds the speakers, as in VoxCeleb's vox1_meta.csv, and that with
-    "gender" words that begin with f or m. Raises UserError when it has no such columns.
+    "gender" words that begin with f or m. Raises UserError when it has no such columns, or two of
+    one name.
     """
     head, rows = _read(path)
     gender = next((i for i, name in enumerate(head) if GENDER.search(name)), None)
@@ -79,7 +80,13 @@ def _read(path: Path | str) -> tuple[list[str], list[tuple[int, list[str]]]]:
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except csv.Error as error:
         raise UserError(f"the metadata {path} cannot be read: {error}") from error
-    return (rows[0][1], rows[1:]) if rows else ([], [])
+    if not rows:
+        return [], []
+    names = [name.lower() for name in rows[0][1] if name]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"the metadata {path} has two columns {shortened(twice)}: leave one out")
+    return rows[0][1], rows[1:]
 
 
 def _speaker_column(head: list[str]) -> int | None:

@@ -26,7 +26,7 @@ def check_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: give a folder")
     there = set(os.listdir(out)) if out.is_dir() else set()
-    if there - {*PAGE, MODEL, ABOUT, RUNTIME}:
+    if there - {*PAGE, MODEL, ABOUT, RUNTIME} or (PAGE[0] in there and ABOUT not in there):
         raise UserError(f"{out} holds other things than a page: give a new folder")
     check_file(out / PAGE[0])
 
@@ -44,8 +44,9 @@ def runtime_files(package: Path) -> dict[str, Path]:
     return files
 
 
-def describe(metadata: Mapping[str, str]) -> dict[str, object]:
+def describe(metadata: Mapping[str, str], name: str = MODEL) -> dict[str, object]:
     """What the page must know of a speaker.onnx, by the metadata that chns_jax.export gave it.
+    `name` is that of the file, for sentences.
 
     Raises UserError for other models, and for a calibration that the page cannot follow.
     """
@@ -58,7 +59,8 @@ def describe(metadata: Mapping[str, str]) -> dict[str, object]:
             raise ValueError  # a browser decodes to no other rates
     except (KeyError, ValueError, OverflowError) as error:
         raise UserError(
-            f"the metadata of {MODEL} are not what chns_jax.export writes: export it again"
+            f"the metadata of {name} are not those of a {MODEL} that chns_jax.export wrote: give "
+            "one"
         ) from error
     if made is not None and made.scores["norm"] is not None:
         raise UserError(

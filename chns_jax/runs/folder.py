@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import warnings
@@ -104,7 +105,10 @@ def is_complete(folder: RunFolder, config: Config) -> bool:
     if not folder.is_begun():
         return False
     _check_config(folder, config)
-    return folder.summary.exists()
+    try:  # one that is cut short is made again
+        return isinstance(json.loads(folder.summary.read_bytes()), dict)
+    except (FileNotFoundError, ValueError, RecursionError):
+        return False
 
 
 @contextmanager

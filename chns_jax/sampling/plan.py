@@ -60,6 +60,11 @@ def hard_count(sampler: Sampler) -> int:
 
 def check(sampler: Sampler, corpus: Corpus) -> None:
     """Raises UserError when a batch cannot be made of this corpus."""
+    if len(corpus.speakers) < 2:
+        raise UserError(
+            f"{len(corpus.speakers)} speakers are left to train on, and a batch needs two: hold "
+            "fewer out, or give more speech"
+        )
     if sampler.speakers > len(corpus.speakers):
         raise UserError(
             f"a batch of {sampler.speakers} speakers cannot be drawn from "

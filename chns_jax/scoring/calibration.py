@@ -247,6 +247,7 @@ def _is_whole(made: Calibration) -> bool:
     segments = scores["segments"]
     return (
         all(_is_number(number) for number in numbers)
+        and made.scale > 0
         and all(isinstance(count, int) and count > 0 for count in counts)
         and all(isinstance(cost, int | float) for cost in (made.cllr, made.min_cllr))
         and len(made.set_for) == 1
@@ -258,7 +259,7 @@ def _is_whole(made: Calibration) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
 
 
 def _log_odds(p: float) -> float:

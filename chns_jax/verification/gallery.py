@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,6 +41,10 @@ def enroll(folder: Path, name: str, recordings: list[str], encoder: SpeakerEncod
     taken = UserError(f"{name} is enrolled in {folder} already: remove the name first")
     if path.exists():
         raise taken
+    if len({os.path.realpath(path) for path in recordings}) < len(recordings):
+        raise UserError("a recording is given twice: leave one out")
+    if folder.is_dir():
+        _check_made_by(read(folder), folder, encoder)
     voice = encoder.voiceprint(recordings)
     speaker = Enrolled(
         name, len(recordings), voice.seconds, voice.embedding.tolist(), _made_by(encoder)
@@ -58,8 +63,9 @@ def read(folder: Path) -> list[Enrolled]:
     if not folder.is_dir():
         raise UserError(f"there is no gallery {folder}: enroll someone, or give another folder")
     speakers = []
-    for path in folder.glob("*.json"):
-        if path.name.startswith("."):  # that of an enrolment that was killed
+    for name in os.listdir(folder):
+        path = folder / name
+        if path.suffix != ".json" or name.startswith("."):  # that of an enrolment that was killed
             continue
         try:
             if not path.is_file() or path.stat().st_size > LARGEST_FILE:
@@ -81,13 +87,8 @@ def voiceprints(folder: Path, encoder: SpeakerEncoder) -> dict[str, Voiceprint]:
     speakers = read(folder)
     if not speakers:
         raise UserError(f"nobody is enrolled in {folder}: enroll someone first")
-    made_by = _made_by(encoder)
+    _check_made_by(speakers, folder, encoder)
     for speaker in speakers:
-        if speaker.made_by != made_by:
-            raise UserError(
-                f"{speaker.name} was enrolled in {folder} with another model, checkpoint or "
-                "--segments of its calibration: remove and enroll everyone again, or give that one"
-            )
         if len(speaker.embedding) != encoder.model.config.encoder.embedding:
             raise _damaged(_file(folder, speaker.name))
     return {
@@ -106,6 +107,17 @@ def remove(folder: Path, name: str) -> None:
         raise UserError(
             f"{_file(folder, name)} is a folder, and nobody enrolled: remove it"
         ) from None
+
+
+def _check_made_by(speakers: list[Enrolled], folder: Path, encoder: SpeakerEncoder) -> None:
+    """Raises UserError when a speaker was enrolled by another encoder."""
+    made_by = _made_by(encoder)
+    for speaker in speakers:
+        if speaker.made_by != made_by:
+            raise UserError(
+                f"{speaker.name} was enrolled in {folder} with another model, checkpoint or "
+                "--segments of its calibration: remove and enroll everyone again, or give that one"
+            )
 
 
 def _is_whole(speaker: Enrolled) -> bool:
