@@ -76,7 +76,7 @@ def test_configs_exist(path):
 @each_page
 def test_paths_exist(path):
     text = path.read_text()
-    named = set(re.findall(r"(?<![\w/.])(?:chns_jax|tests|docs|configs|colab)/[\w/.]*\w/?", text))
+    named = set(re.findall(r"(?<![\w/.])(?:chns_jax|tests|docs|configs|colab)/[\w/.-]*\w/?", text))
     missing = {name for name in named if not (ROOT / name).exists()}
     assert not missing
 
