@@ -74,6 +74,7 @@ def places(tmp_path_factory, tones, untrained) -> dict[str, str]:
         (folder / name).write_text(text)
     for name, data in {
         "utf16.yaml": "training: {steps: 5}\n".encode("utf-16"),
+        "wide.lst": "a.wav\n".encode("utf-16"),
         "latin1.yaml": "out: café\n".encode("latin-1"),
         "binary.yaml": bytes(range(256)),
         "zeros.yaml": bytes(9),

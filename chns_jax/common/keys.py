@@ -79,6 +79,12 @@ def make(cls: type, values: dict[str, Any]) -> Any:
     return _make(cls, {name: values[name] for name in keys_of(cls)}, "")
 
 
+def _sections(keys: dict[str, Key]) -> list[str]:
+    """The names of the sections that dotted keys lie in."""
+    parts = (key.split(".")[:-1] for key in keys)
+    return sorted({".".join(some[: n + 1]) for some in parts for n in range(len(some))})
+
+
 def read_keys(keys: dict[str, Key], given: dict[str, Any], where: str = "") -> dict[str, Any]:
     """The values of dotted keys, of the types that the keys have.
 
@@ -86,7 +92,8 @@ def read_keys(keys: dict[str, Key], given: dict[str, Any], where: str = "") -> d
     """
     for name in given:
         if name not in keys:
-            hint = did_you_mean(name, list(keys))
+            known = _sections(keys) if isinstance(given[name], dict) else list(keys)
+            hint = did_you_mean(name, known)
             raise UserError(f"{shortened(name)}{where} is unknown{hint}")
     return {
         name: read_value(name, keys[name].annotation, value, about=keys[name].about, where=where)

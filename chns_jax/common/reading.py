@@ -14,8 +14,12 @@ def check_readable(path: Path | str, what: str) -> Path:
     found = os.path.expanduser(path)
     if os.path.isdir(found):
         raise UserError(f"{path} is a folder: give {what}")
-    if not os.path.lexists(found):
-        raise UserError(f"{path} is not there: give {what}")
+    try:
+        os.lstat(found)
+    except PermissionError as error:  # of a folder that may not be looked into
+        raise UserError(f"{path} cannot be used: {error.strerror}: get the right to it") from error
+    except (OSError, ValueError):  # a name that holds NUL
+        raise UserError(f"{path} is not there: give {what}") from None
     if not os.path.isfile(found):  # a link that leads nowhere as well
         raise UserError(f"{path} is no regular file: give {what}")
     return Path(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Sequence
 
@@ -53,13 +54,16 @@ def _utterances(given: str) -> Iterator[tuple[str, str]]:
             yield name, os.path.join(root, path)
     elif extension in LISTS:
         file = check_readable(given, "a list of paths")
-        with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
-            for path in filter(None, map(str.strip, lines)):
-                if not records.names_file(path):
-                    raise UserError(
-                        f"{given} names {shortened(path)!r}, which is no file: leave it out"
-                    )
-                yield path, os.path.join(os.path.dirname(given), path)
+        text = file.read_bytes()
+        if b"\0" in text:
+            raise UserError(f"{given} is not text in UTF-8: give a list of paths")
+        lines = io.TextIOWrapper(io.BytesIO(text), "utf-8-sig", "surrogateescape")
+        for path in filter(None, map(str.strip, lines)):
+            if not records.names_file(path):
+                raise UserError(
+                    f"{given} names {shortened(path)!r}, which is no file: leave it out"
+                )
+            yield path, os.path.join(os.path.dirname(given), path)
     elif extension not in EXTENSIONS and not os.path.exists(given):
         raise UserError(f"there is no file or folder {given}")
     else:
