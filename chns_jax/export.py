@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from argparse import Namespace
 from importlib.util import find_spec
@@ -11,15 +10,15 @@ from typing import TYPE_CHECKING, Literal
 
 from chns_jax.common.command_line import MODEL, Parser, add_checkpoint, make_parser, parse
 from chns_jax.common.errors import UserError, run
-from chns_jax.common.files import check_file, check_new, replacing
-from chns_jax.config import RUN_CONFIG, is_published
+from chns_jax.common.files import check_file, check_new, is_run, replacing
+from chns_jax.config import is_published
 from chns_jax.runs.published import ONNX, find_model
 
 if TYPE_CHECKING:
     from chns_jax.verification.model_card import About
 
 SPEAKER, ENCODER = ONNX, "encoder.onnx"
-OF_HUB = {"dtype": "float32", "with_onnx": True, "license": None, "trained_on": None, "result": []}
+OF_HUB = ("dtype", "with_onnx", "license", "trained_on", "result")
 SPEAKER_INT8, ENCODER_INT8 = "speaker.int8.onnx", "encoder.int8.onnx"
 
 
@@ -44,6 +43,9 @@ def main(argv: list[str]) -> None:
     _add_hub_arguments(parser)
     chosen = parse(parser, argv)
     chosen.run = find_model(chosen.run)  # what is wrong is said before JAX is imported
+    for option in OF_HUB:
+        if chosen.format == "onnx" and getattr(chosen, option) != parser.get_default(option):
+            raise UserError(f"--{option} is of --format hub: leave it out")
     out = Path(chosen.out).expanduser()
     {"onnx": _to_onnx, "hub": _to_hub}[chosen.format](chosen, out)
 
@@ -87,13 +89,10 @@ def _add_hub_arguments(parser: Parser) -> None:
 
 def _to_onnx(chosen: Namespace, out: Path) -> None:
     """Write the ONNX models."""
-    if os.path.isfile(out / RUN_CONFIG) and os.path.isdir(out / "checkpoints"):
+    if is_run(out):
         raise UserError(f"{out} is a run: give another folder")
     if is_published(out):
         raise UserError(f"{out} is a published model: give another folder")
-    for option, default in OF_HUB.items():
-        if getattr(chosen, option) != default:
-            raise UserError(f"--{option} is of --format hub: leave it out")
     packages = ["onnx", *(["onnxruntime"] if chosen.int8 else [])]
     missing = [name for name in packages if find_spec(name) is None]
     if missing:

@@ -14,7 +14,7 @@ from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import NonNegativeInt, PositiveInt, read_value
 from chns_jax.compare import pair_lists
 
-WRITTEN = ("table.md", "table.csv", "study.html")
+WRITTEN = TABLE, CSV, PAGE = "table.md", "table.csv", "study.html"
 
 if TYPE_CHECKING:
     from chns_jax.config import Config
@@ -98,10 +98,10 @@ def main(argv: list[str]) -> None:
             replicates=chosen.replicates, seed=chosen.seed,
         )  # fmt: skip
         text = comparison.to_markdown(rows, paired=True)
-        for name, table in {"table.md": text, "table.csv": comparison.to_csv(rows)}.items():
+        for name, table in {TABLE: text, CSV: comparison.to_csv(rows)}.items():
             with replacing(out / name) as file:
                 file.write(table)
-        write_page(out / "study.html", study, runs[:number], rows)
+        write_page(out / PAGE, study, runs[:number], rows)
     print(text, end="")
 
 

@@ -92,9 +92,9 @@ def check_file(path: Path | str, others: Iterable[Path | str | None] = ()) -> No
     ends, path = os.fspath(path)[-1:], Path(os.path.expanduser(path))
     if ends == "/" or path.is_dir():
         raise UserError(f"{path} is a folder: give the name of a file")
-    if os.path.islink(without_links(path)):
-        raise UserError(f"{path} is a link that leads nowhere: give another name")
     there = Path(without_links(path))
+    if there.is_symlink():  # a circle of them
+        raise UserError(f"{path} is a link that leads nowhere: give another name")
     if (
         _is_device(os.path.abspath(path))
         or _is_device(str(there))
@@ -102,8 +102,7 @@ def check_file(path: Path | str, others: Iterable[Path | str | None] = ()) -> No
     ):
         raise UserError(f"{path} is a device or the like, not a file: give another name")
     for folder in there.parents:
-        is_run = os.path.isdir(folder / "checkpoints") and os.path.isfile(folder / "config.yaml")
-        if is_run and _is_read(str(there), str(folder)):
+        if is_run(folder) and _is_read(str(there), str(folder)):
             raise UserError(f"{path} is the place of a run's own files: give another name")
     try:
         there.parent.mkdir(parents=True, exist_ok=True)
@@ -114,6 +113,11 @@ def check_file(path: Path | str, others: Iterable[Path | str | None] = ()) -> No
         raise UserError(f"{path.parent} is not a folder: give another name") from None
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}: give another name") from error
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run, be it without anything learnt."""
+    return os.path.isdir(folder / "checkpoints") and os.path.isfile(folder / "config.yaml")
 
 
 def check_spares(path: Path | str, others: Iterable[Path | str | None]) -> None:

@@ -79,12 +79,6 @@ def make(cls: type, values: dict[str, Any]) -> Any:
     return _make(cls, {name: values[name] for name in keys_of(cls)}, "")
 
 
-def _sections(keys: dict[str, Key]) -> list[str]:
-    """The names of the sections that dotted keys lie in."""
-    parts = (key.split(".")[:-1] for key in keys)
-    return sorted({".".join(some[: n + 1]) for some in parts for n in range(len(some))})
-
-
 def read_keys(keys: dict[str, Key], given: dict[str, Any], where: str = "") -> dict[str, Any]:
     """The values of dotted keys, of the types that the keys have.
 
@@ -92,8 +86,8 @@ def read_keys(keys: dict[str, Key], given: dict[str, Any], where: str = "") -> d
     """
     for name in given:
         if name not in keys:
-            known = _sections(keys) if isinstance(given[name], dict) else list(keys)
-            hint = did_you_mean(name, known)
+            known = _sections(keys) if isinstance(given[name], dict) else keys
+            hint = did_you_mean(name, sorted(known))
             raise UserError(f"{shortened(name)}{where} is unknown{hint}")
     return {
         name: read_value(name, keys[name].annotation, value, about=keys[name].about, where=where)
@@ -126,15 +120,17 @@ def dotted(keys: dict[str, Key], tree: dict[Any, Any], where: str = "") -> dict[
 
     Raises UserError, which ends with `where`, for a section that is none.
     """
-    sections = {
-        name[:dot] for name in keys for dot, letter in enumerate(name) if letter == "."
-    }  # of a.b.c, a and a.b
     given = {}
-    for name, value in _flatten(tree, sections, "", where):
+    for name, value in _flatten(tree, _sections(keys), "", where):
         if name in given:  # as a.b: and as a: {b: }
             raise UserError(f"{shortened(name)}{where} is given a second time: leave one out")
         given[name] = value
     return given
+
+
+def _sections(keys: dict[str, Key]) -> set[str]:
+    """The names of the sections that dotted keys lie in: of a.b.c, a and a.b."""
+    return {name[:dot] for name in keys for dot, letter in enumerate(name) if letter == "."}
 
 
 def read_yaml(path: str) -> dict[Any, Any]:
