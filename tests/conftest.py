@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -171,8 +172,37 @@ def program():
     return start
 
 
+@pytest.fixture(scope="module")
+def built_once():
+    """Trainings of a module that differ in folders alone share what they trace and compile."""
+    from chns_jax.training import parts
+
+    kept = {}
+
+    def once(make):
+        def made(config, *others):
+            data = replace(
+                config.data, root="", more_roots=(), trials=None, trials_root=None, cache="",
+                held_out=0,
+            )  # fmt: skip
+            training = replace(config.training, start_from=None, checkpoint_every=1)
+            alike = replace(config, out="", data=data, training=training)
+            key = make, alike, others
+            if key not in kept:
+                kept[key] = make(config, *others)
+            return kept[key]
+
+        return made
+
+    usual = parts.PARTS
+    shared = usual._replace(build=once(usual.build), embedder=once(usual.embedder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "PARTS", shared)
+        yield
+
+
 @pytest.fixture
-def command(capfd):
+def command(capfd, built_once):
     """command("train", *arguments): what a program said, given that it ended with `status`.
 
     In this process, where nothing is imported or begun anew: (output, errors).

@@ -113,6 +113,25 @@ def test_a_truncated_file(tmp_path):
     (tmp_path / "x.flac").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(AudioError, match="x.flac"):
         read_crop(str(tmp_path / "x.flac"), 1.0, RATE, RATE)
+    (tmp_path / "x.flac").write_bytes(whole[:42])
+    with pytest.raises(AudioError, match="cannot be decoded: it is cut off or damaged"):
+        read_crop(str(tmp_path / "x.flac"), 0.0, RATE, RATE)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_a_truncated_ogg(tmp_path, subtype):
+    """libsndfile reads the pages before; what may follow the last one is no matter."""
+    path, noise = tmp_path / "x.ogg", np.random.default_rng(0).normal(0, 0.1, 5 * RATE)
+    soundfile.write(path, noise, RATE, format="OGG", subtype=subtype)
+    whole = path.read_bytes()
+    length = len(read_whole(str(path), RATE))
+    for cut in (len(whole) - 1, len(whole) // 2, whole.rfind(b"OggS") + 9):
+        path.write_bytes(whole[:cut])
+        for read in (read_header, lambda path: read_crop(path, 0.0, 100, RATE)):
+            with pytest.raises(AudioError, match="is truncated: its last page is not whole"):
+                read(str(path))
+    path.write_bytes(whole + b"TAG" + bytes(125))
+    assert len(read_whole(str(path), RATE)) == length
 
 
 @pytest.mark.parametrize("before", [b"", b"LIST" + (3).to_bytes(4, "little") + b"abc "])

@@ -37,6 +37,7 @@ def shown(cells):
     return [output.data for c in cells for output in c.outputs if "data" in output]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # those of jupyter_client and zmq
 def test_the_training_notebook_runs_from_top_to_bottom(tmp_path):

@@ -100,12 +100,12 @@ def assert_batched_is_alone(config, features, waveforms, longest):
     "name, kind",
     [
         ("ecapa", "speechbrain"),
-        ("ecapa", "kaldi"),
         ("asp-time", "speechbrain"),
         ("redimnet2", "redimnet2"),
         *(
             pytest.param(*case, marks=pytest.mark.long)
             for case in [
+                ("ecapa", "kaldi"),
                 ("ecapa", "sherpa"),
                 ("ecapa", "kaldi_hamming"),
                 ("sap-time", "speechbrain"),

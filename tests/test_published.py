@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import huggingface_hub
@@ -263,6 +264,7 @@ def test_damaged_weights(copy):
 @pytest.mark.parametrize(
     "more, message",
     [
+        ("", r"put back features.bands \(was 20\), encoder.embedding \(was 8\)"),
         ("data: {root: /etc}", "data.root in .*config.yaml is not for a published model"),
         ("augment: {noise: {root: x}}", "augment.noise.root in .* is not for a published"),
         ("training: {start_from: x}", "training.start_from in .* is not for a published"),
@@ -446,7 +448,7 @@ def test_the_model_in_the_box(tmp_path, monkeypatch, capfd, tones):
 
 def test_commands_without_a_model_use_the_box(command, tones, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    loaded, load = [], model.load
+    loaded, load = [], lru_cache(model.load)
 
     def load_noting(*given, **options):
         loaded.append(given)

@@ -319,12 +319,25 @@ def test_a_spoilt_index(copy, spoil):
     ("recording", lambda array: array.astype(str)), ("speakers", lambda array: array[:1]),
     ("sample_rate", lambda array: array * 0), ("names.end", lambda array: array * 2**40),
     ("version", lambda array: np.array(["x", "y"])), ("shard_bytes", lambda array: array[None]),
+    ("format", lambda array: np.array("wav")),
 ])  # fmt: skip
 def test_an_index_whose_numbers_do_not_fit(copy, name, change):
     with np.load(copy / "index.npz") as held:
         spoilt = {**held, name: change(held[name])}
     np.savez(copy / "index.npz", **spoilt)
     with pytest.raises(UserError, match=f"^{copy}/index.npz "):
+        shards.load(copy)
+
+
+def test_an_index_that_says_another_format(copy):
+    with np.load(copy / "index.npz") as held:
+        spoilt = {**held, "format": np.array("pcm16")}
+        was_raw = held["format"] == "pcm16"
+    np.savez(copy / "index.npz", **spoilt)
+    if was_raw:
+        shards.load(copy)
+        return
+    with pytest.raises(UserError, match="raw samples whose bytes are not those of their seconds"):
         shards.load(copy)
 
 

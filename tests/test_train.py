@@ -468,6 +468,7 @@ def test_other_signals_and_formats_of_speech_train(command, tmp_path):
     assert not (tmp_path / "run" / "skipped.txt").exists()
 
 
+@pytest.mark.long
 def test_real_speech_is_learnt(command, real_data, tmp_path):
     """A few steps on real speakers bring down the loss, and the trials are scored."""
     trials = real_data / "vox2mini_valid_trials.txt"

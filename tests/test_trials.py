@@ -29,6 +29,13 @@ def test_a_list_is_read_and_located(corpus, tmp_path):
     np.testing.assert_allclose(located.scores(located.utterances(), embeddings), [0.6, 0.0])
 
 
+def test_an_utterance_that_is_tried_against_itself_is_said(corpus, tmp_path):
+    path, (one, other) = tmp_path / "list.txt", ("s00/r0/u0.flac", "s05/r1/u3.flac")
+    path.write_text(f"1 {one} {one}\n0 {one} {other}\n1 {other} {other}\n")
+    with pytest.warns(UserWarning, match="2 of the 3 trials of .* compare an utterance with its"):
+        trials.locate(trials.read(path), corpus, path)
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

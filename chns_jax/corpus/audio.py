@@ -39,6 +39,8 @@ MOST_CHANNELS = 128
 BLOCK = 1 << 22  # samples decoded at once: a header may state more than there are
 STREAMED_AT_ONCE = 1 << 20  # samples of all channels, of a file that is read in blocks
 MOST_CHUNKS = 1000  # of a wav file, before its samples
+OGG = frozenset({".ogg", ".oga", ".opus"})
+LARGEST_PAGE = 27 + 255 + 255 * 255  # bytes of Ogg, RFC 3533
 # What may be in a .m4a: no playlist, which names other files, and nothing behind a URL.
 FFMPEG_INPUT = ("-protocol_whitelist", "file", "-format_whitelist", "mov,aac,mp3,flac,wav,ogg")
 STREAMED = 0x7FFFF000  # bytes; a wav that was piped states so many, or 0
@@ -235,9 +237,7 @@ def _of_file(path: str, read: Callable[[Source], Found]) -> Found:
     kind = os.path.splitext(path)[1].lower()
     with _Watched(path) as file:
         try:
-            if kind == ".wav":
-                _check_length(path, file)
-                file.seek(0)
+            _check_complete(path, kind, file)
             return read(file)
         except soundfile.SoundFileError:
             if kind != ".mp3" or file.fault is not None:
@@ -279,9 +279,7 @@ def _read(file: soundfile.SoundFile, wanted: int, dtype: Literal["int16", "float
 
 def _libsndfile_blocks(path: str, sample_rate: int) -> Iterator[np.ndarray]:
     with _Watched(path) as watched:
-        if os.path.splitext(path)[1].lower() == ".wav":
-            _check_length(path, watched)
-            watched.seek(0)
+        _check_complete(path, os.path.splitext(path)[1].lower(), watched)
         with _opened(path, watched) as file:
             rate, stated, done = file.samplerate, file.frames, 0
             _believed(path, stated / max(1, rate), rate, file.channels)
@@ -350,9 +348,33 @@ def _check_regular(path: str) -> None:
         raise AudioError(path, "is a pipe, a socket or a device, and no file")
 
 
+def _check_complete(path: str, kind: str, file: io.RawIOBase) -> None:
+    """Raises AudioError for a file that was cut off, of which libsndfile reads what there is, and
+    OSError. The file is at its start afterwards."""
+    if kind == ".wav":
+        _check_length(path, file)
+    elif kind in OGG:
+        _check_last_page(path, file)
+    file.seek(0)
+
+
+def _check_last_page(path: str, file: io.RawIOBase) -> None:
+    """Raises AudioError for an Ogg file that ends within a page."""
+    size = os.fstat(file.fileno()).st_size
+    file.seek(max(0, size - LARGEST_PAGE))
+    ends = file.read(LARGEST_PAGE) or b""
+    at = ends.rfind(b"OggS")
+    page = ends[at:]
+    if at < 0:
+        return  # not Ogg, which is said elsewhere
+    segments = page[26] if len(page) > 26 else 0
+    missing = 27 + segments + sum(page[27 : 27 + segments]) - len(page)
+    if missing > 0:
+        raise AudioError(path, "is truncated: its last page is not whole")
+
+
 def _check_length(path: str, file: io.RawIOBase) -> None:
-    """Raises AudioError for a wav file that ends before its samples do, and OSError; libsndfile
-    reads what there is."""
+    """Raises AudioError for a wav file that ends before its samples do."""
     if (file.read(12) or b"")[:4] != b"RIFF":
         return
     for _ in range(MOST_CHUNKS):
@@ -469,4 +491,6 @@ def _reason(error: Exception, path: str) -> str:
     reason = getattr(error, "strerror", None) or str(error)
     if "not a regular file" in reason:  # which it is: libsndfile says so of an mp3 without a frame
         return "it is no mp3"
+    if "psf_" in reason:  # libsndfile's own functions, of a file that ends in its header
+        return "it is cut off or damaged"
     return reason.rsplit(": ", 1)[-1].rstrip(".")

@@ -19,14 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import soundfile
 from tqdm import tqdm
 
 from chns_jax.common import arrays
-from chns_jax.common.errors import UserError
+from chns_jax.common.errors import UserError, shortened
 from chns_jax.common.files import UNFINISHED, remove_leftovers, replacing
 from chns_jax.corpus import records, storage
 from chns_jax.corpus.audio import LONGEST_SECONDS, RATES, AudioError, check, read_whole
@@ -436,6 +436,8 @@ def _check_index(held: dict[str, np.ndarray]) -> None:
         held[name] for name in ("speaker", "recording", "shard", "first", "size", "seconds")
     ]
     lowest, highest = RATES
+    if str(held["format"]) not in get_args(Format):
+        raise arrays.Damaged(f"has records of an unknown format, {shortened(str(held['format']))}")
     if not (
         {len(row) for row in rows} == {len(names)}
         and len(held["sha256"]) == len(shards)
@@ -450,6 +452,8 @@ def _check_index(held: dict[str, np.ndarray]) -> None:
         and ((first >= 0) & (size > 0) & (size <= shards[shard] - first)).all()
     ):
         raise arrays.Damaged("holds numbers that do not fit each other")
+    if held["format"] == "pcm16" and not np.allclose(2 * seconds * held["sample_rate"], size):
+        raise arrays.Damaged("holds raw samples whose bytes are not those of their seconds")
 
 
 def _check_sizes(root: str, held: dict[str, np.ndarray]) -> None:

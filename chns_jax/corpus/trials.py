@@ -127,8 +127,20 @@ def speakers_of(path: Path | str, corpus: Corpus) -> np.ndarray:
 
 def locate(named: NamedTrials, corpus: Corpus, path: Path | str) -> Trials:
     """The trials as rows of `corpus`. Raises UserError as `locate_names`."""
+    warn_of_itself(named, path)
     rows = locate_names([*named.enrolment, *named.test], corpus, path)
     return Trials(named.labels, *np.split(rows, 2))
+
+
+def warn_of_itself(named: NamedTrials, path: Path | str) -> None:
+    """Warn of utterances of the list `path` that are tried against themselves."""
+    count = sum(one == other for one, other in zip(named.enrolment, named.test, strict=True))
+    if count:
+        warnings.warn(
+            f"{count} of the {len(named.labels)} trials of {path} compare an utterance with "
+            "itself, which any model can: take them out",
+            stacklevel=2,
+        )
 
 
 def locate_names(names: Sequence[str], corpus: Corpus, path: Path | str) -> np.ndarray:

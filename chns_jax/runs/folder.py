@@ -130,7 +130,7 @@ def claim(folder: RunFolder, config: Config) -> Iterator[None]:
                     f"{'a link that leads nowhere' if nowhere else 'a file'}: give another --out"
                 ) from None
             if not folder.is_begun():
-                _check_unused(folder)
+                _check_unused(folder, config)
             if os.path.lexists(folder.lock) and not os.path.isfile(folder.lock):
                 raise UserError(f"{folder.lock} is no regular file: remove it")
             _lock(held.enter_context(open(folder.lock, "a")), folder)
@@ -190,9 +190,17 @@ def _check_config(folder: RunFolder, config: Config) -> None:
         )
 
 
-def _check_unused(folder: RunFolder) -> None:
-    """Raises UserError when files would be overwritten that are no run's which was stopped before
-    it had learnt something: that has left its config, every byte as it is written."""
+def _check_unused(folder: RunFolder, config: Config) -> None:
+    """Raises UserError when the folder is one that the run reads, or when files would be
+    overwritten that are no run's which was stopped before it had learnt something: that has left
+    its config, every byte as it is written."""
+    data, augment = config.data, config.augment
+    read = (
+        data.root, *data.more_roots, data.trials_root, augment.noise.root,
+        augment.reverberation.root,
+    )  # fmt: skip
+    if any(root and os.path.isdir(root) and os.path.samefile(root, folder.path) for root in read):
+        raise UserError(f"{folder.path} is a folder that the run reads from: give another --out")
     names = (
         folder.config, folder.metrics, folder.skipped, folder.bad_batch, folder.picture,
         folder.summary, folder.calibration,

@@ -153,6 +153,7 @@ def read(folder: Path, config: Config, sharding: jax.sharding.Sharding) -> Saved
     from chns_jax.runs.state import Saved, digest
 
     about, path = read_metadata(folder), folder / WEIGHTS
+    configs.check_unedited(config, about.config, folder, ("features", "encoder"))
     try:
         with safe_open(path, framework="np") as file:
             names = file.keys()

@@ -80,6 +80,8 @@ def score(
     """
     named = trial_lists.read(trials)
     models = None if enrolment is None else trial_lists.read_enrolment(enrolment)
+    if models is None:
+        trial_lists.warn_of_itself(named, trials)
     corpus = open_corpus(root, cache)
     voices = _Voices.of(named, models, corpus, trials, enrolment)
     speakers = (None, None)
