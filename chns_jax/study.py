@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -79,6 +80,7 @@ def main(argv: list[str]) -> None:
     check_replicates(chosen.replicates)
     check_lists(lists, runs)
     pages.check_plotly()
+    check_corpora(runs[: len(study.arms)])
 
     from chns_jax.common.files import replacing
     from chns_jax.scoring import comparison
@@ -187,6 +189,21 @@ def check_lists(lists: Mapping[str, TrialList], runs: Sequence[Run]) -> None:
         root = os.path.abspath(os.path.expanduser(of_list.root))
         if root not in made and not storage.is_url(of_list.root):
             index.check_folder(root)
+
+
+def check_corpora(runs: Sequence[Run]) -> None:
+    """Raises UserError, with the run's name, for one whose batches its corpus cannot fill."""
+    from chns_jax.corpus.speeds import with_speeds
+    from chns_jax.corpus.split import make_split
+    from chns_jax.sampling import plan
+
+    for one in runs:
+        data, sampler = one.config.data, one.config.sampler
+        try:
+            with warnings.catch_warnings(action="ignore"):  # training will say it
+                plan.check(sampler, with_speeds(make_split(one.config).training, data.speeds))
+        except UserError as error:
+            raise UserError(f"the run {one.name} cannot be trained: {error}") from error
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from chns_jax.sampling import pipeline
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 KILLS = int(os.environ.get("CHNS_KILLS", "8"))  # CHNS_KILLS=40 takes ten minutes
-STEPS = 1200  # of which each start makes some tens
-OFTEN = ["--training.steps", STEPS, "--training.checkpoint_every", 10, "--validation.every", 400]
+STEPS = 75 * KILLS  # of which each start makes some tens
+OFTEN = ["--training.steps", STEPS, "--training.checkpoint_every", 10, "--validation.every", 200]
 OFTEN += ["--sampler.refresh_every", 15]
 AHEAD = ["--sampler.refresh_ahead", 5]
 

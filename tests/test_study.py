@@ -159,6 +159,9 @@ def test_what_is_wrong_is_said_before_any_training(command, study, tmp_path, mon
         assert said in command(*study, status=2)[1]
     path.write_text(text.replace("cluster_by: chance", f"cluster_by: chance, data.trials: {gone}"))
     assert f"{gone} is not there: give a trial list" in command(*study, status=2)[1]
+    path.write_text(text.replace("cluster_by: chance", "cluster_by: chance, sampler.speakers: 64"))
+    said = command(*study, status=2)[1]
+    assert "the run chance-0 cannot be trained: a batch of 64 speakers" in said
     path.write_text(text)
     for added, said in [
         (["--checkpoint", "foo"], "--checkpoint foo must be last, best or an integer from 0 on"),
