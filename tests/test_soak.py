@@ -130,7 +130,7 @@ def test_a_disk_that_is_full_wherever_a_run_writes(program, command, arguments, 
     command("train", *options, "--out", tmp_path / "run")
     used = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file())
     out, full = disk(8) / "run", []
-    for share in (0.01, 0.1, 0.4, 0.7, 0.9, 1.1, 1.4, 1.7, 2.2):
+    for share in (0.01, 0.3, 0.7, 1.0, 1.4, 2.2):
         disk(max(8, int(share * used / 1024)))
         full.append(says_that_it_is_full(program("train", *options, "--out", out)))
         if not full[-1]:
@@ -173,14 +173,16 @@ def test_files_that_change_while_a_run_reads_them(command, tmp_path, monkeypatch
     monkeypatch.setattr(retry, "PAUSES", ())
     options = [*TINY, "--data.root", root, "--data.cache", tmp_path, "--data.held_out", 0]
     options += ["--training.steps", 300, "--training.log_every", 20, "--out", tmp_path / "run"]
+    options += ["--sampler.refresh_every", 100]  # of crops of all files
     command("train", *options, "--training.checkpoint_every", 100)
     listed = (tmp_path / "run" / "skipped.txt").read_text().splitlines()
     assert {line.partition("\t")[0] for line in listed} == set(map(str, changed))
 
 
-def test_faults_in_one_read_of_a_thousand(command, tones, tmp_path, monkeypatch):
+def test_faults_in_one_read_of_two_hundred(command, tones, tmp_path, monkeypatch):
     """Opening and reading fail now and then, as of a busy server; pauses are as they are."""
     options = [*TINY, "--data.root", tones, "--data.cache", tmp_path, "--training.steps", 100]
+    options += ["--sampler.refresh_every", 20, "--training.checkpoint_every", 25]
     command("train", *options, "--out", tmp_path / "undisturbed")
     rng, met = np.random.default_rng(), []
     numbers = [errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EIO, errno.EAGAIN, errno.ETIMEDOUT]
@@ -199,7 +201,7 @@ def test_faults_in_one_read_of_a_thousand(command, tones, tmp_path, monkeypatch)
             return super().readinto(buffer)
 
     def fail():
-        if rng.random() < 1e-3:
+        if rng.random() < 5e-3:
             met.append(number := int(rng.choice(numbers)))
             raise OSError(number, os.strerror(number))
 
