@@ -9,6 +9,7 @@ from chns_jax.common.errors import UserError
 from chns_jax.corpus import index as index_module
 from chns_jax.corpus.corpus import Strings, join
 from chns_jax.corpus.open import open_corpus
+from chns_jax.embedding import cache
 
 
 @pytest.fixture
@@ -225,6 +226,16 @@ def test_the_cache_is_used_and_only_what_changed_is_read_again(tmp_path, opened)
     assert sorted(opened) == ["1.wav", "3.wav"]
     assert list(changed.names) == ["a/1.wav", "b/2.wav", "b/3.wav"]
     np.testing.assert_allclose(changed.seconds, [0.5, 0.2, 0.3], atol=1e-4)
+
+
+def test_a_file_of_a_year_that_int64_does_not_hold(tmp_path, opened):
+    path = tmp_path / "root/s0/0.wav"
+    write_tone(path, 0.5, hertz=100)
+    os.utime(path, (2**34, 2**34))  # 2514
+    for _ in range(2):
+        corpus = open_corpus(tmp_path / "root", tmp_path / "cache")
+        assert len(corpus) == 1 and opened == ["0.wav"]
+    assert cache.key(str(path)).time == 2**63 - 1
 
 
 def test_a_cache_cut_short_is_made_again(tmp_path, opened):

@@ -280,6 +280,13 @@ def copy(packed, tmp_path):
     return shutil.copytree(packed[1], tmp_path / "copy")
 
 
+def test_an_index_without_its_shards(copy, tmp_path):
+    for path in copy.glob("shard-*"):
+        path.unlink()
+    with pytest.raises(UserError, match="shard-00000-of-00003.array_record is missing"):
+        open_corpus(copy, tmp_path)
+
+
 def test_a_shard_cut_short_is_found_before_it_is_read(copy, tmp_path):
     name = sorted(copy.glob("shard-*"))[1]
     name.write_bytes(name.read_bytes()[:-1])

@@ -85,7 +85,12 @@ def size_and_time(path: str) -> tuple[int, int]:
         stat = os.stat(path)
     except OSError:
         return 0, 0
-    return stat.st_size, stat.st_mtime_ns
+    return stat.st_size, time_of(stat)
+
+
+def time_of(stat: os.stat_result) -> int:
+    """When a file was changed, in nanoseconds, no later than int64 holds: the year 2262."""
+    return max(-(2**63), min(stat.st_mtime_ns, 2**63 - 1))
 
 
 def _identity(folder: str) -> tuple[int, int]:

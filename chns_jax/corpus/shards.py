@@ -79,10 +79,14 @@ class _Shard(NamedTuple):
 
 
 def is_prepared(root: str | os.PathLike) -> bool:
-    """Whether `root` is a URL, or a folder that holds shards."""
-    return storage.is_url(root) or any(
-        name.endswith(records.EXTENSION) for name in storage.sizes(os.path.expanduser(root))
-    )
+    """Whether `root` is a URL, or a folder that holds shards, or the index of shards alone."""
+    if storage.is_url(root):
+        return True
+    root = os.path.expanduser(root)
+    names = storage.sizes(root)
+    if any(name.endswith(records.EXTENSION) for name in names):
+        return True
+    return INDEX in names and not any(entry.is_dir() for entry in os.scandir(root))
 
 
 def load(root: str | os.PathLike) -> Corpus:

@@ -15,6 +15,7 @@ from chns_jax.common import arrays
 from chns_jax.common.files import replacing
 from chns_jax.corpus import records
 from chns_jax.corpus.corpus import Corpus, Strings
+from chns_jax.corpus.listing import time_of
 from chns_jax.corpus.reader import Reader
 from chns_jax.corpus.storage import is_url
 from chns_jax.embedding.model import Model, checkpoint_digest
@@ -96,7 +97,7 @@ def key(path: str) -> Key | None:
         stat = os.stat(file)
     except OSError:  # embedding it will say so
         return None
-    return Key(path, stat.st_size, stat.st_mtime_ns)
+    return Key(path, stat.st_size, time_of(stat))
 
 
 def save(path: Path, known: dict[Key, np.ndarray]) -> None:
