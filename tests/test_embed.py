@@ -152,6 +152,15 @@ def test_mistakes_get_one_sentence(untrained, tmp_path, monkeypatch, inputs, opt
     assert not (tmp_path / "x.npz").exists() and not (tmp_path / "x.npz.partial").exists()
 
 
+def test_a_folder_of_the_users_where_parts_would_be_stays(tones, untrained, tmp_path):
+    theirs = tmp_path / "x.npz.partial" / "notes.txt"
+    theirs.parent.mkdir()
+    theirs.write_text("mine")
+    with pytest.raises(UserError, match="x.npz.partial is where parts .*, and holds notes.txt: mo"):
+        run(untrained, tmp_path / "x.npz", tones)
+    assert theirs.read_text() == "mine"
+
+
 @pytest.mark.long
 def test_a_stopped_job_goes_on(untrained, tones, tmp_path, monkeypatch, expected):
     """What is in the parts is not read again, and the result is that of a job never stopped."""

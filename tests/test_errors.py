@@ -80,6 +80,21 @@ def test_the_status_is_that_of_an_error_that_cannot_be_said():
     assert done.returncode == 2
 
 
+def test_a_program_whose_streams_are_closed(tmp_path):
+    """It says nothing, and no file that it opens takes the place of a stream."""
+    code = (
+        "import os, sys; from chns_jax.common.errors import run\n"
+        "def main(argv):\n"
+        "    print('a'); print('b', file=sys.stderr)\n"
+        f"    with open({str(tmp_path / 'out')!r}, 'w') as file:\n"
+        "        assert file.fileno() > 2; file.write('c')\n"
+        "run(main)"
+    )
+    closed = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", sys.executable, "-c", code]
+    assert subprocess.run(closed).returncode == 0
+    assert (tmp_path / "out").read_text() == "c"
+
+
 def test_a_folder_that_is_gone_is_named(command, tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
@@ -97,6 +112,7 @@ def test_a_folder_that_is_gone_is_named(command, tmp_path, monkeypatch):
         (OSError(24, "Too many open files", "a"), "too many files are open: raise the limit"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes"), "there is not enou"),
         (ValueError("RESOURCE_EXHAUSTED: write: No space left on device"), "no space is left for"),
+        (ValueError("invalid truth value 'x' for environment 'JAX_X'"), "invalid truth value 'x'"),
         (RuntimeError("Could not determine home directory."), "a path begins with ~"),
         (NotADirectoryError(20, "Not a directory", "a/b"), "a/b is a file, or below one"),
         (

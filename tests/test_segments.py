@@ -1,6 +1,9 @@
 """Segments of a recording: the gate, windows, speakers, turns, and the command that joins them."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +227,12 @@ def test_a_conversation_of_tones(untrained, tmp_path, monkeypatch, capsys):
             piece = waveform[round(start[i] * RATE) : round(end[i] * RATE)]
             expected = encoder.embed(piece, sample_rate=RATE)
             np.testing.assert_allclose(made["embeddings"][i], expected, atol=1e-4)
+
+
+def test_a_backend_of_matplotlib_that_is_not_there_is_no_matter():
+    code = "from chns_jax.reports.figure import new_figure; new_figure()"
+    named = {**os.environ, "MPLBACKEND": "nosuch"}
+    subprocess.run([sys.executable, "-W", "error", "-c", code], env=named, check=True)
 
 
 def test_without_speakers_there_are_embeddings_alone(untrained, tmp_path, monkeypatch):

@@ -260,10 +260,17 @@ def test_a_summary_that_was_cut_short_is_made_again(tmp_path):
         "": False,
         '{"step": 5, "e': False,
         "5": False,
+        "{}": False,
+        '{"step": 5, "seconds": "x"}': False,
         '{"step": 5}': True,
+        '{"step": 5, "seconds": 1.5}': True,
     }.items():
         run.summary.write_text(text)
         assert folder.is_complete(run, config) == complete
+    run.summary.unlink()
+    os.mkfifo(run.summary)
+    with pytest.raises(UserError, match="summary.json is no regular file: remove it"):
+        folder.is_complete(run, config)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,9 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     SIGTERM raises KeyboardInterrupt as SIGINT does, so that what is done is kept.
     """
+    for name, mode in ("stdin", "r"), ("stdout", "w"), ("stderr", "w"):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, open(os.devnull, mode))
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     signal.signal(signal.SIGTERM, _interrupt)
     sys.unraisablehook = partial(_send_again, sys.unraisablehook)
@@ -47,8 +50,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         try:
             main(sys.argv[1:])
         finally:
-            if sys.stdout:
-                sys.stdout.flush()  # what cannot be written is known here
+            sys.stdout.flush()  # what cannot be written is known here
     except (Exception, KeyboardInterrupt) as error:
         # XLA may be compiling in a thread, which crashes where the interpreter ends; and threads
         # that write to a full disk say so with tracebacks.
@@ -153,6 +155,8 @@ def _sentence(error: BaseException) -> str | None:
         return "no space is left for a checkpoint: free some and run the same command again"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return "there is not enough memory: give smaller sizes, or fewer things at a time"
+    if isinstance(error, ValueError) and "for environment '" in str(error):  # JAX's
+        return f"{error}: correct it, or leave it out"
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's
         return "a path begins with ~, of which there is no home folder here: write it out"
     return None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from chns_jax.common.errors import UserError
-from chns_jax.common.files import remove_leftovers, replacing, without_links
+from chns_jax.common.files import UNFINISHED, remove_leftovers, replacing, without_links
 from chns_jax.embedding import cache as embedding_cache
 from chns_jax.embedding.cache import Key
 
@@ -77,11 +77,17 @@ def write(
 
 
 def open_parts(folder: Path, job: dict[str, Any]) -> None:
-    """Make `folder` for the parts of a job. Raises UserError when it holds those of another, or is
-    a link, whose folder would be removed at the end."""
+    """Make `folder` for the parts of a job. Raises UserError when it holds those of another or
+    anything else, or is a link: the folder is removed at the end."""
     if folder.is_symlink():
         raise UserError(f"{folder} is a link: remove it, or give another --out")
     about, text = folder / "job.json", json.dumps(job)
+    others = [path.name for path in folder.glob("*") if not _is_part(path.name)]
+    if others:
+        raise UserError(
+            f"{folder} is where parts of the embeddings are kept, and holds {others[0]}: move that "
+            "away, or give another --out"
+        )
     if about.exists() and about.read_text(encoding="utf-8", errors="replace") != text:
         raise UserError(
             f"{folder} holds embeddings of another model or other --segments: remove it, or give "
@@ -104,6 +110,10 @@ def read_parts(folder: Path, dimension: int) -> dict[Key, np.ndarray]:
     for path in sorted(folder.glob("part-*.npz")):
         done |= embedding_cache.load(path, dimension)
     return done
+
+
+def _is_part(name: str) -> bool:
+    return name == "job.json" or name.startswith("part-") or name.endswith(UNFINISHED)
 
 
 def close_parts(folder: Path) -> None:

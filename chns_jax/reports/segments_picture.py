@@ -10,6 +10,7 @@ import numpy as np
 from chns_jax.common.files import replacing
 from chns_jax.diarisation.gate import FRAME_SECONDS
 from chns_jax.diarisation.turns import Turn
+from chns_jax.reports.figure import new_figure
 
 MOST_POINTS = 4000  # of the curve: the loudest of each stretch is drawn
 
@@ -19,10 +20,8 @@ def segments_picture(
 ) -> None:
     """Write a PNG: levels (m,) of 20 ms each in dB with the threshold of the gate, above a row for
     each speaker's turns."""
-    from matplotlib.figure import Figure
-
     speakers = sorted({turn.speaker for turn in turns})
-    figure = Figure(figsize=(12, 2.8 + 0.4 * len(speakers)), layout="constrained")
+    figure = new_figure(figsize=(12, 2.8 + 0.4 * len(speakers)), layout="constrained")
     ratios = [2.2, 0.4 + 0.4 * len(speakers)]
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=ratios)
 

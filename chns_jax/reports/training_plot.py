@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from chns_jax.common.files import replacing
+from chns_jax.reports.figure import new_figure
 
 
 def training_picture(
@@ -21,9 +22,7 @@ def training_picture(
     `eer_at` maps steps to EERs (fractions); `negatives` maps the name of a way to compose batches
     to the cosines of its negatives.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = new_figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
 
     if eer_at:

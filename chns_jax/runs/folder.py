@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -105,10 +105,21 @@ def is_complete(folder: RunFolder, config: Config) -> bool:
     if not folder.is_begun():
         return False
     _check_config(folder, config)
-    try:  # one that is cut short is made again
-        return isinstance(json.loads(folder.summary.read_bytes()), dict)
+    return read_summary(folder) is not None
+
+
+def read_summary(folder: RunFolder) -> dict[str, Any] | None:
+    """What a run that is complete says of itself, "step" and, of one that was trained here,
+    "seconds" among it; None where it does not, or was cut short, so that
+    it is made again. Raises UserError for what is no regular file."""
+    if folder.summary.exists() and not folder.summary.is_file():
+        raise UserError(f"{folder.summary} is no regular file: remove it")
+    try:
+        found = json.loads(folder.summary.read_bytes())
     except (FileNotFoundError, ValueError, RecursionError):
-        return False
+        return None
+    whole = isinstance(found, dict) and isinstance(found.get("step"), int)
+    return found if whole and isinstance(found.get("seconds", 0), int | float) else None
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +11,7 @@ import jax
 from chns_jax.common.console import say
 from chns_jax.common.errors import UserError
 from chns_jax.config import Config
-from chns_jax.runs.folder import RunFolder, is_complete
+from chns_jax.runs.folder import RunFolder, is_complete, read_summary
 from chns_jax.studies.definition import Run
 
 
@@ -40,9 +39,9 @@ def time_left(runs: Sequence[Run]) -> str:
     seconds = trained = left = 0.0
     for one in runs:
         utterances = one.config.training.steps * one.config.sampler.speakers
-        summary = folder_of(one).summary
-        if summary.exists():
-            seconds += json.loads(summary.read_text())["seconds"]
+        summary = read_summary(folder_of(one))
+        if summary is not None:
+            seconds += summary.get("seconds", 0)
             trained += utterances
         else:
             left += utterances
