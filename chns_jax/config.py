@@ -667,6 +667,11 @@ class Training:
     def check(self) -> None:
         if self.seed > LARGEST_SEED:
             raise UserError(f"training.seed {self.seed} must be {LARGEST_SEED} at most")
+        if self.start_checkpoint != "last" and not self.start_from:
+            raise UserError(
+                "training.start_checkpoint is one of training.start_from, which is not given: give "
+                "both or neither"
+            )
 
 
 @dataclass(frozen=True)

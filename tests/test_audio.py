@@ -134,6 +134,18 @@ def test_a_truncated_ogg(tmp_path, subtype):
     assert len(read_whole(str(path), RATE)) == length
 
 
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_recordings_joined_in_one_ogg(tmp_path, subtype):
+    """As Ogg allows; libsndfile reads the first."""
+    for i in range(2):
+        noise = np.random.default_rng(i).normal(0, 0.1, RATE)
+        soundfile.write(tmp_path / f"{i}.ogg", noise, RATE, format="OGG", subtype=subtype)
+    both = b"".join((tmp_path / f"{i}.ogg").read_bytes() for i in range(2))
+    (tmp_path / "both.ogg").write_bytes(both)
+    with pytest.raises(AudioError, match="holds one recording after another: join them"):
+        read_whole(str(tmp_path / "both.ogg"), RATE)
+
+
 @pytest.mark.parametrize("before", [b"", b"LIST" + (3).to_bytes(4, "little") + b"abc "])
 def test_a_truncated_wav(tmp_path, before):
     """A chunk of odd length, which is padded, may come before the samples."""

@@ -53,6 +53,7 @@ def places(tmp_path_factory, tones, untrained) -> dict[str, str]:
         "mine/table.md": "mine",
         "emptied/config.yaml": "augment: {noise: {probability: 0.5}}\n",
         "twice.csv": "id,gender,gender\ns00,f,m\n",
+        "quoted.csv": 'speaker,x\ns00,f\ns01,"f\ns02,f\n',
         "raw.raw": "no header",
         "text.wav": "no audio\n",
         "listed.txt": "gone.wav\n",

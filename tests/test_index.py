@@ -238,6 +238,15 @@ def test_a_file_of_a_year_that_int64_does_not_hold(tmp_path, opened):
     assert cache.key(str(path)).time == 2**63 - 1
 
 
+def test_kaldis_columns_are_apart_by_blanks_or_tabs(tmp_path):
+    for name in ("0.wav", "a b.wav"):
+        write_tone(tmp_path / name, 0.5, hertz=100)
+    (tmp_path / "wav.scp").write_text("u1\t0.wav\nu2 \t a b.wav \n")
+    (tmp_path / "utt2spk").write_text("u1\ts1\nu2  s1\n")
+    corpus = open_corpus(tmp_path, tmp_path / "cache")
+    assert [os.path.basename(corpus.path(i)) for i in range(2)] == ["0.wav", "a b.wav"]
+
+
 def test_a_cache_cut_short_is_made_again(tmp_path, opened):
     root = tmp_path / "root"
     write_tone(root / "a/0.wav", 0.2, hertz=100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 from argparse import Namespace
 from functools import partial
@@ -50,6 +51,8 @@ class Parser(argparse.ArgumentParser):
             if NEGATIVE.match(word) or not is_option or name in (*self.options, "--help", "-h"):
                 continue
             hint = did_you_mean(name, self.options)
+            if os.path.exists(word):
+                hint = f": for the file of that name, give ./{shortened(word)}"
             if self._subparsers:
                 hint = ": begin with a command, of which --help tells"
             raise UserError(f"{shortened(name)} is unknown{hint}")

@@ -90,8 +90,10 @@ def check_file(path: Path | str, others: Iterable[Path | str | None] = ()) -> No
     run's own file, or when `check_spares` does; makes its folder."""
     check_spares(path, others)
     ends, path = os.fspath(path)[-1:], Path(os.path.expanduser(path))
-    if ends == "/" or path.is_dir():
+    if path.is_dir():
         raise UserError(f"{path} is a folder: give the name of a file")
+    if ends == "/":
+        raise UserError(f"{path}/ is the name of a folder: give that of a file")
     there = Path(without_links(path))
     if there.is_symlink():  # a circle of them
         raise UserError(f"{path} is a link that leads nowhere: give another name")

@@ -359,8 +359,10 @@ def _check_complete(path: str, kind: str, file: io.RawIOBase) -> None:
 
 
 def _check_last_page(path: str, file: io.RawIOBase) -> None:
-    """Raises AudioError for an Ogg file that ends within a page."""
+    """Raises AudioError for an Ogg file that ends within a page, or in a stream that follows the
+    first, which libsndfile does not read."""
     size = os.fstat(file.fileno()).st_size
+    begun = _first_streams(file.read(LARGEST_PAGE) or b"")
     file.seek(max(0, size - LARGEST_PAGE))
     ends = file.read(LARGEST_PAGE) or b""
     at = ends.rfind(b"OggS")
@@ -371,6 +373,19 @@ def _check_last_page(path: str, file: io.RawIOBase) -> None:
     missing = 27 + segments + sum(page[27 : 27 + segments]) - len(page)
     if missing > 0:
         raise AudioError(path, "is truncated: its last page is not whole")
+    if begun and page[14:18] not in begun:
+        raise AudioError(path, "holds one recording after another: join them by ffmpeg")
+
+
+def _first_streams(begins: bytes) -> set[bytes]:
+    """Serial numbers of the streams with which an Ogg file begins: each has a page, before any has
+    a second one."""
+    at, found = 0, set()
+    while begins[at : at + 4] == b"OggS" and len(begins) > at + 27 and begins[at + 5] & 2:
+        found.add(begins[at + 14 : at + 18])
+        segments = begins[at + 26]
+        at += 27 + segments + sum(begins[at + 27 : at + 27 + segments])
+    return found
 
 
 def _check_length(path: str, file: io.RawIOBase) -> None:

@@ -160,8 +160,10 @@ def join(corpora: Sequence[Corpus]) -> Corpus:
     for other in corpora[1:]:
         twice = np.intersect1d(joined.speakers, other.speakers)
         if len(twice):
+            of_them = joined.speaker == np.flatnonzero(joined.speakers == twice[0])[0]
+            root = joined.roots[joined.root[np.argmax(of_them)]]
             raise UserError(
-                f"speaker {twice[0]} is both in {joined.roots[0]} and in {other.roots[0]}: "
+                f"speaker {twice[0]} is both in {root} and in {other.roots[0]}: "
                 "rename one, or put both folders' recordings of the speaker under one root"
             )
         joined = Corpus(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 
 from chns_jax.common.errors import UserError, shortened
@@ -96,12 +97,12 @@ def _kaldi_table(root: str, table: str) -> dict[str, str]:
     file = check_readable(path, "a table of Kaldi's")
     with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
-            key, _, value = line.strip().partition(" ")
+            key, *values = re.split("[ \t]+", line.strip(), maxsplit=1)
             if not key:
                 continue
-            if not value.strip():
+            if not values:
                 raise UserError(f"{path} line {number} has no second column: {shortened(line)}")
             if key in rows:
                 raise UserError(f"{path} line {number} names {shortened(key)} again: leave one out")
-            rows[key] = value.strip()
+            rows[key] = values[0]
     return rows

@@ -76,10 +76,12 @@ def _read(path: Path | str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     lines = text.splitlines()
     separator = "\t" if lines and "\t" in lines[0] else ","
     try:
-        reader = csv.reader(lines, delimiter=separator)
+        reader = csv.reader(lines, delimiter=separator, strict=True)
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except csv.Error as error:
-        raise UserError(f"the metadata {path} cannot be read: {error}") from error
+        ends = "unexpected end" in str(error)
+        why = "a quote in it is not closed" if ends else str(error)
+        raise UserError(f"the metadata {path} cannot be read: {why}") from error
     if not rows:
         return [], []
     names = [name.lower() for name in rows[0][1] if name]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +39,9 @@ def make_split(config: Config) -> Split:
     trials name a file that is not there.
     """
     data = config.data
-    main = open_corpus(_root(config), data.cache)
+    root = _root(config)
+    _check_roots([root, *data.more_roots])
+    main = open_corpus(root, data.cache)
     everyone = join([main, *(open_corpus(root, data.cache) for root in data.more_roots)])
     validation, trials, withheld = None, {}, np.array([], dtype=str)
     if data.trials:
@@ -68,6 +71,14 @@ def make_split(config: Config) -> Split:
             f"{len(withheld)} validate and {lonely.sum()} have a single utterance"
         )
     return Split(everyone.select(kept), validation, trials, everyone.broken)
+
+
+def _check_roots(roots: Sequence[str | Path]) -> None:
+    """Raises UserError for a folder that is given twice."""
+    there = [os.path.realpath(os.path.expanduser(root)) for root in roots]
+    for i, root in enumerate(there):
+        if root in there[:i]:
+            raise UserError(f"data.more_roots has {roots[i]}, which is given already: leave it out")
 
 
 def validating_speakers(validation: Corpus, trials: Mapping[str, Trials]) -> np.ndarray:

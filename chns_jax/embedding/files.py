@@ -88,6 +88,8 @@ def open_parts(folder: Path, job: dict[str, Any]) -> None:
             f"{folder} is where parts of the embeddings are kept, and holds {others[0]}: move that "
             "away, or give another --out"
         )
+    if about.exists() and not about.is_file():
+        raise UserError(f"{about} is no regular file: remove it")
     if about.exists() and about.read_text(encoding="utf-8", errors="replace") != text:
         raise UserError(
             f"{folder} holds embeddings of another model or other --segments: remove it, or give "
