@@ -85,14 +85,17 @@ def test_a_program_whose_streams_are_closed(tmp_path):
     code = (
         "import os, sys; from chns_jax.common.errors import run\n"
         "def main(argv):\n"
-        "    print('a'); print('b', file=sys.stderr)\n"
+        "    print('b', file=sys.stderr)\n"
         f"    with open({str(tmp_path / 'out')!r}, 'w') as file:\n"
         "        assert file.fileno() > 2; file.write('c')\n"
         "run(main)"
     )
-    closed = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", sys.executable, "-c", code]
-    assert subprocess.run(closed).returncode == 0
+    closed = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", sys.executable, "-c"]
+    assert subprocess.run([*closed, code]).returncode == 0
     assert (tmp_path / "out").read_text() == "c"
+    # What is asked for and cannot be said is an error.
+    answers = "from chns_jax.common.errors import run; run(lambda argv: print('a'))"
+    assert subprocess.run([*closed, answers]).returncode == 2
 
 
 def test_a_folder_that_is_gone_is_named(command, tmp_path, monkeypatch):

@@ -38,9 +38,12 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     SIGTERM raises KeyboardInterrupt as SIGINT does, so that what is done is kept.
     """
+    # Where whoever started this closed a stream, no file may take its place.
     for name, mode in ("stdin", "r"), ("stdout", "w"), ("stderr", "w"):
-        if getattr(sys, name) is None:  # closed by whoever started this
+        if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))
+            if name == "stdout":
+                sys.stdout.write = _lose
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     signal.signal(signal.SIGTERM, _interrupt)
     sys.unraisablehook = partial(_send_again, sys.unraisablehook)
@@ -55,6 +58,10 @@ def run(main: Callable[[list[str]], None]) -> None:
         # XLA may be compiling in a thread, which crashes where the interpreter ends; and threads
         # that write to a full disk say so with tracebacks.
         leave(error)
+
+
+def _lose(text: str) -> int:
+    raise UserError("standard output is closed, and the answer lost: leave >&- out")
 
 
 def leave(error: BaseException, *, patience: float = 0.0) -> None:
