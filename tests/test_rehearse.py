@@ -48,7 +48,7 @@ def test_trials_name_all_utterances_and_their_labels_hold(pool, tmp_path):
     assert len(located.labels) == 900 and 0.4 < located.labels.mean() < 0.65
     same = corpus.speaker[located.enrolment] == corpus.speaker[located.test]
     np.testing.assert_array_equal(located.labels, same)
-    assert len(located.utterances()) == 400
+    assert len(located.utterances()) == 400 and (located.enrolment != located.test).all()
 
 
 def test_a_size_that_no_corpus_has_is_refused(pool, tmp_path):

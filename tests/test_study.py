@@ -109,7 +109,7 @@ def untrained(config, opened):
         checkpoint.save(manager, state, None, checkpoint.Progress(0, 0.0, "", ""), "", None)
     lines = [{"step": s, "eer": 0.1 * s, "negative_cosine_mean": 0.2} for s in (1, 2)]
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    run.summary.write_text(json.dumps({"seconds": 90.0}))
+    run.summary.write_text(json.dumps({"step": 2, "seconds": 90.0}))
 
 
 def rows_of(folder):

@@ -114,9 +114,11 @@ def write_trials(path: Path, corpus: Corpus, count: int) -> None:
     enrolment = np.resize(rng.permutation(len(corpus)), count)
     start = corpus.speaker_start
     first, end = (start[corpus.speaker[enrolment] + i] for i in (0, 1))
-    of_speaker = first + (rng.random(count) * (end - first)).astype(np.int64)
-    of_anyone = rng.integers(len(corpus), size=count)
-    test = np.where(np.arange(count) % 2, of_speaker, of_anyone)
+    of_anyone = np.arange(count) % 2 == 0
+    first, end = np.where(of_anyone, 0, first), np.where(of_anyone, len(corpus), end)
+    # Another utterance than that of the enrolment; the next speaker's, where there is no other.
+    test = first + (rng.random(count) * (end - first - 1)).astype(np.int64)
+    test = (test + (test >= enrolment)) % len(corpus)
     same = corpus.speaker[enrolment] == corpus.speaker[test]
     trials.write(path, Trials(same, enrolment, test), corpus)
 
