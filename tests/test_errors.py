@@ -1,6 +1,7 @@
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -22,10 +23,15 @@ run(main)
 """
 
 
+# A program hears SIGINT, also where this one was begun in the background of a shell.
+HEARS = {"preexec_fn": partial(signal.signal, signal.SIGINT, signal.SIG_DFL)}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_program_keeps_what_is_done_and_waits_for_nothing(number):
     pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, "-c", BUSY], stdout=pipe, stderr=pipe, text=True)
+    command = [sys.executable, "-c", BUSY]
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **HEARS)
     assert process.stdout.readline() == "begun\n"
     process.send_signal(number)
     output, errors = process.communicate(timeout=20)
@@ -68,7 +74,7 @@ run(main)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_errors_are_discarded_ends_a_program(number):
     command = [sys.executable, "-c", LOST, str(int(number))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, **HEARS)
     assert done.returncode == 128 + number
     assert (done.stdout, done.stderr) == ("discarded\n", f"stopped by {number.name}\n")
 
