@@ -197,11 +197,15 @@ def check_corpora(runs: Sequence[Run]) -> None:
     from chns_jax.corpus.split import make_split
     from chns_jax.sampling import plan
 
+    corpora = {}  # by what runs of one seed may share
     for one in runs:
-        data, sampler = one.config.data, one.config.sampler
+        data, of_trials = one.config.data, one.config.validation
         try:
             with warnings.catch_warnings(action="ignore"):  # training will say it
-                plan.check(sampler, with_speeds(make_split(one.config).training, data.speeds))
+                if (data, of_trials) not in corpora:
+                    corpus = make_split(one.config).training
+                    corpora[data, of_trials] = with_speeds(corpus, data.speeds)
+            plan.check(one.config.sampler, corpora[data, of_trials])
         except UserError as error:
             raise UserError(f"the run {one.name} cannot be trained: {error}") from error
 

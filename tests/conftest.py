@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import replace
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -177,22 +178,17 @@ def built_once():
     """Trainings of a module that differ in folders alone share what they trace and compile."""
     from chns_jax.training import parts
 
-    kept = {}
+    def without_folders(config):
+        data = replace(
+            config.data, root="", more_roots=(), trials=None, trials_root=None, cache="",
+            held_out=0,
+        )  # fmt: skip
+        training = replace(config.training, start_from=None, checkpoint_every=1)
+        return replace(config, out="", data=data, training=training)
 
     def once(make):
-        def made(config, *others):
-            data = replace(
-                config.data, root="", more_roots=(), trials=None, trials_root=None, cache="",
-                held_out=0,
-            )  # fmt: skip
-            training = replace(config.training, start_from=None, checkpoint_every=1)
-            alike = replace(config, out="", data=data, training=training)
-            key = make, alike, others
-            if key not in kept:
-                kept[key] = make(config, *others)
-            return kept[key]
-
-        return made
+        kept = lru_cache(maxsize=None)(make)
+        return lambda config, *others: kept(without_folders(config), *others)
 
     usual = parts.PARTS
     shared = usual._replace(build=once(usual.build), embedder=once(usual.embedder))

@@ -1,13 +1,16 @@
 import signal
 import subprocess
 import sys
-from functools import partial
 
 import pytest
 
 from chns_jax.common.errors import UserError, report
 
-BUSY = """
+# A program hears SIGINT, also where this one was begun in the background of a shell.
+HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+
+BUSY = f"""
+{HEARS}
 import sys, threading, time
 from chns_jax.common.errors import run
 
@@ -23,15 +26,10 @@ run(main)
 """
 
 
-# A program hears SIGINT, also where this one was begun in the background of a shell.
-HEARS = {"preexec_fn": partial(signal.signal, signal.SIGINT, signal.SIG_DFL)}
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_program_keeps_what_is_done_and_waits_for_nothing(number):
     pipe = subprocess.PIPE
-    command = [sys.executable, "-c", BUSY]
-    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **HEARS)
+    process = subprocess.Popen([sys.executable, "-c", BUSY], stdout=pipe, stderr=pipe, text=True)
     assert process.stdout.readline() == "begun\n"
     process.send_signal(number)
     output, errors = process.communicate(timeout=20)
@@ -53,7 +51,8 @@ def test_output_that_nobody_reads_ends_quietly():
     assert done.stderr.startswith("error: no space is left")
 
 
-LOST = """
+LOST = f"""
+{HEARS}
 import gc, signal, sys, time
 from chns_jax.common.errors import run
 
@@ -74,7 +73,7 @@ run(main)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_errors_are_discarded_ends_a_program(number):
     command = [sys.executable, "-c", LOST, str(int(number))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, **HEARS)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert done.returncode == 128 + number
     assert (done.stdout, done.stderr) == ("discarded\n", f"stopped by {number.name}\n")
 
@@ -102,6 +101,21 @@ def test_a_program_whose_streams_are_closed(tmp_path):
     # What is asked for and cannot be said is an error.
     answers = "from chns_jax.common.errors import run; run(lambda argv: print('a'))"
     assert subprocess.run([*closed, answers]).returncode == 2
+
+
+def test_two_threads_that_leave_say_one_sentence():
+    code = (
+        "import sys, threading; from chns_jax.common.errors import UserError, leave\n"
+        "one = threading.Thread(target=leave, args=(UserError('a'),), kwargs={'patience': 60})\n"
+        "one.start()\n"
+        "sys.stdin.readline()\n"
+        "leave(UserError('b'))"
+    )
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stderr=pipe, text=True)
+    assert process.stderr.readline() == "error: a\n"
+    _, more = process.communicate("\n", timeout=20)
+    assert (process.returncode, more) == (2, "")
 
 
 def test_a_folder_that_is_gone_is_named(command, tmp_path, monkeypatch):

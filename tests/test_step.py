@@ -405,6 +405,7 @@ def test_weight_decay_is_added_to_the_gradient_as_pytorch_does():
     [
         ("supcon", None),
         pytest.param("supcon", 5, marks=pytest.mark.long),
+        pytest.param("aam_softmax", None, marks=pytest.mark.long),
         pytest.param("aam_softmax", 5, marks=pytest.mark.long),
     ],
 )

@@ -181,14 +181,14 @@ def test_a_base_may_have_a_seed(written, tmp_path):
 
 @pytest.mark.long
 def test_trained_runs_are_compared(command, study, tmp_path):
-    path = tmp_path / "two.yaml"
-    path.write_text(path.read_text().replace("[0, 1]", "[1]"))
     command(*study)
+    rows = rows_of(tmp_path / "out")
     for arm in ("random", "chance"):
-        run = tmp_path / f"out/runs/{arm}-1"
-        assert json.loads((run / "summary.json").read_text())["step"] == 2
-        assert len(list((run / "tables").glob("*.npz"))) == (arm == "chance")
-    assert {row["runs"] for row in rows_of(tmp_path / "out")} == {"1"}
+        for seed in (0, 1):
+            run = tmp_path / f"out/runs/{arm}-{seed}"
+            assert json.loads((run / "summary.json").read_text())["step"] == 2
+            assert len(list((run / "tables").glob("*.npz"))) == (arm == "chance")
+    assert {row["runs"] for row in rows} == {"2"}
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)

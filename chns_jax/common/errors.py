@@ -14,13 +14,14 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from threading import Timer
+from threading import Lock, Timer
 from types import FrameType
 from typing import Any
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LONGEST_SHOWN = 80  # characters of what was given that a sentence repeats
 AGAIN_AFTER = 0.05  # seconds after which a signal that was lost is sent again
+_first_to_leave = Lock()
 
 
 class UserError(Exception):
@@ -39,11 +40,11 @@ def run(main: Callable[[list[str]], None]) -> None:
     SIGTERM raises KeyboardInterrupt as SIGINT does, so that what is done is kept.
     """
     # Where whoever started this closed a stream, no file may take its place.
-    for name, mode in ("stdin", "r"), ("stdout", "w"), ("stderr", "w"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))
-            if name == "stdout":
-                sys.stdout.write = _lose
+    sys.stdin = sys.stdin or open(os.devnull)
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")
+        sys.stdout.write = _lose
+    sys.stderr = sys.stderr or open(os.devnull, "w")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     signal.signal(signal.SIGTERM, _interrupt)
     sys.unraisablehook = partial(_send_again, sys.unraisablehook)
@@ -66,8 +67,9 @@ def _lose(text: str) -> int:
 
 def leave(error: BaseException, *, patience: float = 0.0) -> None:
     """Say what ended the program, and end it after `patience` seconds without waiting for threads,
-    or for hosts that may wait for this one."""
-    status = report(error)
+    or for hosts that may wait for this one. A second thread to call this ends it and says nothing
+    more."""
+    status = report(error) if _first_to_leave.acquire(blocking=False) else _ending(error)[0]
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # which said so before, or nobody reads
             if stream:

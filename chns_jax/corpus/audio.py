@@ -41,6 +41,7 @@ STREAMED_AT_ONCE = 1 << 20  # samples of all channels, of a file that is read in
 MOST_CHUNKS = 1000  # of a wav file, before its samples
 OGG = frozenset({".ogg", ".oga", ".opus"})
 LARGEST_PAGE = 27 + 255 + 255 * 255  # bytes of Ogg, RFC 3533
+FIRST_PAGES = 4096  # bytes that hold the first page of each stream of it, of some tens each
 # What may be in a .m4a: no playlist, which names other files, and nothing behind a URL.
 FFMPEG_INPUT = ("-protocol_whitelist", "file", "-format_whitelist", "mov,aac,mp3,flac,wav,ogg")
 STREAMED = 0x7FFFF000  # bytes; a wav that was piped states so many, or 0
@@ -362,7 +363,7 @@ def _check_last_page(path: str, file: io.RawIOBase) -> None:
     """Raises AudioError for an Ogg file that ends within a page, or in a stream that follows the
     first, which libsndfile does not read."""
     size = os.fstat(file.fileno()).st_size
-    begun = _first_streams(file.read(LARGEST_PAGE) or b"")
+    begun = _first_streams(file.read(FIRST_PAGES) or b"")
     file.seek(max(0, size - LARGEST_PAGE))
     ends = file.read(LARGEST_PAGE) or b""
     at = ends.rfind(b"OggS")

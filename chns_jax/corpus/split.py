@@ -39,10 +39,10 @@ def make_split(config: Config) -> Split:
     trials name a file that is not there.
     """
     data = config.data
-    root = _root(config)
-    _check_roots([root, *data.more_roots])
-    main = open_corpus(root, data.cache)
-    everyone = join([main, *(open_corpus(root, data.cache) for root in data.more_roots)])
+    roots = [_root(config), *data.more_roots]
+    _check_roots(roots)
+    main, *others = (open_corpus(root, data.cache) for root in roots)
+    everyone = join([main, *others])
     validation, trials, withheld = None, {}, np.array([], dtype=str)
     if data.trials:
         paths = data.trial_lists
@@ -71,14 +71,6 @@ def make_split(config: Config) -> Split:
             f"{len(withheld)} validate and {lonely.sum()} have a single utterance"
         )
     return Split(everyone.select(kept), validation, trials, everyone.broken)
-
-
-def _check_roots(roots: Sequence[str | Path]) -> None:
-    """Raises UserError for a folder that is given twice."""
-    there = [os.path.realpath(os.path.expanduser(root)) for root in roots]
-    for i, root in enumerate(there):
-        if root in there[:i]:
-            raise UserError(f"data.more_roots has {roots[i]}, which is given already: leave it out")
 
 
 def validating_speakers(validation: Corpus, trials: Mapping[str, Trials]) -> np.ndarray:
@@ -150,3 +142,11 @@ def _draw_held_out(corpus: Corpus, count: int, seed: int) -> np.ndarray:
             f"{corpus.roots[0]} has {len(corpus.speakers)} speakers"
         )
     return draw_speakers(corpus, count, seed)
+
+
+def _check_roots(roots: Sequence[str | Path]) -> None:
+    """Raises UserError for a folder that is given twice."""
+    there = [os.path.realpath(os.path.expanduser(root)) for root in roots]
+    for i, root in enumerate(there):
+        if root in there[:i]:
+            raise UserError(f"data.more_roots has {roots[i]}, which is given already: leave it out")

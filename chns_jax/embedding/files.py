@@ -16,6 +16,7 @@ from chns_jax.embedding import cache as embedding_cache
 from chns_jax.embedding.cache import Key
 
 EXTENSIONS = (".npz", ".ark", ".scp")
+JOB, PARTS = "job.json", "part-*.npz"  # in the folder of parts
 
 
 def check(path: Path, names: Sequence[str]) -> None:
@@ -81,13 +82,13 @@ def open_parts(folder: Path, job: dict[str, Any]) -> None:
     anything else, or is a link: the folder is removed at the end."""
     if folder.is_symlink():
         raise UserError(f"{folder} is a link: remove it, or give another --out")
-    about, text = folder / "job.json", json.dumps(job)
-    others = [path.name for path in folder.glob("*") if not _is_part(path.name)]
-    if others:
-        raise UserError(
-            f"{folder} is where parts of the embeddings are kept, and holds {others[0]}: move that "
-            "away, or give another --out"
-        )
+    about, text = folder / JOB, json.dumps(job)
+    for path in folder.glob("*"):
+        if not (path.name == JOB or path.match(PARTS) or path.name.endswith(UNFINISHED)):
+            raise UserError(
+                f"{folder} is where parts of the embeddings are kept, and holds {path.name}: move "
+                "that away, or give another --out"
+            )
     if about.exists() and not about.is_file():
         raise UserError(f"{about} is no regular file: remove it")
     if about.exists() and about.read_text(encoding="utf-8", errors="replace") != text:
@@ -102,23 +103,19 @@ def open_parts(folder: Path, job: dict[str, Any]) -> None:
 
 def add_part(folder: Path, done: dict[Key, np.ndarray]) -> None:
     """Keep embeddings (d,) that are done, by the files that they are of."""
-    number = sum(1 for _ in folder.glob("part-*.npz"))
+    number = sum(1 for _ in folder.glob(PARTS))
     embedding_cache.save(folder / f"part-{number:06d}.npz", done)
 
 
 def read_parts(folder: Path, dimension: int) -> dict[Key, np.ndarray]:
     """The embeddings (d,) of all parts."""
     done = {}
-    for path in sorted(folder.glob("part-*.npz")):
+    for path in sorted(folder.glob(PARTS)):
         done |= embedding_cache.load(path, dimension)
     return done
 
 
-def _is_part(name: str) -> bool:
-    return name == "job.json" or name.startswith("part-") or name.endswith(UNFINISHED)
-
-
 def close_parts(folder: Path) -> None:
     """Remove `folder` where nothing is done."""
-    if not any(folder.glob("part-*.npz")):
+    if not any(folder.glob(PARTS)):
         shutil.rmtree(folder)

@@ -36,7 +36,8 @@ def load(run: Path | str, checkpoint: str = "last", *, quick: bool = False) -> M
     config = read_run(run)
     mesh = make_mesh()
     saved = restore(run, checkpoint, replicated(mesh))
-    check_unedited(config, saved.config, run, ("features", "encoder"))
+    if not is_published(run):  # which is looked at before its weights are
+        check_unedited(config, saved.config, run, ("features", "encoder"))
     embedder = Embedder(config, mesh, quick=quick)
     return Model(config, saved.step, saved.variables, embedder, is_published(run))
 

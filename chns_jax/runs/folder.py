@@ -109,9 +109,9 @@ def is_complete(folder: RunFolder, config: Config) -> bool:
 
 
 def read_summary(folder: RunFolder) -> dict[str, Any] | None:
-    """What a run that is complete says of itself, "step" and, of one that was trained here,
-    "seconds" among it; None where it does not, or was cut short, so that
-    it is made again. Raises UserError for what is no regular file."""
+    """What a run that is complete says of itself: "step" and, of one that was trained here,
+    "seconds" among it. None where there is none, or it was cut short and is to be made again.
+    Raises UserError for what is no regular file."""
     if folder.summary.exists() and not folder.summary.is_file():
         raise UserError(f"{folder.summary} is no regular file: remove it")
     try:
@@ -210,7 +210,8 @@ def _check_unused(folder: RunFolder, config: Config) -> None:
         data.root, *data.more_roots, data.trials_root, augment.noise.root,
         augment.reverberation.root,
     )  # fmt: skip
-    if any(root and os.path.isdir(root) and os.path.samefile(root, folder.path) for root in read):
+    there = [os.path.expanduser(root) for root in read if root]
+    if any(os.path.isdir(root) and os.path.samefile(root, folder.path) for root in there):
         raise UserError(f"{folder.path} is a folder that the run reads from: give another --out")
     names = (
         folder.config, folder.metrics, folder.skipped, folder.bad_batch, folder.picture,
