@@ -9,8 +9,8 @@ from chns_jax.common.command_line import make_parser, parse
 from chns_jax.common.errors import UserError, run
 
 ROWS = (
-    "ecapa", "thin_resnet", "features", "losses", "plans", "refresh", "loading", "embedding",
-    "error_rates", "start", "loop", "encoders",
+    "ecapa", "thin_resnet", "redimnet2", "features", "losses", "plans", "refresh", "loading",
+    "embedding", "error_rates", "start", "loop", "encoders",
 )  # fmt: skip
 HEADER = "| what | ours | compared with | theirs | ratio | target | met |"
 
@@ -42,6 +42,7 @@ def main(argv: list[str]) -> None:
     groups = {
         "ecapa": training.ecapa,
         "thin_resnet": training.thin_resnet,
+        "redimnet2": training.redimnet2,
         "features": training.features,
         "losses": contrast.losses,
         "plans": data.plans,

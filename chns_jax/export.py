@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from chns_jax.common.command_line import MODEL, Parser, add_checkpoint, make_parser, parse
 from chns_jax.common.errors import UserError, run
-from chns_jax.common.files import check_file, check_new, is_run, replacing
-from chns_jax.config import is_published
+from chns_jax.common.files import check_new, new_folder, replacing
 from chns_jax.runs.published import ONNX, find_model
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ SPEAKER_INT8, ENCODER_INT8 = "speaker.int8.onnx", "encoder.int8.onnx"
 def main(argv: list[str]) -> None:
     parser = make_parser("Write the encoder of a trained run in a form that others read.")
     parser.add_argument("run", type=str, metavar="RUN", help=f"{MODEL}.")
-    parser.add_argument("out", type=str, metavar="OUT", help="Folder to write.")
+    parser.add_argument("out", type=str, metavar="OUT", help="Folder to make.")
     parser.add_argument(
         "--format",
         type=Literal["onnx", "hub"],
@@ -89,10 +88,7 @@ def _add_hub_arguments(parser: Parser) -> None:
 
 def _to_onnx(chosen: Namespace, out: Path) -> None:
     """Write the ONNX models."""
-    if is_run(out):
-        raise UserError(f"{out} is a run: give another folder")
-    if is_published(out):
-        raise UserError(f"{out} is a published model: give another folder")
+    check_new(out)
     packages = ["onnx", *(["onnxruntime"] if chosen.int8 else [])]
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
@@ -100,8 +96,6 @@ def _to_onnx(chosen: Namespace, out: Path) -> None:
             f"--format onnx needs {missing[0]}, which pip install 'chns_jax[onnx]' brings"
         )
     names = [ENCODER, SPEAKER, *([ENCODER_INT8, SPEAKER_INT8] if chosen.int8 else [])]
-    for name in names:
-        check_file(out / name)
 
     from chns_jax import SpeakerEncoder
     from chns_jax.interop import onnx_models
@@ -113,11 +107,12 @@ def _to_onnx(chosen: Namespace, out: Path) -> None:
     use = "for sherpa-onnx" if sherpa else "not for sherpa-onnx, which computes other features"
     about = encoder.uncalibrated if encoder.calibration is None else "calibrated"
     said = [f"log-mel to embedding, {use}", f"waveform to embedding, {about}"] * 2
-    for name, proto, sentence in zip(names, protos, said, strict=False):
-        data = proto.SerializeToString()
-        with replacing(out / name, "wb") as file:
-            file.write(data)
-        print(f"{out / name}: {sentence}, {len(data) / 1e6:.2f} MB", file=sys.stderr)
+    sizes = []
+    with new_folder(out) as made:
+        for name, proto in zip(names, protos, strict=True):
+            sizes.append((made / name).write_bytes(proto.SerializeToString()) / 1e6)
+    for name, sentence, size in zip(names, said, sizes, strict=False):
+        print(f"{out / name}: {sentence}, {size:.2f} MB", file=sys.stderr)
 
 
 def _to_hub(chosen: Namespace, out: Path) -> None:

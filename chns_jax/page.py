@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from chns_jax.common.command_line import MODEL, add_checkpoint, make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import between
 from chns_jax.runs.published import find_model
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 
 def main(argv: list[str]) -> None:
@@ -49,19 +52,27 @@ def main(argv: list[str]) -> None:
     runtime = speaker_page.runtime_files(Path(chosen.onnxruntime_web).expanduser())
     if chosen.out is not None:
         speaker_page.check_folder(Path(chosen.out).expanduser())
-    model, metadata = _model(source, chosen.checkpoint)
+    model = _model(source, chosen.checkpoint)
+
+    from chns_jax.interop import onnx_digest
+
+    if not onnx_digest.is_as_described(model):
+        raise UserError(
+            f"{source} is not what chns_jax.export wrote, or was changed since: export it again"
+        )
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
     about = speaker_page.describe(metadata, source.name)
     with tempfile.TemporaryDirectory(prefix="chns_jax_page_") as temporary:
         out = Path(chosen.out or temporary).expanduser()
-        speaker_page.write(out, model, about, runtime)
+        speaker_page.write(out, model.SerializeToString(), about, runtime)
         if chosen.out is not None:
             print(f"{out}: a page for any web server", file=sys.stderr)
         if chosen.serve:
             serving.serve(out, chosen.port)
 
 
-def _model(source: Path, checkpoint: str) -> tuple[bytes, dict[str, str]]:
-    """A speaker.onnx and its metadata, of a file or of a run."""
+def _model(source: Path, checkpoint: str) -> ModelProto:
+    """A speaker.onnx, of a file or of a run."""
     from chns_jax.common.reading import check_readable
 
     try:
@@ -73,19 +84,17 @@ def _model(source: Path, checkpoint: str) -> tuple[bytes, dict[str, str]]:
     if source.suffix == ".onnx":
         data = check_readable(source, "a run folder or a speaker.onnx").read_bytes()
         try:
-            model = onnx.load_model_from_string(data)
+            return onnx.load_model_from_string(data)
         except Exception as error:  # protobuf's, which onnx does not name
             raise UserError(f"{source} is no ONNX model: export it again") from error
-    else:
-        from chns_jax import SpeakerEncoder
-        from chns_jax.interop import onnx_models
 
-        encoder = SpeakerEncoder.load(source, checkpoint)
-        if encoder.calibration is None:
-            print(f"{encoder.uncalibrated}: the page will show cosines alone", file=sys.stderr)
-        model = onnx_models.make(encoder.model, encoder.calibration).speaker
-        data = model.SerializeToString()
-    return data, {entry.key: entry.value for entry in model.metadata_props}
+    from chns_jax import SpeakerEncoder
+    from chns_jax.interop import onnx_models
+
+    encoder = SpeakerEncoder.load(source, checkpoint)
+    if encoder.calibration is None:
+        print(f"{encoder.uncalibrated}: the page will show cosines alone", file=sys.stderr)
+    return onnx_models.make(encoder.model, encoder.calibration).speaker
 
 
 if __name__ == "__main__":

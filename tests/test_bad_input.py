@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import jax
@@ -149,6 +150,7 @@ def ended(line: str, capfd, monkeypatch) -> tuple[int, str]:
     try:
         with monkeypatch.context() as patch:
             patch.setattr(sys, "unraisablehook", sys.unraisablehook)
+            patch.setattr(errors, "_first_to_leave", Lock())
             errors.run(main)
         status = 0
     except SystemExit as exit:

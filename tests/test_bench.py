@@ -16,6 +16,7 @@ from chns_jax.benchmarks import encoders, measure, training
 from chns_jax.common.errors import UserError
 from chns_jax.config import Features
 from chns_jax.encoders import sums
+from chns_jax.interop import torch_weights
 
 
 @pytest.fixture
@@ -26,7 +27,8 @@ def without_torch(monkeypatch):
 
 # What starts processes, or compiles much.
 AGAIN = (
-    "ecapa", "thin_resnet", "losses", "refresh", "embedding", "start", "loop", "encoders",
+    "ecapa", "thin_resnet", "redimnet2", "losses", "refresh", "embedding", "start", "loop",
+    "encoders",
 )  # fmt: skip
 
 
@@ -67,7 +69,7 @@ def test_the_rows_that_start_programs(without_torch, capsys, monkeypatch):
     bench.main(["--quick", "--rows", *AGAIN])
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == bench.HEADER
-    assert len(lines) == 4 + 3 + 2 + 3 + 2 + 1 + 2 + 5 + (2 + 3)
+    assert len(lines) == 4 + 3 + 2 + 2 + 3 + 2 + 1 + 2 + 5 + (2 + 3)
     assert all(line.count("|") == bench.HEADER.count("|") for line in lines[2:])
 
 
@@ -106,7 +108,28 @@ def test_the_encoders_of_the_cost_table_are_those_of_the_configs():
     for name, encoder in zip(names, encoders.ENCODERS.values(), strict=True):
         config = configs.load(["--config", str(folder / f"{name}.yaml")])
         assert config.encoder == encoder
-        assert config.features == encoders.LOG_MEL.get(encoder.kind, Features())
+        assert config.features == training.LOG_MEL.get(encoder.kind, Features())
+
+
+@pytest.mark.long
+def test_the_other_sides_redimnet2_is_wespeakers(golden):
+    torch = pytest.importorskip("torch")
+    from chns_jax.benchmarks.torch_models import make_encoder
+
+    arrays = golden("redimnet2_small")
+    state = {
+        name.removeprefix("state."): value
+        for name, value in arrays.items()
+        if name.startswith("state.")
+    }
+    encoder = torch_weights.infer_encoder(state)
+    module = make_encoder(encoder, bands=json.loads(str(arrays["config"]))["F"])
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
+    module.load_state_dict(tensors)  # which has all its tensors, and no other
+    for x, y, train in ("x1", "y1", False), ("train_x", "train_y", True):
+        with torch.no_grad():
+            given = module.train(train)(torch.from_numpy(arrays[x])).numpy()
+        np.testing.assert_allclose(given, arrays[y], atol=1e-5 * np.abs(arrays[y]).max())
 
 
 def test_functions_run_in_turn():

@@ -8,6 +8,7 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import sherpa_onnx
@@ -24,6 +25,7 @@ from chns_jax.embedding.model import Model
 from chns_jax.encoders import make_encoder
 from chns_jax.encoders.features import log_mel
 from chns_jax.interop import onnx_models
+from chns_jax.interop.onnx_digest import is_as_described
 from chns_jax.interop.onnx_graph import to_onnx
 from chns_jax.scoring import calibration
 
@@ -179,9 +181,12 @@ def test_the_command_writes_what_the_run_is(exported):
         "digest": made.scores["checkpoint"],
     }
     assert json.loads(of_speaker.pop("calibration")) == dataclasses.asdict(made)
+    assert len(of_speaker.pop("sha256")) == 64
     assert of_speaker == {**about, "shortest_seconds": "0.2"}
     # Of features that sherpa-onnx does not compute, nothing makes it take the model.
-    assert session(str(out / "encoder.onnx")).get_modelmeta().custom_metadata_map == about
+    of_encoder = session(str(out / "encoder.onnx")).get_modelmeta().custom_metadata_map
+    assert {key: value for key, value in of_encoder.items() if key != "sha256"} == about
+    assert all(is_as_described(onnx.load(path)) for path in out.iterdir())
     waveform = speechlike(9000, np.random.default_rng(0))
     expected = encoder.embed(waveform, sample_rate=RATE)
     given = {"waveform": waveform[None] / np.float32(32768)}

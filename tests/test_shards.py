@@ -320,6 +320,7 @@ def test_a_spoilt_index(copy, spoil):
 
 @pytest.mark.parametrize("name, change", [
     ("first", lambda array: array + 2**40), ("first", lambda array: -array - 1),
+    ("first", lambda array: array[::-1]), ("record", lambda array: array[::-1]),
     ("size", lambda array: array * 10**9), ("shard", lambda array: array + 1),
     ("seconds", lambda array: array * np.nan), ("seconds", lambda array: array[1:]),
     ("speaker", lambda array: array[::-1]), ("speaker", lambda array: array + 9),

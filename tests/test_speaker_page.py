@@ -24,6 +24,7 @@ from webdriver import chromium
 from chns_jax import SpeakerEncoder, page
 from chns_jax.common.errors import UserError
 from chns_jax.embedding.buckets import cut, segments
+from chns_jax.interop import onnx_digest
 from chns_jax.reports import speaker_page
 from chns_jax.scoring import calibration as calibrations
 from chns_jax.scoring.calibration import Calibration
@@ -74,7 +75,7 @@ def speaker_onnx(path: Path, metadata: dict[str, str] = METADATA) -> Path:
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    helper.set_model_props(model, metadata)
+    onnx_digest.describe(model, metadata)
     onnx.checker.check_model(model)
     onnx.save(model, path)
     return path
@@ -124,6 +125,21 @@ def test_other_metadata_are_refused(key, value):
     metadata = {k: v for k, v in {**METADATA, key: value}.items() if v is not None}
     with pytest.raises(UserError, match="the metadata of speaker.onnx are not those of a"):
         speaker_page.describe(metadata)
+
+
+def test_a_model_that_was_changed_is_refused(command, tmp_path, package):
+    """In one bit, be it of a weight, of a name or of the metadata."""
+    path = speaker_onnx(tmp_path / "speaker.onnx")
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    page = "page", path, "--out", tmp_path / "page", "--onnxruntime_web", package
+    for place in [*rng.integers(len(whole), size=40), *range(len(whole) - 400, len(whole), 9)]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        command(*page, status=2)
+    assert not (tmp_path / "page" / "speaker.onnx").exists()
+    path.write_bytes(whole)
+    command(*page)
 
 
 def test_norms_are_refused():

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from chns_jax.benchmarks.measure import Row, Sizes, alternate
-from chns_jax.benchmarks.training import batch_of, make_steps
+from chns_jax.benchmarks.training import LOG_MEL, batch_of, make_steps
 from chns_jax.config import (
     Config,
     Data,
@@ -29,7 +29,6 @@ from chns_jax.encoders.features import frame_count
 
 SECONDS = 3.0  # of the crop that multiply-adds are counted of
 FILE_SECONDS = 10.0
-LOG_MEL = {"redimnet2": Features(kind="redimnet2", bands=72, f_min=20, f_max=7600)}
 
 
 def _redimnet2(**options) -> Encoder:

@@ -13,17 +13,20 @@ from typing import NamedTuple
 
 import numpy as np
 
+from chns_jax.config import ReDimNet2
+
 
 class Sizes(NamedTuple):
     """How large the measured problems are."""
 
     repeats: int = 7
-    rows: Mapping[str, int] = {"ecapa_tdnn": 64, "thin_resnet": 32}
+    rows: Mapping[str, int] = {"ecapa_tdnn": 64, "thin_resnet": 32, "redimnet2": 16}
     frames: int = 301  # 3 s
     channels: tuple[int, ...] = (256, 256, 256, 256, 768)
     res2net_scale: int = 8
     layers: tuple[int, ...] = (3, 4, 6, 3)
     filters: tuple[int, ...] = (16, 32, 64, 128)
+    redimnet2: ReDimNet2 = ReDimNet2()
     matrix: int = 2048
     loss_rows: int = 8192
     most_loss_rows: int = 65_536
@@ -47,12 +50,20 @@ class Sizes(NamedTuple):
 
 QUICK = Sizes(
     repeats=2,
-    rows={"ecapa_tdnn": 4, "thin_resnet": 4},
+    rows={"ecapa_tdnn": 4, "thin_resnet": 4, "redimnet2": 4},
     frames=32,
     channels=(8, 8, 8, 8, 16),
     res2net_scale=2,
     layers=(1, 1),
     filters=(8, 16),
+    redimnet2=ReDimNet2(
+        channels=4,
+        frequency_strides=(2,),
+        time_strides=(2,),
+        blocks=(1,),
+        expansions=(1.0,),
+        reductions=(36,),
+    ),
     matrix=256,
     loss_rows=256,
     most_loss_rows=512,

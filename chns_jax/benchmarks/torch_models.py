@@ -1,7 +1,8 @@
 """The other side of the comparison, in PyTorch: the same encoders, loss and optimiser.
 
 SpeechBrain has the ECAPA-TDNN. No package has voxceleb_trainer's ThinResNet-34 (Chung et al. 2020),
-so it is written here, wired as `encoders/thin_resnet.py` with self-attentive pooling over time.
+so it is written here, wired as `encoders/thin_resnet.py` with self-attentive pooling over time; nor
+ReDimNet2, which is in `torch_redimnet2`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from chns_jax.benchmarks.torch_redimnet2 import ReDimNet2
 from chns_jax.config import Config, Encoder
 
 
@@ -20,6 +22,8 @@ def make_encoder(encoder: Encoder, bands: int) -> nn.Module:
     """The encoder that the config describes: (b, t, f) -> (b, d)."""
     if encoder.kind == "thin_resnet":
         return _ThinResNet(encoder)
+    if encoder.kind == "redimnet2":
+        return ReDimNet2(encoder, bands)
     from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 
     options = encoder.ecapa
@@ -45,7 +49,12 @@ def make_steps(
     torch.manual_seed(0)
     optimizer, features = config.optimizer, config.features
     module = make_encoder(config.encoder, features.bands).to(device)
-    fbank = Fbank(sample_rate=features.sample_rate, n_mels=features.bands).to(device)
+    fbank = Fbank(
+        sample_rate=features.sample_rate,
+        n_mels=features.bands,
+        f_min=features.f_min,
+        f_max=features.f_max,
+    ).to(device)
     waveforms, speakers = torch.from_numpy(audio), torch.from_numpy(labels).to(device)
     temperature = torch.tensor(0.1, device=device, requires_grad=True)
     adam = torch.optim.Adam(

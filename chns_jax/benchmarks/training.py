@@ -18,11 +18,16 @@ from chns_jax.encoders import make_encoder
 from chns_jax.encoders.features import log_mel
 from chns_jax.training.build import build
 
-NAMES = {"ecapa_tdnn": "mobile ECAPA-TDNN", "thin_resnet": "ThinResNet-34"}
-OTHERS = {"ecapa_tdnn": "SpeechBrain", "thin_resnet": "PyTorch"}
-FASTER = {"ecapa_tdnn": 2.0, "thin_resnet": 1.0}  # than PyTorch: the target
+NAMES = {
+    "ecapa_tdnn": "mobile ECAPA-TDNN",
+    "thin_resnet": "ThinResNet-34",
+    "redimnet2": "ReDimNet2-B1",
+}
+LOG_MEL = {"redimnet2": Features(kind="redimnet2", bands=72, f_min=20, f_max=7600)}
+OTHERS = {"ecapa_tdnn": "SpeechBrain", "thin_resnet": "PyTorch", "redimnet2": "PyTorch"}
+FASTER = {"ecapa_tdnn": 2.0, "thin_resnet": 1.0, "redimnet2": 1.0}  # than PyTorch: the target
 LEAST_SHARE = {"ecapa_tdnn": 0.5}  # of the rate of a matrix product: the target
-Kind = Literal["ecapa_tdnn", "thin_resnet"]
+Kind = Literal["ecapa_tdnn", "thin_resnet", "redimnet2"]
 
 
 def ecapa(sizes: Sizes) -> Iterator[Row]:
@@ -33,6 +38,11 @@ def ecapa(sizes: Sizes) -> Iterator[Row]:
 def thin_resnet(sizes: Sizes) -> Iterator[Row]:
     """The ThinResNet-34's step and forward pass."""
     yield from _encoder("thin_resnet", sizes)
+
+
+def redimnet2(sizes: Sizes) -> Iterator[Row]:
+    """The ReDimNet2-B1's step and forward pass."""
+    yield from _encoder("redimnet2", sizes)
 
 
 def features(sizes: Sizes) -> Iterator[Row]:
@@ -82,9 +92,10 @@ def make_steps(
 
 def config_of(kind: Kind, sizes: Sizes) -> Config:
     """SupCon and Adam with the encoder that is measured."""
-    features = Features()
+    features = LOG_MEL.get(kind, Features())
     seconds = (sizes.frames - 1) * features.hop / features.sample_rate
     return Config(
+        features=features,
         data=Data(crop_seconds=seconds),
         encoder=encoder_of(kind, sizes),
         sampler=Sampler(kind="random", speakers=sizes.rows[kind] // 2),
@@ -98,6 +109,7 @@ def encoder_of(kind: Kind, sizes: Sizes) -> Encoder:
         kind=kind,
         ecapa=Ecapa(channels=sizes.channels, res2net_scale=sizes.res2net_scale),
         thin_resnet=ThinResNet(layers=sizes.layers, filters=sizes.filters),
+        redimnet2=sizes.redimnet2,
     )
 
 

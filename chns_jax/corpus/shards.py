@@ -436,8 +436,9 @@ def _check_index(held: dict[str, np.ndarray]) -> None:
     names = Strings.held(held, "names.")
     broken = {len(Strings.held(held, f"broken_{part}.")) for part in Broken._fields}
     shards, speakers = held["shard_bytes"], held["speakers"]
-    speaker, recording, shard, first, size, seconds = rows = [
-        held[name] for name in ("speaker", "recording", "shard", "first", "size", "seconds")
+    speaker, recording, shard, record, first, size, seconds = rows = [
+        held[name]
+        for name in ("speaker", "recording", "shard", "record", "first", "size", "seconds")
     ]
     lowest, highest = RATES
     if str(held["format"]) not in get_args(Format):
@@ -454,10 +455,22 @@ def _check_index(held: dict[str, np.ndarray]) -> None:
         and ((seconds > 0) & (seconds <= LONGEST_SECONDS)).all()
         and ((shard >= 0) & (shard < len(shards))).all()
         and ((first >= 0) & (size > 0) & (size <= shards[shard] - first)).all()
+        and _follow(shard, record, first, size)
     ):
         raise arrays.Damaged("holds numbers that do not fit each other")
     if held["format"] == "pcm16" and not np.allclose(2 * seconds * held["sample_rate"], size):
         raise arrays.Damaged("holds raw samples whose bytes are not those of their seconds")
+
+
+def _follow(shard: np.ndarray, record: np.ndarray, first: np.ndarray, size: np.ndarray) -> bool:
+    """Whether the records of a shard lie in the order of their numbers, and apart; utterances may
+    share one."""
+    order = np.lexsort((record, shard))
+    (shard, last), (record, number), (first, begin), (end, ends) = (
+        (values[order][:-1], values[order][1:]) for values in (shard, record, first, first + size)
+    )
+    shared = (record == number) & (first == begin) & (end == ends)
+    return bool(((shard < last) | shared | (record < number) & (end <= begin)).all())
 
 
 def _check_sizes(root: str, held: dict[str, np.ndarray]) -> None:

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import onnx
 from jax.export import symbolic_shape
 from jaxtyping import Array, Float
-from onnx import helper
 
 from chns_jax.config import Features
 from chns_jax.embedding.embedder import Embedder
 from chns_jax.embedding.model import Model, checkpoint_digest
 from chns_jax.encoders import make_encoder
 from chns_jax.encoders.features import log_mel
+from chns_jax.interop import onnx_digest
 from chns_jax.interop.onnx_graph import to_onnx
 from chns_jax.runs.state import of_encoder
 from chns_jax.scoring.calibration import Calibration
@@ -41,8 +41,8 @@ class Models(NamedTuple):
 
 
 def make(model: Model, calibration: Calibration | None) -> Models:
-    """The models, with metadata: `sample_rate` in Hz, `output_dim`, and `digest`, that of the
-    checkpoint.
+    """The models, with metadata: `sample_rate` in Hz, `output_dim`, `digest`, that of the
+    checkpoint, and `sha256`, that of all else in the model.
 
     `speaker` also has `shortest_seconds`, and `calibration` as JSON, where there is one; `encoder`
     has what sherpa-onnx asks for, where it computes the same features.
@@ -61,12 +61,12 @@ def make(model: Model, calibration: Calibration | None) -> Models:
         "normalize_samples": "1",
         "feature_normalize_type": "global-mean" if features.mean_normalise else "",
     }
-    helper.set_model_props(encoder, about | (for_sherpa if is_sherpas(features) else {}))
+    onnx_digest.describe(encoder, about | (for_sherpa if is_sherpas(features) else {}))
     seconds = model.embedder.shortest / features.sample_rate
     of_speaker = {"shortest_seconds": f"{seconds:g}"}
     if calibration is not None:
         of_speaker["calibration"] = json.dumps(dataclasses.asdict(calibration))
-    helper.set_model_props(speaker, about | of_speaker)
+    onnx_digest.describe(speaker, about | of_speaker)
     return Models(encoder, speaker)
 
 
@@ -95,7 +95,7 @@ def quantised(models: Models, model: Model) -> Models:
         encoder = onnx.load(path)
     speaker = _joined(_log_mel(model.config.features, model.embedder), encoder)
     for made, of in ((encoder, models.encoder), (speaker, models.speaker)):
-        helper.set_model_props(made, {prop.key: prop.value for prop in of.metadata_props})
+        onnx_digest.describe(made, {entry.key: entry.value for entry in of.metadata_props})
     return Models(encoder, speaker)
 
 
