@@ -15,13 +15,18 @@ from chns_jax.config import Augment, Features, Loss
 from chns_jax.devices.sharding import make_mesh
 from chns_jax.embedding import embedder as embedding
 from chns_jax.embedding.embedder import Embedder
-from chns_jax.encoders import convolution, sums
+from chns_jax.encoders import convolution, depthwise, sums
 from chns_jax.training.build import build
 
 ACCELERATORS = ("cuda", "tpu")
 ENCODERS = {"ecapa_tdnn": SHALLOW, "thin_resnet": RESNET, "redimnet2": REDIMNET2}
 ROWS = 2 * CONFIG.sampler.speakers
-OF_CPU = ("product_with_ones", "weight_gradient_by_image")
+OF_CPU = {  # its functions, and the names that they bear in the lowered program
+    "product_with_ones": (sums, "_product_with_ones"),
+    "weight_gradient_by_image": (convolution, "weight_gradient"),
+    "sum_of_shifted": (depthwise, "_of_shifted"),
+    "kernel_gradient_by_tap": (depthwise, "_kernel_gradient"),
+}
 
 
 def array(shape, dtype):
@@ -31,10 +36,7 @@ def array(shape, dtype):
 @pytest.fixture(autouse=True)
 def named(monkeypatch):
     """What is computed otherwise on CPUs bears a name in the lowered program."""
-    for module, function, name in [
-        (sums, "_product_with_ones", OF_CPU[0]),
-        (convolution, "weight_gradient", OF_CPU[1]),
-    ]:
+    for name, (module, function) in OF_CPU.items():
         monkeypatch.setattr(module, function, jax.named_call(getattr(module, function), name=name))
 
 
@@ -85,8 +87,9 @@ def assert_lowered(traced, encoder, *, trains):
         assert not [name for name in OF_CPU if name in text]
         assert set(re.findall(r"custom_call @(\w+)", text)) <= {"Sharding"}
     text = program(traced, "cpu")
-    assert OF_CPU[0] in text
-    assert (OF_CPU[1] in text) == (trains and encoder == "thin_resnet")
+    of_2d, of_each = encoder != "ecapa_tdnn", encoder == "redimnet2"
+    expected = True, trains and of_2d, of_each, trains and of_each
+    assert tuple(name in text for name in OF_CPU) == expected
     return texts
 
 

@@ -109,8 +109,8 @@ def products(jaxpr: Any) -> int:
         elif equation.primitive.name == "conv_general_dilated":
             outputs, *others = equation.params["dimension_numbers"].rhs_spec
             total += made * math.prod(shapes[1][axis] for axis in others)
-        elif equation.primitive.name == "cond":  # what CPUs compute otherwise: sums by products
-            total += min(map(_inside, equation.params["branches"]))
+        elif equation.primitive.name == "cond":  # the last is of all but CPUs
+            total += _inside(equation.params["branches"][-1])
         else:
             times = equation.params.get("length", 1)  # of a scan
             for inner in jax.tree.leaves(

@@ -22,8 +22,9 @@ from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float, Int
 
 from chns_jax.encoders.batch_norm import BatchNorm
+from chns_jax.encoders.convolution import convolve
+from chns_jax.encoders.depthwise import depthwise
 from chns_jax.encoders.layers import (
-    Conv1d,
     rematerialised,
     torch_bias,
     torch_uniform,
@@ -44,7 +45,7 @@ QUERIES_AT_ONCE = 1024  # so that attention over a minute does not fill the memo
 class Conv(nn.Module):
     """Convolution over as many axes as `size` has, padded with zeros to the input's length.
 
-    Kernel (*size, c_in / groups, c_out). A convolution with strides has none of them overlap.
+    Kernel (*size, c_in / groups, c_out). Strides are as long as the kernel, or there are none.
     """
 
     channels: int
@@ -59,13 +60,12 @@ class Conv(nn.Module):
         kernel = jnp.asarray(self.param("kernel", torch_uniform, shape), x.dtype)
         if math.prod(self.size) == self.groups == 1:
             y = matmul(x, kernel.reshape(shape[-2:]))
+        elif self.groups == self.channels == x.shape[-1] and not self.strides:
+            y = depthwise(x, kernel)
+        elif self.strides:
+            y = _of_patches(x, kernel, self.groups)
         else:
-            axes = "THW"[: len(self.size)]
-            y = jax.lax.conv_general_dilated(
-                x, kernel, self.strides or (1,) * len(axes), "SAME",
-                dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
-                feature_group_count=self.groups,
-            )  # fmt: skip
+            y = convolve(x, kernel, (1, 1), [(taps // 2, taps // 2) for taps in self.size])
         if not self.bias:
             return y
         bias = self.param("bias", torch_bias(math.prod(shape[:-1])), (self.channels,))
@@ -210,39 +210,64 @@ class Stage(nn.Module):
             x = BatchNorm(LAYER_EPSILON, name="narrow_norm")(x, train, counted_b)
         x = x.reshape(*x.shape[:2], -1)
         context = remat(TimeContext)(self.hidden, name="context")
-        x = jnp.repeat(context(x, train, frames_b, counted_b), step, axis=1)
+        x = _repeated(context(x, train, frames_b, counted_b), step)
         if self.group_norm:
             frames_b = None if frames_b is None else frames_b * step
             x = GroupNorm(self.group_norm, name="group_norm")(x, frames_b)
         return x
 
 
+class Mixing(nn.Module):
+    """Kernel (c_in, c_out) and bias (c_out,) of a convolution of one frame."""
+
+    @nn.compact
+    def __call__(self, inputs: int, outputs: int) -> tuple[Array, Array]:
+        kernel = self.param("kernel", torch_uniform, (1, inputs, outputs))
+        return kernel[0], self.param("bias", torch_bias(inputs), (outputs,))
+
+
 class AttentivePooling(nn.Module):
     """Attentive statistics pooling with global context, as wespeaker's `ASTP`.
 
     Unlike SpeechBrain's (`layers.AttentiveStatistics`) it has no batch normalisation, and the
-    context's variance is the unbiased one.
+    context's variance is the unbiased one. Of channels that are those of several bins, PyTorch's
+    tensors have the bins of a channel together: a map in that order would be a copy of it, so the
+    weights change theirs.
     """
+
+    bins: int = 1
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b t c"], frames_b: Int[Array, " b"] | None = None
     ) -> Float[Array, "b 2*c"]:
         dtype, x = x.dtype, x.astype(at_least_float32(x.dtype))
-        where = valid(frames_b, x.shape[1])
+        where, size = valid(frames_b, x.shape[1]), x.shape[-1]
         frames = x.shape[1] if frames_b is None else frames_b[:, None, None]
         mean = mean_of_each(x, where)[:, None]
         variance = mean_of_each(jnp.square(x - mean), where)[:, None] * (frames / (frames - 1))
-        context = jnp.concatenate([mean, jnp.sqrt(variance + LEAST_VARIANCE)], axis=-1)
-        hidden = Conv1d(POOLING_CHANNELS, name="linear1")(
-            x.astype(dtype), constant=context.astype(dtype)
+        deviation = jnp.sqrt(variance + LEAST_VARIANCE)
+        kernel, bias = Mixing(name="linear1")(3 * size, POOLING_CHANNELS)
+        here, of_mean, of_deviation = (
+            self._by_bins(part).astype(dtype) for part in jnp.split(kernel, 3)
         )
-        score = Conv1d(x.shape[-1], name="linear2")(jnp.tanh(hidden)).astype(x.dtype)
+        context = matmul(mean.astype(dtype), of_mean)
+        context += matmul(deviation.astype(dtype), of_deviation) + bias.astype(dtype)
+        hidden = add_bias(matmul(x.astype(dtype), here), context)
+        kernel, bias = Mixing(name="linear2")(POOLING_CHANNELS, size)
+        kernel = self._by_bins(kernel.T).T.astype(dtype)
+        score = add_bias(matmul(jnp.tanh(hidden), kernel), self._by_bins(bias)).astype(x.dtype)
         weight = jax.nn.softmax(score, axis=1, where=where)
         mean = sum_of_each(weight * x)
         variance = sum_of_each(weight * jnp.square(x - mean[:, None]))
         deviation = jnp.sqrt(jnp.maximum(variance, LEAST_VARIANCE))
-        return jnp.concatenate([mean, deviation], axis=-1)
+        pooled = jnp.concatenate([mean, deviation], axis=1)
+        by_bins = pooled.reshape(-1, 2, self.bins, size // self.bins)
+        return by_bins.swapaxes(2, 3).reshape(pooled.shape)
+
+    def _by_bins(self, x: Float[Array, "c *n"]) -> Float[Array, "c *n"]:
+        """In the order of a map's channels."""
+        return x.reshape(-1, self.bins, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
 
 
 class ReDimNet2(nn.Module):
@@ -306,9 +331,8 @@ class ReDimNet2(nn.Module):
             x = x.reshape(*x.shape[:2], -1, channels)
         if self.head_channels is not None:
             x = Conv(self.head_channels, (1,) * (x.ndim - 2), name="head")(x)
-        if self.head == "2d":  # the pooling's channels are those of a pixel, and in each the bands
-            x = x.swapaxes(2, 3).reshape(*x.shape[:2], -1)
-        pooled = AttentivePooling(name="pool")(x, frames_b)
+        bins = x.shape[2] if self.head == "2d" else 1
+        pooled = AttentivePooling(bins, name="pool")(x.reshape(*x.shape[:2], -1), frames_b)
         return Conv(self.embedding, name="linear")(BatchNorm(name="bn")(pooled, train, counted_b))
 
 
@@ -335,6 +359,28 @@ def attend(
     stacked = padded.reshape(len(query), blocks, QUERIES_AT_ONCE, *query.shape[2:])
     attended = jax.lax.map(of, stacked.swapaxes(0, 1))
     return attended.swapaxes(0, 1).reshape(padded.shape)[:, :frames]
+
+
+def _of_patches(
+    x: Float[Array, "b t f c"], kernel: Float[Array, "p q i d"], groups: int
+) -> Float[Array, "b t2 f2 d"]:
+    """The convolution in steps of the kernel's size, as a product for each of its frames with a
+    kernel of all channels, zero between groups. XLA's own of groups takes a hundred times as long
+    on a CPU."""
+    (p, q, inputs, outputs), (b, t, f, channels) = kernel.shape, x.shape
+    of_groups = kernel.reshape(p, q, 1, inputs, groups, outputs // groups)
+    apart = jnp.eye(groups, dtype=x.dtype)[:, None, :, None]
+    whole = (of_groups * apart).reshape(p, q * channels, outputs)
+    patches = x.reshape(b, t // p, p, f // q, q * channels)
+    y = matmul(patches[:, :, 0], whole[0])
+    for frame in range(1, p):
+        y += matmul(patches[:, :, frame], whole[frame])
+    return y
+
+
+def _repeated(x: Float[Array, "b t c"], times: int) -> Float[Array, "b t2 c"]:
+    """Each frame so many times. `jnp.repeat` has a scatter for its gradient, slow on a CPU."""
+    return jnp.concatenate([x[:, :, None]] * times, axis=2).reshape(x.shape[0], -1, x.shape[2])
 
 
 def _zero_outside(frames_b: Array | None, x: Float[Array, "b t *c"]) -> Float[Array, "b t *c"]:
