@@ -73,15 +73,15 @@ def make_steps(
     mesh = make_mesh(1)
     built, batch = build(config, len(labels), mesh), {"audio": audio, "labels": labels}
     states = [built.init()]
-    lowered = built.update.lower(states[0], built.put(batch), None)
-    flops = (lowered.compile().cost_analysis() or {})["flops"]
+    update = built.update.lower(states[0], built.put(batch), None).compile()
+    flops = (update.cost_analysis() or {})["flops"]
     # The step is given its own arrays to overwrite.
     kept = jax.tree.map(jnp.copy, states[0].variables)
     encoder = make_encoder(config.encoder)
     embed = jax.jit(partial(embed_step, config=config, encoder=encoder))
 
     def step() -> float:
-        states[0], metrics = built.update(states[0], built.put(batch), None)
+        states[0], metrics = update(states[0], built.put(batch), None)
         return float(metrics["loss"])  # waits for the device
 
     def forward(crops: np.ndarray = audio) -> jax.Array:
