@@ -88,7 +88,6 @@ def _add_hub_arguments(parser: Parser) -> None:
 
 def _to_onnx(chosen: Namespace, out: Path) -> None:
     """Write the ONNX models."""
-    check_new(out)
     packages = ["onnx", *(["onnxruntime"] if chosen.int8 else [])]
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
@@ -96,21 +95,20 @@ def _to_onnx(chosen: Namespace, out: Path) -> None:
             f"--format onnx needs {missing[0]}, which pip install 'chns_jax[onnx]' brings"
         )
     names = [ENCODER, SPEAKER, *([ENCODER_INT8, SPEAKER_INT8] if chosen.int8 else [])]
+    sizes = []
+    with new_folder(out) as made:  # what is wrong with it is said before JAX is imported
+        from chns_jax import SpeakerEncoder
+        from chns_jax.interop import onnx_models
 
-    from chns_jax import SpeakerEncoder
-    from chns_jax.interop import onnx_models
-
-    encoder = SpeakerEncoder.load(chosen.run, chosen.checkpoint)
-    models = onnx_models.make(encoder.model, encoder.calibration)
-    protos = [*models, *(onnx_models.quantised(models, encoder.model) if chosen.int8 else [])]
+        encoder = SpeakerEncoder.load(chosen.run, chosen.checkpoint)
+        models = onnx_models.make(encoder.model, encoder.calibration)
+        protos = [*models, *(onnx_models.quantised(models, encoder.model) if chosen.int8 else [])]
+        for name, proto in zip(names, protos, strict=True):
+            sizes.append((made / name).write_bytes(proto.SerializeToString()) / 1e6)
     sherpa = onnx_models.is_sherpas(encoder.model.config.features)
     use = "for sherpa-onnx" if sherpa else "not for sherpa-onnx, which computes other features"
     about = encoder.uncalibrated if encoder.calibration is None else "calibrated"
     said = [f"log-mel to embedding, {use}", f"waveform to embedding, {about}"] * 2
-    sizes = []
-    with new_folder(out) as made:
-        for name, proto in zip(names, protos, strict=True):
-            sizes.append((made / name).write_bytes(proto.SerializeToString()) / 1e6)
     for name, sentence, size in zip(names, said, sizes, strict=False):
         print(f"{out / name}: {sentence}, {size:.2f} MB", file=sys.stderr)
 

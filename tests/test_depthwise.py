@@ -46,8 +46,8 @@ def test_of_all_but_cpus_too(shape, size):
 
 
 def test_bfloat16_is_summed_in_float32():
-    x, kernel = jnp.ones((8, 600, 1), jnp.bfloat16), jnp.ones((1, 1, 1), jnp.bfloat16)
-    dkernel = jax.vjp(depthwise, x.astype(jnp.bfloat16), kernel.astype(jnp.float32))[1](x)[1]
+    x, kernel = jnp.ones((8, 600, 1), jnp.bfloat16), jnp.ones((1, 1, 1))
+    dkernel = jax.vjp(depthwise, x, kernel)[1](x)[1]
     assert dkernel.dtype == jnp.float32
     assert dkernel.item() == 8 * 600  # bfloat16 has no number that is near enough
     taps = jnp.full((59, 1, 1), 1 + 2**-7, jnp.bfloat16)

@@ -100,7 +100,7 @@ def test_a_mistake_on_one_host_is_said_there_and_the_other_loses_it(pair):
     (_, first_status, first_said), (_, second_status, second_said) = pair
     assert (first_status, second_status) == (2, 2)
     assert "error: differs in training.seed" in second_said
-    assert f"error: {LOST}" in first_said.splitlines()[-1]
+    assert_said_lost(first_said)
 
 
 @pytest.fixture(scope="module")
@@ -169,12 +169,17 @@ def assert_lost(process):
     where its heartbeat notices too. Returns what it said."""
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2, errors
+    assert_said_lost(errors)
+    return errors
+
+
+def assert_said_lost(errors):
+    """Once, and if anything follows it, it is what JAX has to say."""
     lines = errors.rstrip().splitlines()
     said = [i for i, line in enumerate(lines) if f"error: {LOST}" in line]
     assert len(said) == 1, errors
-    after = lines[said[0] + 1 :]  # if anything, what JAX has to say
+    after = lines[said[0] + 1 :]
     assert not after or re.match(r"[EFIW]\d{4} ", after[0]), errors
-    return errors
 
 
 ABORTED = """

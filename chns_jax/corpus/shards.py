@@ -40,6 +40,7 @@ SKIPPED = "skipped.txt"
 PART = re.compile(r"shard-\d{5,}-of-\d{5,}\.(array_record|npz)")
 FLAC_MOST_HERTZ = 65_535  # above, it holds multiples of ten only
 READ_AT_ONCE = 1 << 24
+MOST_RECORDS = 1 << 31  # of a shard
 REPAIR = "copy it again, or prepare the corpus anew in an empty folder"
 
 # Arrays of an index beside strings: their kinds, and the axes of each.
@@ -455,6 +456,7 @@ def _check_index(held: dict[str, np.ndarray]) -> None:
         and ((seconds > 0) & (seconds <= LONGEST_SECONDS)).all()
         and ((shard >= 0) & (shard < len(shards))).all()
         and ((first >= 0) & (size > 0) & (size <= shards[shard] - first)).all()
+        and ((record >= 0) & (record < MOST_RECORDS)).all()
         and _follow(shard, record, first, size)
     ):
         raise arrays.Damaged("holds numbers that do not fit each other")
@@ -465,7 +467,8 @@ def _check_index(held: dict[str, np.ndarray]) -> None:
 def _follow(shard: np.ndarray, record: np.ndarray, first: np.ndarray, size: np.ndarray) -> bool:
     """Whether the records of a shard lie in the order of their numbers, and apart; utterances may
     share one."""
-    order = np.lexsort((record, shard))
+    # One key is sorted in a fifth of the time of two.
+    order = np.argsort(shard.astype(np.int64) * MOST_RECORDS + record)
     (shard, last), (record, number), (first, begin), (end, ends) = (
         (values[order][:-1], values[order][1:]) for values in (shard, record, first, first + size)
     )

@@ -36,10 +36,11 @@ def load(run: Path | str, checkpoint: str = "last", *, quick: bool = False) -> M
     config = read_run(run)
     mesh = make_mesh()
     saved = restore(run, checkpoint, replicated(mesh))
-    if not is_published(run):  # which is looked at before its weights are
+    published = is_published(run)
+    if not published:  # which is looked at before its weights are
         check_unedited(config, saved.config, run, ("features", "encoder"))
     embedder = Embedder(config, mesh, quick=quick)
-    return Model(config, saved.step, saved.variables, embedder, is_published(run))
+    return Model(config, saved.step, saved.variables, embedder, published)
 
 
 def restore(run: Path, checkpoint: str, sharding: jax.sharding.Sharding) -> Saved:

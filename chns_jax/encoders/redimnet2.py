@@ -45,7 +45,8 @@ QUERIES_AT_ONCE = 1024  # so that attention over a minute does not fill the memo
 class Conv(nn.Module):
     """Convolution over as many axes as `size` has, padded with zeros to the input's length.
 
-    Kernel (*size, c_in / groups, c_out). Strides are as long as the kernel, or there are none.
+    Kernel (*size, c_in / groups, c_out). Strides are as long as the kernel; where there
+    are none, groups are of one channel each, or there is one.
     """
 
     channels: int
@@ -60,10 +61,10 @@ class Conv(nn.Module):
         kernel = jnp.asarray(self.param("kernel", torch_uniform, shape), x.dtype)
         if math.prod(self.size) == self.groups == 1:
             y = matmul(x, kernel.reshape(shape[-2:]))
-        elif self.groups == self.channels == x.shape[-1] and not self.strides:
-            y = depthwise(x, kernel)
         elif self.strides:
             y = _of_patches(x, kernel, self.groups)
+        elif self.groups > 1:
+            y = depthwise(x, kernel)
         else:
             y = convolve(x, kernel, (1, 1), [(taps // 2, taps // 2) for taps in self.size])
         if not self.bias:
