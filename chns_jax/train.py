@@ -118,7 +118,6 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     if config.training.compilation_cache is not None:
         keep_compiled(Path(config.data.cache, config.training.compilation_cache).expanduser())
     training = parts.build(config, len(corpus.speakers), mesh)
-    state = training.init()
     rirs = make_rirs(config.augment.reverberation, sample_rate, seed)
     rirs = jax.device_put(rirs, replicated(mesh))
     embedder = parts.embedder(config, mesh)
@@ -140,7 +139,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     processes.check_same(data, "utterances or trials", "data.root and data.trials")
     table, progress = None, Progress(round=0, seconds=0.0, speakers=names, data=data)
     configs.check_unedited(config, checkpoint.latest_config(manager), folder.path)
-    restored = checkpoint.restore(manager, state)
+    restored = checkpoint.restore(manager, training.shapes)
     if restored is not None:
         state, table, progress, copied = restored
         if progress.data != data:
@@ -152,8 +151,10 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
         if copied is not None:
             refresh.begin(copied, progress.round)
         say(f"going on from step {int(state.step)}")
-    elif config.training.start_from:
-        state = start_from(config, state, names)
+    else:
+        state = training.init()
+        if config.training.start_from:
+            state = start_from(config, state, names)
     step = saved = int(state.step)
     log = opened.enter_context(closing(RunLog(folder, step)))
     eer_at = {r["step"]: r["eer"] for r in records(folder.metrics) if "eer" in r}

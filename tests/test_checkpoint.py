@@ -49,7 +49,7 @@ def run(tmp_path_factory):
 def test_the_latest_checkpoint_comes_back_whole(run):
     folder, state, digests = run
     with checkpoint.open_manager(folder / "checkpoints", keep=2) as manager:
-        back = checkpoint.restore(manager, build()[2])
+        back = checkpoint.restore(manager, lambda: build()[2])
     assert jax.tree.structure(back.state) == jax.tree.structure(state)
     for mine, theirs in zip(jax.tree.leaves(back.state), jax.tree.leaves(state), strict=True):
         assert mine.dtype == theirs.dtype and mine.sharding == theirs.sharding
@@ -93,7 +93,7 @@ def test_the_moving_average_is_kept_and_is_what_a_model_is(run, tmp_path):
     with checkpoint.open_manager(tmp_path / "checkpoints") as manager:
         checkpoint.save(manager, state, None, Progress(0, 0.0, "", ""), "seed: 0", None)
         manager.wait_until_finished()
-        back = checkpoint.restore(manager, state).state
+        back = checkpoint.restore(manager, lambda: state).state
     assert sha256(back.variables) == sha256(state.variables) == run[2][6]
     assert sha256(back.average) == sha256(state.average) != run[2][6]
     saved = checkpoint.restore_variables(tmp_path, "last", state.step.sharding)
@@ -124,7 +124,7 @@ def weights(folder, item="variables"):
 
 def latest(folder):
     with checkpoint.open_manager(folder, keep=2) as manager:
-        return checkpoint.restore(manager, build()[2])
+        return checkpoint.restore(manager, lambda: build()[2])
 
 
 def without(path):
@@ -153,7 +153,7 @@ def test_the_one_before_a_damaged_checkpoint_is_used(run, copied, capsys, what):
     digests, like = run[2], build()[2]
     spoil(copied / "6", what)
     with checkpoint.open_manager(copied, keep=2) as manager:
-        back = checkpoint.restore(manager, like)
+        back = checkpoint.restore(manager, lambda: like)
         assert int(back.state.step) == 5 and sha256(back.state.variables) == digests[5]
         said = capsys.readouterr().err
         assert "checkpoints/6 is damaged" in said and "checkpoints/damaged.6 can be removed" in said
@@ -232,7 +232,7 @@ def test_another_encoder_is_no_damage(copied):
         checkpoint.open_manager(copied, keep=2) as manager,
         pytest.raises(UserError, match="checkpoints/6 cannot be restored: it does not fit"),
     ):
-        checkpoint.restore(manager, like)
+        checkpoint.restore(manager, lambda: like)
 
 
 def test_flipped_bits_are_never_believed(tmp_path, capsys):
@@ -283,7 +283,7 @@ def test_no_checkpoints(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoints"):
         checkpoint.restore_variables(tmp_path, "last", build()[2].step.sharding)
     with checkpoint.open_manager(tmp_path / "checkpoints", keep=2) as manager:
-        assert checkpoint.restore(manager, build()[2]) is None
+        assert checkpoint.restore(manager, lambda: build()[2]) is None
 
 
 def test_a_donated_state_does_not_change_what_is_saved(tmp_path):
@@ -332,7 +332,7 @@ def test_hosts_restore_the_step_of_the_first(run, monkeypatch):
     with checkpoint.open_manager(folder / "checkpoints", keep=2) as manager:
         monkeypatch.setattr(manager, "latest_step", lambda: 5)
         as_another_host(monkeypatch, 6)
-        back = checkpoint.restore(manager, build()[2])
+        back = checkpoint.restore(manager, lambda: build()[2])
     assert int(back.state.step) == 6 and sha256(back.state.variables) == digests[6]
 
 
@@ -342,13 +342,13 @@ def test_hosts_that_see_other_checkpoints(run, monkeypatch, latest, what):
     with checkpoint.open_manager(folder / "checkpoints", keep=2) as manager:
         as_another_host(monkeypatch, latest)
         with pytest.raises(UserError, match=what):
-            checkpoint.restore(manager, build()[2])
+            checkpoint.restore(manager, lambda: build()[2])
 
 
 def test_hosts_without_checkpoints(tmp_path, monkeypatch):
     with checkpoint.open_manager(tmp_path / "checkpoints", keep=2) as manager:
         as_another_host(monkeypatch, -1)
-        assert checkpoint.restore(manager, build()[2]) is None
+        assert checkpoint.restore(manager, lambda: build()[2]) is None
 
 
 def test_a_pipe_in_place_of_a_file_is_not_opened(copied):

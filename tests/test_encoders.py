@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,14 @@ import pytest
 
 from chns_jax.config import Ecapa, Encoder, ThinResNet
 from chns_jax.encoders import make_encoder
-from chns_jax.encoders.layers import AttentiveStatistics, BatchNorm, Conv1d, SqueezeExcitation
+from chns_jax.encoders.initial import initial_variables
+from chns_jax.encoders.layers import (
+    AttentiveStatistics,
+    BatchNorm,
+    Conv1d,
+    SqueezeExcitation,
+    torch_uniform,
+)
 from chns_jax.interop.torch_weights import from_torch, infer_encoder, to_torch
 
 SMALL = Encoder(
@@ -42,10 +50,30 @@ def speechbrain(golden):
     return arrays, config, from_torch(part(arrays, "state."), config)
 
 
+@pytest.mark.parametrize("kind", ["ecapa_tdnn", "thin_resnet"])
+def test_initial_variables_are_those_of_flax(kind):
+    ecapa = Ecapa((16, 16, 16, 16, 32), se_channels=8, attention_channels=8)
+    resnet = ThinResNet((1, 1, 1, 1), (4, 4, 8, 8))
+    encoder = make_encoder(Encoder(kind, embedding=8, ecapa=ecapa, thin_resnet=resnet))
+    x = jnp.zeros((1, 40, BANDS))
+    of_flax = jax.jit(lambda: encoder.init(jax.random.key(3), x, False))()
+    ours = initial_variables(encoder, 3, 40, BANDS)
+    assert jax.tree.structure(ours) == jax.tree.structure(of_flax)
+    for one, other in zip(*map(jax.tree.leaves, (ours, of_flax)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-8)
+
+
+def test_draws_of_weights_are_those_of_jax_whatever_their_number():
+    for shape in ((3, 2, 2), (5, 80, 16), (7,), (1, 300, 70)):
+        bound = max(1, math.prod(shape[:-1])) ** -0.5
+        expected = jax.random.uniform(jax.random.key(5), shape, jnp.float32, -bound, bound)
+        np.testing.assert_array_equal(torch_uniform(jax.random.key(5), shape), expected)
+
+
 def initial(encoder, frames, rows=1, bands=BANDS, seed=0):
     """Variables, and normal features (rows, frames, bands)."""
     x = normal(rows, frames, bands, seed=seed)
-    return jax.jit(lambda: encoder.init(jax.random.key(0), x, False))(), x
+    return initial_variables(encoder, 0, frames, bands), x
 
 
 def normal(*shape, seed=0):

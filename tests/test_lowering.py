@@ -49,14 +49,14 @@ def traced_step(config, devices):
         batch |= {"noise": audio, "snr": array((ROWS,), np.float32)}
     in_rooms = config.augment.reverberation.probability
     rirs = array((3, 50), np.float32) if in_rooms else None
-    return made.update.trace(jax.eval_shape(made.init), batch, rirs)
+    return made.update.trace(made.shapes(), batch, rirs)
 
 
 def traced_embedding(config, devices, padded):
     """What embeds crops, or padded utterances."""
     mesh = make_mesh(devices)
     embedder = Embedder(config, mesh)
-    variables = jax.eval_shape(build(config, CONFIG.sampler.speakers, mesh).init).variables
+    variables = build(config, CONFIG.sampler.speakers, mesh).shapes().variables
     audio = array((ROWS, 8000), np.int16)
     if padded:
         return embedder._padded.trace(variables, audio, array((ROWS,), np.int32))
@@ -197,7 +197,7 @@ def test_what_is_lowered_may_be_exported():
     made = build(config, CONFIG.sampler.speakers, make_mesh(devices))
     audio, labels = array((ROWS, config.read_samples), np.int16), array((ROWS,), np.int32)
     exported = jax.export.export(made.update, platforms=ACCELERATORS)(
-        jax.eval_shape(made.init), {"audio": audio, "labels": labels}, None
+        made.shapes(), {"audio": audio, "labels": labels}, None
     )
     assert exported.nr_devices == devices and exported.platforms == ACCELERATORS
 

@@ -10,8 +10,6 @@ from contextlib import closing
 from functools import cache, partial
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from chns_jax.benchmarks.large_corpus import Size, make_corpus
@@ -29,6 +27,7 @@ from chns_jax.embedding.embedder import Embedder
 from chns_jax.embedding.utterances import embed_waveforms
 from chns_jax.encoders import make_encoder
 from chns_jax.encoders.features import frame_count
+from chns_jax.encoders.initial import initial_variables
 from chns_jax.sampling import clusters as tables
 from chns_jax.sampling import kmeans
 from chns_jax.sampling.pipeline import training_batches
@@ -158,8 +157,7 @@ def embedding(sizes: Sizes) -> Iterator[Row]:
     config = Config(encoder=encoder_of("ecapa_tdnn", sizes))
     encoder, rng = make_encoder(config.encoder), np.random.default_rng(0)
     frames = frame_count(config.crop_samples, config.features)
-    x = jnp.zeros((1, frames, config.features.bands))
-    initial = jax.jit(lambda: encoder.init(jax.random.key(0), x, False))()
+    initial = initial_variables(encoder, 0, frames, config.features.bands)
     variables = {
         "params": {"encoder": initial["params"]},
         "batch_stats": initial["batch_stats"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -49,6 +50,23 @@ def by_rows(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """Arrays, of which every process has the same, on every device."""
+    return jax.tree.map(
+        lambda array: jax.make_array_from_process_local_data(replicated(mesh), np.asarray(array)),
+        tree,
+    )
+
+
+def on_cpu() -> AbstractContextManager:
+    """Where arrays are made on the CPU, so that they are the same on every platform; on the default
+    device where JAX_PLATFORMS leaves the CPU out."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return nullcontext()
 
 
 def held(mesh: Mesh, rows: int) -> np.ndarray:

@@ -27,17 +27,28 @@ from chns_jax.encoders.sums import (
     sum_of_each,
 )
 
+FEWEST_DRAWS = 1024
+
 
 def torch_uniform(key, shape, dtype=jnp.float32):
     """PyTorch's default weight of a layer (..., c_in, c_out): uniform in +-1/sqrt(fan_in)."""
-    bound = max(1, math.prod(shape[:-1])) ** -0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+    return _uniform(key, shape, max(1, math.prod(shape[:-1])) ** -0.5, dtype)
 
 
 def torch_bias(inputs: int):
     """An initializer of PyTorch's default bias of a layer of so many inputs, as its weight's."""
-    bound = inputs**-0.5
-    return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+    return lambda key, shape: _uniform(key, shape, inputs**-0.5, jnp.float32)
+
+
+def _uniform(key, shape, bound: float, dtype):
+    """`jax.random.uniform` in +-bound, of one of a few sizes, each of which JAX compiles once; its
+    first draws are the same however many are drawn."""
+    count = math.prod(shape)
+    size = FEWEST_DRAWS
+    while size < count:
+        size *= 4
+    drawn = jax.random.uniform(key, (size,), dtype, -bound, bound)
+    return drawn[:count].reshape(shape)
 
 
 def rematerialised(block: type[nn.Module]) -> type[nn.Module]:

@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,8 +146,9 @@ def save(
     )
 
 
-def restore(manager: ocp.CheckpointManager, like: TrainState) -> Restored | None:
-    """The latest checkpoint, with the shapes and shardings of `like`; None when there is none.
+def restore(manager: ocp.CheckpointManager, shapes: Callable[[], TrainState]) -> Restored | None:
+    """The latest checkpoint, of the shapes and on the devices of `shapes()`, `ShapeDtypeStruct` in
+    place of arrays; None when there is none.
 
     One that is damaged is named and set aside for the one before it. Several hosts take the one
     that host 0 sees. Raises UserError when none is whole, one cannot be read, or hosts do not see
@@ -156,7 +157,7 @@ def restore(manager: ocp.CheckpointManager, like: TrainState) -> Restored | None
     while (step := _latest_of_all(manager)) is not None:
         restored = damage = None
         try:
-            restored = _restore(manager, step, like)
+            restored = _restore(manager, step, shapes())
         except Damaged as error:
             damage = error
         path = manager.directory / str(step)
@@ -175,14 +176,13 @@ def restore(manager: ocp.CheckpointManager, like: TrainState) -> Restored | None
     return None
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Restored:
-    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+def _restore(manager: ocp.CheckpointManager, step: int, shapes: TrainState) -> Restored:
     args = {
         "variables": ocp.args.StandardRestore(shapes.variables),
         "optimizer": ocp.args.StandardRestore(shapes.optimizer),
         "about": ocp.args.JsonRestore(),
     }
-    if like.average is not None:
+    if shapes.average is not None:
         args["average"] = ocp.args.StandardRestore(shapes.average)
     with _reading(manager, step, args):
         saved = manager.item_metadata(step)
@@ -197,7 +197,7 @@ def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Res
             *(np.asarray(items["table"][key]) for key in ("cluster", "centroids"))
         )
     refresh = items["refresh"] if "refresh" in args else None
-    count = jax.device_put(np.int32(step), like.step.sharding)
+    count = jax.device_put(np.int32(step), shapes.step.sharding)
     average = items["average"] if "average" in args else None
     state = TrainState(count, items["variables"], items["optimizer"], average)
     progress = Progress(*(items["about"][key] for key in Progress._fields))
@@ -305,8 +305,12 @@ def _restore_variables(
 
 def _to_save(trees: dict[str, Any], about: dict[str, Any]) -> ocp.args.Composite:
     """Items of a checkpoint, and their digests: of what is restored, and not of files, so that
-    whatever happens to it between here and there is seen."""
-    trees = {name: tree for name, tree in trees.items() if tree}
+    whatever happens to it between here and there is seen.
+
+    The items are copies on the host. Of arrays on several devices orbax would take a slice from
+    each, by a program of its own for each shape: 3.4 s for eight devices and 2 M parameters.
+    """
+    trees = jax.tree.map(np.array, {name: tree for name, tree in trees.items() if tree})
     digests = {name: digest(tree) for name, tree in trees.items()}
     about = {**about, "sha256": {**digests, "about": _digest_of_json(about)}}
     return ocp.args.Composite(

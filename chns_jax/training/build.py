@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from chns_jax.common.errors import UserError
 from chns_jax.config import Config
-from chns_jax.devices.sharding import by_rows, held, padded_rows, put, replicated
+from chns_jax.devices.sharding import by_rows, held, padded_rows, put, replicate, replicated
 from chns_jax.encoders import make_encoder
 from chns_jax.runs.state import TrainState
 from chns_jax.training.optimizer import make_optimizer
@@ -23,6 +23,7 @@ class Build(NamedTuple):
     """What training does on a mesh; functions are compiled when they are first called."""
 
     init: Callable[[], TrainState]  # the state before the first step
+    shapes: Callable[[], TrainState]  # and what it is made of
     update: Callable[..., tuple[TrainState, dict[str, Any]]]  # `train_step` of a batch as `put` has
     held: np.ndarray  # rows of a batch that this process reads
     put: Callable[[Any], Any]  # these rows, and padding, on the devices
@@ -51,13 +52,18 @@ def build(config: Config, speakers: int, mesh: Mesh) -> Build:
         config.encoder, dtype=config.training.compute, remat=config.training.remat
     )
     tx = make_optimizer(config.optimizer, config.training.steps)
+    first = partial(init, config, encoder, tx, speakers)
     whole, rows_split = replicated(mesh), by_rows(mesh)
     update = partial(
         train_step, config=config, encoder=encoder, tx=tx, speakers=speakers,
         mesh=mesh if mesh.size > 1 else None,
     )  # fmt: skip
     return Build(
-        init=jax.jit(partial(init, config, encoder, tx, speakers), out_shardings=whole),
+        shapes=lambda: jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+            jax.eval_shape(first),
+        ),
+        init=lambda: replicate(mesh, first()),
         update=jax.jit(
             update,
             in_shardings=(whole, rows_split, whole),

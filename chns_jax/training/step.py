@@ -14,9 +14,10 @@ from jaxtyping import Array, Float, Int
 
 from chns_jax.common.randomness import Purpose, generator
 from chns_jax.config import Config
-from chns_jax.devices.sharding import for_own_rows
+from chns_jax.devices.sharding import for_own_rows, on_cpu
 from chns_jax.encoders.batch_norm import merged, of_each_layer, updated
 from chns_jax.encoders.features import frame_count, log_mel
+from chns_jax.encoders.initial import initial_variables
 from chns_jax.runs.state import TrainState
 from chns_jax.sampling.plan import hard_count
 from chns_jax.training.augment import augment_audio, mask_spectrogram, slot_keys
@@ -31,19 +32,19 @@ def init(
     """The state before the first step, for a corpus of so many training speakers: a function of
     the config and its seed."""
     seed = int(generator(config.training.seed, Purpose.ENCODER).integers(2**31))
-    key = jax.random.key(seed)
-    shape = (1, frame_count(config.crop_samples, config.features), config.features.bands)
-    initial = encoder.init(key, jnp.zeros(shape), train=False)
-    params = {"encoder": initial["params"]}
-    of_loss = init_params(
-        config.loss, jax.random.fold_in(key, 1),
-        embedding=config.encoder.embedding, classes=classes_of(config, speakers),
-    )  # fmt: skip
-    if of_loss:  # orbax stores no empty tree
-        params["loss"] = of_loss
-    variables = {"params": params, "batch_stats": initial["batch_stats"]}
-    average = jax.tree.map(jnp.copy, variables) if config.training.average_decay else None
-    return TrainState(jnp.int32(0), variables, tx.init(params), average)
+    frames = frame_count(config.crop_samples, config.features)
+    with on_cpu():
+        initial = initial_variables(encoder, seed, frames, config.features.bands)
+        params = {"encoder": initial["params"]}
+        of_loss = init_params(
+            config.loss, jax.random.fold_in(jax.random.key(seed), 1),
+            embedding=config.encoder.embedding, classes=classes_of(config, speakers),
+        )  # fmt: skip
+        if of_loss:  # orbax stores no empty tree
+            params["loss"] = of_loss
+        variables = {"params": params, "batch_stats": initial["batch_stats"]}
+        average = jax.tree.map(jnp.copy, variables) if config.training.average_decay else None
+        return TrainState(jnp.int32(0), variables, tx.init(params), average)
 
 
 def classes_of(config: Config, speakers: int) -> int:
