@@ -7,6 +7,7 @@ import importlib
 import sys
 from pathlib import Path
 
+import chns_jax
 from chns_jax.common.command_line import did_you_mean
 from chns_jax.common.errors import UserError, run, shortened
 
@@ -23,6 +24,8 @@ def main() -> None:
     if name in COMMANDS:
         sys.argv = [f"{NAME} {name}", *sys.argv[2:]]
         run(importlib.import_module(f"chns_jax.{name}").main)
+    elif name == "--version":
+        run(lambda argv: print(NAME, chns_jax.__version__))
     else:
         run(_list_commands)
 
@@ -31,7 +34,7 @@ def _list_commands(argv: list[str]) -> None:
     if argv and argv[0] not in ("-h", "--help"):
         hint = did_you_mean(argv[0], list(COMMANDS)) or f": {NAME} alone lists them"
         raise UserError(f"there is no command {shortened(argv[0])}{hint}")
-    print(f"usage: {NAME} COMMAND ...\n\nEach has --help:\n")
+    print(f"usage: {NAME} COMMAND ...\n\n--version prints its version; each command has --help:\n")
     for name in COMMANDS:
         print(f"  {name:<10} {_about(name)}")
 

@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
     import numpy as np
 
     from chns_jax.common.console import say
-    from chns_jax.common.files import check_spares
+    from chns_jax.common.files import check_place, check_spares
     from chns_jax.runs.folder import RunFolder, training_speakers
     from chns_jax.scoring import calibration
     from chns_jax.verification import cohort as cohorts
@@ -74,6 +74,7 @@ def main(argv: list[str]) -> None:
     check_spares(path, [chosen.trials, chosen.enrolment])
     if path.is_dir():
         raise UserError(f"{path} is a folder: remove it")
+    check_place(path)
     scored, cohort, encoder = score_trials(chosen, by_speaker=True)
     data = dataclasses.replace(encoder.config.data, cache=chosen.cache)
     config = dataclasses.replace(encoder.config, data=data)

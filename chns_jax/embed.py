@@ -39,11 +39,11 @@ def main(argv: list[str]) -> None:
     chosen.model = find_model(chosen.model)  # what is wrong is said before JAX is imported
 
     import numpy as np
-    from tqdm import tqdm
 
     from chns_jax.common.console import say
     from chns_jax.common.files import check_file
     from chns_jax.common.prefetch import ahead
+    from chns_jax.common.progress import tqdm
     from chns_jax.corpus import skipped
     from chns_jax.corpus.audio import AudioError, read_whole
     from chns_jax.corpus.inputs import utterances

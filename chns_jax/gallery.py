@@ -11,6 +11,7 @@ from typing import Any
 
 from chns_jax.common.command_line import Parser, add_model, make_parser, parse
 from chns_jax.common.errors import UserError, run
+from chns_jax.common.files import check_place
 from chns_jax.common.reading import check_readable
 from chns_jax.common.values import PositiveInt
 from chns_jax.runs.published import find_model
@@ -44,6 +45,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{chosen.gallery} is no folder: give that of a gallery")
     if "model" in chosen:
         chosen.model = find_model(chosen.model)  # what is wrong is said before JAX is imported
+        if chosen.command == "enroll" and folder.is_dir():
+            check_place(folder / "speaker.json", shown=folder)
         for path in chosen.files if chosen.command == "enroll" else [chosen.file]:
             check_readable(path, "an audio file")
     actions = {"enroll": _enroll, "identify": _identify, "list": _list, "remove": _remove}

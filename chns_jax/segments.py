@@ -55,9 +55,9 @@ def main(argv: list[str]) -> None:
         )
 
     import numpy as np
-    from tqdm import tqdm
 
     from chns_jax.common.files import check_file, without_links
+    from chns_jax.common.progress import tqdm
     from chns_jax.corpus.audio import AudioError, read_blocks
     from chns_jax.diarisation import gate, speakers, turns, windows
     from chns_jax.embedding import files as embedding_files

@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import os
 import re
+import runpy
 import shlex
 import shutil
 import sys
@@ -18,7 +19,8 @@ import soundfile
 from support import TINY, write_tone
 from test_command_line import COMMANDS
 
-from chns_jax.common import errors
+from chns_jax.common import errors, progress
+from chns_jax.common.errors import UserError
 from chns_jax.reports import speaker_page
 
 ROWS = Path(__file__).with_name("bad_input.txt")
@@ -44,11 +46,12 @@ def places(tmp_path_factory, tones, untrained) -> dict[str, str]:
     """What {names} in the rows are: files in a folder that no command may change, and {out}."""
     folder = tmp_path_factory.mktemp("bad") / "in"
     folder.mkdir()
-    for name in ("folder", "empty", "gallery", "own", "journal", "mine", "emptied"):
+    for name in ("folder", "empty", "gallery", "foreign", "own", "journal", "mine", "emptied"):
         (folder / name).mkdir()
     pair, other = "s00/r0/u0.flac s00/r1/u2.flac", "s00/r0/u0.flac s01/r0/u0.flac"
     for name, text in {
-        "gallery/a.json": "{}",
+        "gallery/a.json": "{",
+        "foreign/package.json": '{"version": 1}',
         "file": "",
         "mine/index.html": "mine",
         "mine/table.md": "mine",
@@ -204,6 +207,14 @@ def test_a_platform_without_devices_is_named(line, error, places, capfd, monkeyp
     assert status == 2
     *_, last = said.splitlines()
     assert last.startswith("error: JAX finds no device for JAX_PLATFORMS=")
+
+
+def test_a_variable_of_progress_bars_that_is_no_number_is_named(monkeypatch):
+    monkeypatch.setenv("TQDM_MININTERVAL", "abc")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tqdm"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UserError, match="^TQDM_MININTERVAL in the environment: .*'abc'"):
+        runpy.run_path(progress.__file__)
 
 
 def test_every_command_has_rows():

@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -76,6 +77,39 @@ def test_a_signal_while_errors_are_discarded_ends_a_program(number):
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert done.returncode == 128 + number
     assert (done.stdout, done.stderr) == ("discarded\n", f"stopped by {number.name}\n")
+
+
+IMPORTING = f"""
+{HEARS}
+import sys
+from chns_jax.common.errors import run
+
+def main(argv):
+    import slow
+    print(slow.whole, flush=True)
+    slow.time.sleep(60)
+
+run(main)
+"""
+SLOW = """
+import os, signal, sys, time
+os.kill(os.getpid(), int(sys.argv[1]))
+for _ in range(20):
+    time.sleep(0.01)
+whole = "whole"
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_what_is_being_imported(number, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    command = [sys.executable, "-c", IMPORTING, str(int(number))]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=30,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 128 + number
+    assert (done.stdout, done.stderr) == ("whole\n", f"stopped by {number.name}\n")
 
 
 def test_the_status_is_that_of_an_error_that_cannot_be_said():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tqdm import tqdm
+from chns_jax.common.progress import tqdm
 
 _speaks = True
 

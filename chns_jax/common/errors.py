@@ -20,7 +20,7 @@ from typing import Any
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LONGEST_SHOWN = 80  # characters of what was given that a sentence repeats
-AGAIN_AFTER = 0.05  # seconds after which a signal that was lost is sent again
+AGAIN_AFTER = 0.05  # seconds after which a signal that was lost, or came too soon, is sent again
 _first_to_leave = Lock()
 
 
@@ -37,7 +37,8 @@ def shortened(words: str) -> str:
 def run(main: Callable[[list[str]], None]) -> None:
     """Call `main` with the command line; a `UserError` is printed and exits with status 2.
 
-    SIGTERM raises KeyboardInterrupt as SIGINT does, so that what is done is kept.
+    SIGTERM raises KeyboardInterrupt as SIGINT does, so that what is done is kept; both wait for
+    what is being imported.
     """
     # Where whoever started this closed a stream, no file may take its place.
     sys.stdin = sys.stdin or open(os.devnull)
@@ -47,6 +48,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     sys.stderr = sys.stderr or open(os.devnull, "w")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as by nohup
+        signal.signal(signal.SIGINT, _interrupt)
     sys.unraisablehook = partial(_send_again, sys.unraisablehook)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes of no letter
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -110,13 +113,28 @@ def _send_again(hook: Callable[[Any], Any], ignored: Any) -> None:
     if not isinstance(ignored.exc_value, KeyboardInterrupt):
         hook(ignored)
         return
-    again = Timer(AGAIN_AFTER, os.kill, (os.getpid(), _number(ignored.exc_value)))
+    _signal_again(_number(ignored.exc_value))
+
+
+def _signal_again(number: int) -> None:
+    again = Timer(AGAIN_AFTER, os.kill, (os.getpid(), number))
     again.daemon = True
     again.start()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt(number)
+    if _is_importing(frame):  # half of a module, such as jaxlib, may crash
+        _signal_again(number)
+    else:
+        raise KeyboardInterrupt(number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _nobody_reads() -> bool:
@@ -157,7 +175,8 @@ def _sentence(error: BaseException) -> str | None:
     if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
         return f"{error.filename} is a file, or below one, and no folder: give another name"
     if isinstance(error, OSError) and error.filename:
-        advice = ": give another name, or the right to it" if error.errno == errno.EACCES else ""
+        denied = error.errno in (errno.EACCES, errno.EPERM)
+        advice = ": give another name, or the right to it" if denied else ""
         return f"{error.filename} cannot be used: {error.strerror}{advice}"
     # tensorstore, under orbax, has exceptions of its own, and says RESOURCE_EXHAUSTED of disks too
     if not isinstance(error, OSError) and "No space left" in str(error):

@@ -106,15 +106,24 @@ def check_file(path: Path | str, others: Iterable[Path | str | None] = ()) -> No
     for folder in there.parents:
         if is_run(folder) and _is_read(str(there), str(folder)):
             raise UserError(f"{path} is the place of a run's own files: give another name")
+    check_place(there, shown=path)
+
+
+def check_place(path: Path, shown: Path | None = None) -> None:
+    """Raises UserError, about the `shown` name, when no file can be written beside `path`, whose
+    folder is made."""
+    shown = shown or path
     try:
-        there.parent.mkdir(parents=True, exist_ok=True)
-        beside = _beside(there)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = _beside(path)
         beside.touch(exist_ok=False)
         beside.unlink()
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{path.parent} is not a folder: give another name") from None
+        raise UserError(f"{shown.parent} is not a folder: give another name") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}: give another name") from error
+        raise UserError(
+            f"{shown} cannot be written: {error.strerror}: give another name, or the right to it"
+        ) from error
 
 
 def is_run(folder: Path) -> bool:

@@ -133,9 +133,13 @@ def _sections(keys: dict[str, Key]) -> set[str]:
     return {name[:dot] for name in keys for dot, letter in enumerate(name) if letter == "."}
 
 
-def read_yaml(path: str) -> dict[Any, Any]:
-    """What a YAML file holds at its top. Raises UserError for one that is no YAML or no mapping."""
-    what = "a YAML file of keys, as in configs/"
+def read_yaml(
+    path: str,
+    what: str = "a YAML file of keys, as in configs/",
+    keys: str = "keys of a config, such as sampler: {kind: chns}",
+) -> dict[Any, Any]:
+    """What a YAML file holds at its top. Raises UserError for one that is no YAML or no mapping, in
+    whose place it asks for `what`, and for these `keys`."""
     is_large = os.path.getsize(check_readable(path, what)) > LONGEST_LETTER * LARGEST
     text = "" if is_large else read_text(path, what)
     if is_large or len(text) > LARGEST:
@@ -154,7 +158,7 @@ def read_yaml(path: str) -> dict[Any, Any]:
     if written is None:
         return {}
     if not isinstance(written, dict):
-        raise UserError(f"{path} holds no keys of a config, such as sampler: {{kind: chns}}")
+        raise UserError(f"{path} holds no {keys}")
     return written
 
 

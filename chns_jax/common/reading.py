@@ -20,7 +20,9 @@ def check_readable(path: Path | str, what: str) -> Path:
         raise UserError(f"{path} cannot be used: {error.strerror}: get the right to it") from error
     except (OSError, ValueError):  # a name that holds NUL
         raise UserError(f"{path} is not there: give {what}") from None
-    if not os.path.isfile(found):  # a link that leads nowhere as well
+    if not os.path.exists(found):
+        raise UserError(f"{path} is a link that leads nowhere: give {what}")
+    if not os.path.isfile(found):
         raise UserError(f"{path} is no regular file: give {what}")
     return Path(found)
 

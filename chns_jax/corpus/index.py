@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from chns_jax.common import arrays
 from chns_jax.common.errors import NO_SPACE, UserError
 from chns_jax.common.files import replacing
+from chns_jax.common.progress import tqdm
 from chns_jax.corpus import kaldi, listing
 from chns_jax.corpus.audio import EXTENSIONS, AudioError, read_header
 from chns_jax.corpus.corpus import Broken, Corpus, Packer, Strings, consecutive

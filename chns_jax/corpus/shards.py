@@ -23,11 +23,11 @@ from typing import Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import soundfile
-from tqdm import tqdm
 
 from chns_jax.common import arrays
 from chns_jax.common.errors import UserError, shortened
 from chns_jax.common.files import UNFINISHED, remove_leftovers, replacing
+from chns_jax.common.progress import tqdm
 from chns_jax.corpus import records, storage
 from chns_jax.corpus.audio import LONGEST_SECONDS, RATES, AudioError, check, read_whole
 from chns_jax.corpus.corpus import Broken, Corpus, Strings, consecutive

@@ -6,10 +6,10 @@ from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from chns_jax.common.errors import UserError
 from chns_jax.common.prefetch import ahead
+from chns_jax.common.progress import tqdm
 from chns_jax.common.vectors import unit
 from chns_jax.corpus.audio import AudioError, read_whole
 from chns_jax.corpus.reader import Reader

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from tqdm import tqdm
 
 from chns_jax.common.errors import UserError
+from chns_jax.common.progress import tqdm
 from chns_jax.common.randomness import Purpose, generator
 
 LEVEL = 0.95

@@ -56,7 +56,9 @@ def read(path: str) -> Study:
     base: a config, relative to the file; baseline: an arm; seeds: numbers; arms: each a name and
     the keys that it changes; lists: each a name with trials and root.
     """
-    written = keys.read_yaml(path)
+    written = keys.read_yaml(
+        path, "a YAML file of a study, as in configs/lab/", "keys of a study, such as seeds: [0]"
+    )
     where = f" in {path}"
     unknown = next((name for name in written if name not in FIELDS), None)
     if unknown is not None:
@@ -133,7 +135,7 @@ def _section(name: str, value: Any, where: str) -> dict[Any, Any]:
 def _name(name: str, where: str) -> str:
     """Which names folders and a column of a table."""
     if not re.fullmatch(rf"\w[\w.-]{{0,{LONGEST_NAME - 1}}}", name):
-        shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
+        shown = f"{name[:LONGEST_NAME]}..." if len(name) > LONGEST_NAME else name or "''"
         raise UserError(
             f"the name {shown}{where} must be letters, digits, _, . and -, {LONGEST_NAME} at most"
         )

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from chns_jax.common.errors import UserError
 from chns_jax.common.files import replacing
+from chns_jax.common.progress import tqdm
 from chns_jax.common.reading import read_text
 from chns_jax.config import Config
 from chns_jax.corpus.corpus import Corpus

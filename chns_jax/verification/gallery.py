@@ -67,13 +67,11 @@ def read(folder: Path) -> list[Enrolled]:
         path = folder / name
         if path.suffix != ".json" or name.startswith("."):  # that of an enrolment that was killed
             continue
+        speaker = Enrolled(**_fields(path))
         try:
-            if not path.is_file() or path.stat().st_size > LARGEST_FILE:
-                raise ValueError
-            speaker = Enrolled(**json.loads(path.read_text(encoding="utf-8")))
             if not _is_whole(speaker) or path != _file(folder, speaker.name):
                 raise ValueError
-        except (ValueError, TypeError, OverflowError, RecursionError, UserError) as error:
+        except (ValueError, TypeError, OverflowError, UserError) as error:
             raise _damaged(path) from error
         speakers.append(speaker)
     return sorted(speakers)
@@ -98,15 +96,28 @@ def voiceprints(folder: Path, encoder: SpeakerEncoder) -> dict[str, Voiceprint]:
 
 
 def remove(folder: Path, name: str) -> None:
-    """Raises UserError for a name that is not enrolled."""
+    """Raises UserError for a name that is not enrolled, be there a file that others wrote."""
+    path = _file(folder, name)
+    if not path.exists():
+        raise UserError(f"nobody is enrolled as {name} in {folder}: see gallery list")
+    _fields(path)
+    path.unlink()
+
+
+def _fields(path: Path) -> dict[str, Any]:
+    """What a file of a gallery says, whatever the values. Raises UserError for one that no
+    gallery wrote, or that cannot be read."""
     try:
-        _file(folder, name).unlink()
-    except FileNotFoundError:
-        raise UserError(f"nobody is enrolled as {name} in {folder}: see gallery list") from None
-    except IsADirectoryError:
+        if not path.is_file() or path.stat().st_size > LARGEST_FILE:
+            raise ValueError
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path) from error
+    if not isinstance(fields, dict) or fields.keys() != {*Enrolled._fields}:
         raise UserError(
-            f"{_file(folder, name)} is a folder, and nobody enrolled: remove it"
-        ) from None
+            f"{path} is no enrolled speaker: give the folder of a gallery, which holds nothing else"
+        )
+    return fields
 
 
 def _check_made_by(speakers: list[Enrolled], folder: Path, encoder: SpeakerEncoder) -> None:
@@ -150,7 +161,7 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _damaged(path: Path) -> UserError:
-    return UserError(f"{path} is damaged: remove it and enroll the speaker again")
+    return UserError(f"{path} is damaged: remove the file, and enroll the speaker again")
 
 
 def _made_by(encoder: SpeakerEncoder) -> dict[str, Any]:
