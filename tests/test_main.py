@@ -91,5 +91,5 @@ def test_configs_have_names(tmp_path, monkeypatch):
     (tmp_path / "supcon").write_text("training: {steps: 7}\n")
     assert configs.load(["--config", "supcon"]).training.steps == 7
     assert packaged.find("gone.yaml") == "gone.yaml" and packaged.find("a/b") == "a/b"
-    with pytest.raises(UserError, match="chsn is neither a file nor one of aams.*, lab/folder$"):
+    with pytest.raises(UserError, match="chsn is neither a file nor one of aams.*, lab/voices$"):
         configs.load(["--config", "chsn"])

@@ -7,7 +7,7 @@ from support import write_tone
 from chns_jax import config as configs
 from chns_jax.common.errors import UserError
 from chns_jax.corpus.split import corpus_digest, make_split, make_trials
-from chns_jax.corpus.synthetic import families_of
+from chns_jax.corpus.voices import families_of
 from chns_jax.runs.folder import training_speakers
 from chns_jax.sampling import clusters as tables
 

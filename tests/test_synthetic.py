@@ -13,6 +13,7 @@ import soundfile
 
 from chns_jax.corpus import synthetic
 from chns_jax.corpus.metadata import read_column, read_genders
+from chns_jax.corpus.voices import draw_voice
 
 RATE = 16000
 
@@ -35,7 +36,10 @@ def autocorrelation_f0(waveform):
     lags = np.arange(RATE // 400, RATE // 60)
     ratio = correlation[:, lags] / correlation[:, :1]
     # The first lag that is nearly as good as the best, lest a multiple of the period be taken.
-    best = lags[np.argmax(ratio >= 0.9 * ratio.max(axis=1, keepdims=True), axis=1)]
+    first = lags[np.argmax(ratio >= 0.9 * ratio.max(axis=1, keepdims=True), axis=1)]
+    # That is on the flank of a peak: the peak itself.
+    near = (lags >= first[:, None]) & (lags <= 1.15 * first[:, None])
+    best = lags[np.argmax(np.where(near, ratio, -1.0), axis=1)]
     loud = power.sum(axis=1) > np.median(power.sum(axis=1))
     return np.median(RATE / best[loud & (ratio.max(axis=1) > 0.7)])
 
@@ -51,7 +55,7 @@ def long_term_db(waveforms, edges):
 def steady_vowel(voice, vowel):
     """Samples of one held vowel, without a channel."""
     rng = np.random.default_rng(0)
-    gestures = np.tile(np.append(vowel, synthetic.VOWEL_MANNER), (60, 1))
+    gestures = np.tile(np.concatenate([vowel, synthetic.VOWEL_MANNER, [voice.nasality]]), (60, 1))
     pulses = synthetic._glottal_pulses(rng, voice, np.full(60, voice.f0_hz))
     return synthetic._articulate(voice, gestures, pulses, np.zeros(pulses.size, np.float32))
 
@@ -110,7 +114,7 @@ def test_bad_arguments_are_refused():
 def test_measured_f0_is_the_voice_s_own():
     ratios = []
     for speaker in range(10):
-        voice = synthetic.draw_voice(2, speaker)
+        voice = draw_voice(2, speaker)
         spoken = [synthetic.synthesise(2, speaker, u, 2.0) for u in (0, 1)]
         measured = np.median([autocorrelation_f0(waveform) for waveform in spoken])
         ratios.append(12 * np.log2(measured / voice.f0_hz) / voice.f0_range_semitones)
@@ -122,8 +126,8 @@ def test_measured_f0_is_the_voice_s_own():
 def test_formants_are_where_the_tube_has_them():
     # Fant 1960: a uniform 17.5 cm tube, closed at one end, resonates at odd multiples of 500 Hz.
     voice = replace(
-        synthetic.draw_voice(0, 0), tract_cm=17.5, formant_offsets=(1.0,) * 4, f0_hz=25.0,
-        jitter=0.0, bandwidth_scale=0.7, nasal_zero_hz=synthetic.NASAL_POLE,
+        draw_voice(0, 0), tract_cm=17.5, formants=np.ones(6), f0_hz=25.0, jitter=0.0,
+        bandwidths=np.full(6, 0.7), nasal_zero_hz=synthetic.NASAL_POLE, opening=0.0,
     )  # fmt: skip
     for length in (17.5, 14.0):
         power = np.abs(
@@ -138,7 +142,7 @@ def test_formants_are_where_the_tube_has_them():
 
 
 def test_a_longer_tract_lowers_the_spectrum():
-    voice = replace(synthetic.draw_voice(0, 1), f0_hz=25.0, jitter=0.0)  # dense harmonics
+    voice = replace(draw_voice(0, 1), f0_hz=25.0, jitter=0.0)  # dense harmonics
     centroids = []
     for length in (13.5, 15.0, 16.5, 18.0):
         vowels = [steady_vowel(replace(voice, tract_cm=length), v) for v in synthetic.VOWELS]
@@ -167,28 +171,69 @@ def test_voice_and_hiss_alternate():
     assert np.mean(switches) > 2
 
 
-def test_families_are_closer_than_strangers():
-    drawn = [synthetic.draw_voice(0, speaker, families=12) for speaker in range(120)]
-    family = np.array([voice.family for voice in drawn])
-    assert set(family) == set(range(12))
-    anatomy = np.log(
-        [(v.f0_hz, v.tract_cm, v.tilt_hz, v.bandwidth_scale, *v.formant_offsets) for v in drawn]
+def test_a_speaker_s_vowels_are_where_the_voice_has_them():
+    plain = replace(
+        draw_voice(0, 0), tract_cm=17.5, formants=np.ones(6), vowels=np.ones((10, 3)),
+        consonants=np.ones((11, 3)), hesitations=0.0,
+    )  # fmt: skip
+    own = replace(plain, vowels=np.full((10, 3), [1.2, 0.9, 1.0]))
+    means = [
+        synthetic._gestures(np.random.default_rng(0), voice, 4000)[0].mean(axis=0)
+        for voice in (plain, own)
+    ]
+    # Consonants, a third of the time, stay where they are.
+    assert 1.08 < means[1][0] / means[0][0] < 1.19
+    assert 0.91 < means[1][1] / means[0][1] < 0.97
+    np.testing.assert_allclose(means[1][2:], means[0][2:], rtol=1e-9)
+
+
+def test_coarticulation_is_of_the_speaker_s_own_speed():
+    rush, drawl = (
+        synthetic._gestures(
+            np.random.default_rng(0), replace(draw_voice(0, 0), glide_frames=frames), 500
+        )[0]
+        for frames in (1.5, 9.0)
     )
-    anatomy = (anatomy - anatomy.mean(axis=0)) / anatomy.std(axis=0)
-    distance = np.linalg.norm(anatomy[:, None] - anatomy[None], axis=-1)
-    same = family[:, None] == family[None]
-    stranger = distance[~same].mean()
-    assert distance[same & ~np.eye(120, dtype=bool)].mean() < 0.8 * stranger
-    assert distance[~np.eye(120, dtype=bool)].min() > 0.01 * stranger  # nobody is cloned
+    fastest = [np.abs(np.diff(track[:, 1])).max() for track in (rush, drawl)]
+    assert fastest[0] > 3 * fastest[1]
 
 
-def test_women_speak_higher_and_have_shorter_tracts():
-    drawn = [synthetic.draw_voice(0, speaker) for speaker in range(200)]
-    female = np.array([voice.gender == "f" for voice in drawn])
-    assert 60 < female.sum() < 140
-    for of_voice, sign in ((lambda v: v.f0_hz, 1), (lambda v: v.tract_cm, -1)):
-        values = np.array([of_voice(voice) for voice in drawn])
-        assert sign * (np.median(values[female]) - np.median(values[~female])) > 0
+def test_the_opening_of_the_glottis_weighs_harmonics_by_the_open_quotient():
+    """H1 - H2 of 1 - a e^(2 pi i k q), by hand, of k = 1 and 2."""
+    voice = replace(
+        draw_voice(0, 0), jitter=0.0, shimmer=0.0, open_quotient_drift=0.0, opening=0.4, f0_hz=100.0
+    )
+    for quotient in (0.4, 0.5, 0.7):
+        pulses = synthetic._glottal_pulses(
+            np.random.default_rng(0), replace(voice, open_quotient=quotient), np.full(101, 100.0)
+        )[:16000]
+        harmonics = np.abs(np.fft.rfft(pulses))[[100, 200]]
+        expected = np.abs(1 - 0.4 * np.exp(-2j * np.pi * quotient * np.array([1, 2])))
+        found, asked = (20 * np.log10(some[0] / some[1]) for some in (harmonics, expected))
+        assert abs(found - asked) < 0.5
+
+
+def test_a_melody_returns_in_every_phrase():
+    flat = replace(draw_voice(0, 0), melody=np.zeros(4), f0_range_semitones=2.0)
+    over = np.tile(np.linspace(0, 1, 200), 5)
+    contours = [
+        12 * np.log2(synthetic._f0_contour(np.random.default_rng(0), voice, over))
+        for voice in (flat, replace(flat, melody=np.array([0.0, 0.5, 0.0, 0.0])))
+    ]
+    np.testing.assert_allclose(contours[1] - contours[0], np.cos(2 * np.pi * over), atol=1e-9)
+
+
+def test_hesitations_are_of_the_speaker_s_own_number_and_vowel():
+    voice = replace(draw_voice(0, 0), hesitation=np.array([1.0, 1.0, 3.0]))  # an F3 like no other
+    times = [
+        np.mean(
+            synthetic._gestures(
+                np.random.default_rng(1), replace(voice, hesitations=rate), 6000
+            )[0][:, 2] > 5000
+        )
+        for rate in (0.0, 0.1, 0.3)
+    ]  # fmt: skip
+    assert times[0] == 0 and 0.04 < times[1] < times[2] < 0.5
 
 
 def test_mfcc_statistics_are_neither_trivial_nor_hopeless():
@@ -211,15 +256,13 @@ def test_written_corpus_holds_the_utterances(tmp_path):
     files = sorted(folder.rglob("*.flac"))
     names = [f"v{s:05d}/u{u:03d}.flac" for s in range(3) for u in range(4)]
     assert [file.relative_to(folder).as_posix() for file in files] == names
-    assert (folder / "speakers.csv").read_text().splitlines()[0] == "speaker,gender,family"
-    gender, family = (
-        read_genders(folder / "speakers.csv"),
-        read_column(folder / "speakers.csv", "family"),
-    )
+    assert (folder / "speakers.csv").read_text().splitlines()[0] == "speaker,gender,age,family"
+    gender = read_genders(folder / "speakers.csv")
+    age, family = (read_column(folder / "speakers.csv", column) for column in ("age", "family"))
     for speaker, name in enumerate(("v00000", "v00001", "v00002")):
-        voice = synthetic.draw_voice(6, speaker)
-        assert (gender[name], family[name]) == (voice.gender, str(voice.family))
-    assert synthetic.families_of(6, ["v00002"]).tolist() == [synthetic.draw_voice(6, 2).family]
+        voice = draw_voice(6, speaker)
+        described = (gender[name], age[name], family[name])
+        assert described == (voice.gender, voice.age, str(voice.family))
     lengths = []
     for file in files:
         waveform, rate = soundfile.read(file, dtype="int16")

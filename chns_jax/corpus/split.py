@@ -20,7 +20,7 @@ from chns_jax.corpus.corpus import Broken, Corpus, join
 from chns_jax.corpus.open import open_corpus
 from chns_jax.corpus.trials import Trials
 
-VOICES_VERSION = 1  # part of the cache's name: raise it whenever the voices sound different
+VOICES_VERSION = 2  # part of the cache's name: raise it whenever the voices sound different
 
 
 class Split(NamedTuple):
@@ -43,6 +43,12 @@ def make_split(config: Config) -> Split:
     _check_roots(roots)
     main, *others = (open_corpus(root, data.cache) for root in roots)
     everyone = join([main, *others])
+    if everyone.broken and not len(everyone):
+        path, why = everyone.broken[0].path, everyone.broken[0].why
+        raise UserError(
+            f"none of the {len(everyone.broken)} files of {main.roots[0]} can be used: "
+            f"{path} first: {why}"
+        )
     validation, trials, withheld = None, {}, np.array([], dtype=str)
     if data.trials:
         paths = data.trial_lists
@@ -93,7 +99,7 @@ def make_trials(held_out: Corpus, config: Config) -> dict[str, Trials]:
     )  # fmt: skip
     made = {"all": make()}
     if config.data.root == BUILTIN_VOICES:
-        from chns_jax.corpus.synthetic import families_of
+        from chns_jax.corpus.voices import families_of
 
         family = families_of(config.data.voices.seed, held_out.speakers)
         if len(np.unique(family)) < len(family):

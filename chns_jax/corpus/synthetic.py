@@ -1,33 +1,32 @@
-"""Synthetic voices: a deterministic source-filter speech synthesiser, and a corpus written with it.
+"""Speech of the built-in voices: a deterministic source-filter synthesiser, and a corpus of it.
 
 A glottal pulse train and noise excite a cascade of formant resonators (Fant 1960, Acoustic Theory
 of Speech Production; Klatt 1980, JASA 67:971) that moves through a random syllable sequence, and a
-random channel colours the result. Speakers come in families of similar voices, so that hard
-negatives exist. No phone sequence means anything: only the speaker can be learnt.
+random channel colours the result. No phone sequence means anything: only the speaker can be learnt.
 """
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import soundfile
-from tqdm import tqdm
+
+from chns_jax.common.progress import tqdm
+from chns_jax.corpus.voices import Voice, draw_voice
 
 SAMPLE_RATE = 16000
 HOP, WINDOW, FFT = 160, 320, 800  # 10 ms, 20 ms, and 30 ms for the resonators to ring out
 REFERENCE_TRACT_CM = 17.5  # the formant tables hold for this length; formants go as its inverse
-FAMILY_SPREAD = 0.6  # width of a family over the width of each parameter's range
 
-# One tag for each purpose, before the positions: default_rng([a, b]) equals default_rng([a, b, 0]).
-FAMILIES, MEMBER, SCRIPT, MELODY, EXCITATION, CHANNEL, DURATION = range(1, 8)
+# One tag for each purpose, after those of `voices`.
+SCRIPT, MELODY, EXCITATION, CHANNEL, DURATION = range(4, 9)
 
 # F1, F2, F3 in Hz of ten vowels, men's means (Peterson & Barney 1952, JASA 24:175, table II).
 VOWELS = np.array(
@@ -53,51 +52,12 @@ CONSONANTS = np.array(
         [250, 1000, 2300, 0.0, 0.0, 0.0, 4000, 2000, 0],  # p
     ]
 )
-VOWEL_MANNER = [1.0, 0.0, 0.0, 4000, 2000, 0.15]  # the last: the velum leaks a little in vowels too
+VOWEL_MANNER = [1.0, 0.0, 0.0, 4000, 2000]  # and the nasality of the voice
+HESITATION = [500, 1500, 2500]  # F1, F2, F3 of a uniform tube, as in "er"
 UPPER_FORMANTS = np.array([3500.0, 4500.0, 5500.0])  # Hz; those of a uniform tube
 BANDWIDTHS = np.array([60.0, 90.0, 150.0, 250.0, 300.0, 400.0])  # Hz
 NASAL_POLE, NASAL_BANDWIDTH = 270.0, 100.0  # Hz
-
-# Lowest and highest of each parameter of a `Voice`, in its order; those marked log are in octaves.
-RANGES = {
-    "f0_hz": (85.0, 255.0, "log"),
-    "f0_range_semitones": (1.0, 3.0, ""),
-    "tract_cm": (13.5, 18.5, "log"),
-    "formant_1": (0.92, 1.08, "log"),
-    "formant_2": (0.92, 1.08, "log"),
-    "formant_3": (0.92, 1.08, "log"),
-    "formant_4": (0.92, 1.08, "log"),
-    "bandwidth_scale": (0.7, 1.8, "log"),
-    "tilt_hz": (400.0, 3200.0, "log"),
-    "breath_db": (-50.0, -26.0, ""),
-    "nasal_zero_hz": (400.0, 1600.0, "log"),
-    "syllables_per_second": (3.0, 6.5, "log"),
-    "jitter": (0.002, 0.02, "log"),
-}
-
-
-def draw_voice(seed: int, speaker: int, families: int = 48) -> Voice:
-    """The anatomy of one speaker, a function of the arguments alone.
-
-    Family centres are a Latin hypercube over the parameters' ranges; the speaker's family is drawn
-    evenly from `families`, and its members are uniform around its centre, folded back into the
-    range. Raises ValueError for families < 1 and for a negative seed or speaker.
-    """
-    member = np.random.default_rng([seed, MEMBER, speaker])
-    family = int(member.integers(families))
-    strata = np.tile(np.arange(families), (len(RANGES), 1))
-    strata = np.random.default_rng([seed, FAMILIES]).permuted(strata, axis=1)
-    place = (strata[:, family] + 0.5) / families
-    place = place + FAMILY_SPREAD * (member.random(len(RANGES)) - 0.5)
-    place = 1 - np.abs(1 - np.abs(place))
-    values = {name: _within(*RANGES[name], at) for name, at in zip(RANGES, place, strict=True)}
-    offsets = tuple(values.pop(f"formant_{k}") for k in range(1, 5))
-    return Voice(family=family, formant_offsets=offsets, **values)
-
-
-def families_of(seed: int, names: Sequence[str] | np.ndarray, families: int = 48) -> np.ndarray:
-    """(n,) the family of each speaker whom `write_corpus` named so."""
-    return np.array([draw_voice(seed, int(name[1:]), families).family for name in names])
+DECLINATION = 0.6  # of every phrase, in spreads of the f0
 
 
 def synthesise(
@@ -118,8 +78,8 @@ def synthesise(
         for purpose in (SCRIPT, MELODY, EXCITATION, CHANNEL)
     )
     frames = -(-samples // HOP) + 1
-    gestures = _gestures(script, voice, frames)
-    f0 = _f0_contour(melody, voice, frames)
+    gestures, over = _gestures(script, voice, frames)
+    f0 = _f0_contour(melody, voice, over)
     pulses = _glottal_pulses(excitation, voice, f0)
     noise = excitation.standard_normal(pulses.size, np.float32)
     speech = _articulate(voice, gestures, pulses, noise)[:samples]
@@ -138,11 +98,11 @@ def write_corpus(
 ) -> Path:
     """Write `folder`/v<speaker:05d>/u<utterance:03d>.flac (PCM16, 16 kHz) and return `folder`.
 
-    speakers.csv says the gender and family of each speaker. An utterance lasts 0.8 to 1.2 of
-    `seconds`. Several `processes` (None: one a core) are spawned, so a script that calls this needs
-    the `__main__` guard. `folder` appears only when complete; if it is there already, whatever it
-    holds, nothing is done. Raises what `synthesise` and the file system raise, and then leaves
-    nothing behind.
+    speakers.csv says the gender, the age and the family of each speaker. An utterance lasts 0.8 to
+    1.2 of `seconds`. Several `processes` (None: one a core) are spawned, so a script that calls
+    this needs the `__main__` guard. `folder` appears only when complete; if it is there already,
+    whatever it holds, nothing is done. Raises what `synthesise` and the file system raise, and then
+    leaves nothing behind.
     """
     folder = Path(folder)
     if folder.exists():
@@ -176,8 +136,8 @@ def _for_each_speaker(write, speakers: int, processes: int) -> None:
 
 def _write_table(path: Path, seed: int, speakers: int, families: int) -> None:
     voices = [draw_voice(seed, speaker, families) for speaker in range(speakers)]
-    rows = [f"v{i:05d},{voice.gender},{voice.family}\n" for i, voice in enumerate(voices)]
-    path.write_text("".join(["speaker,gender,family\n", *rows]))
+    rows = [f"v{i:05d},{v.gender},{v.age},{v.family}\n" for i, v in enumerate(voices)]
+    path.write_text("".join(["speaker,gender,age,family\n", *rows]))
 
 
 def _write_speaker(
@@ -188,66 +148,89 @@ def _write_speaker(
     for utterance in range(utterances):
         stretch = np.random.default_rng([seed, DURATION, speaker, utterance]).uniform(0.8, 1.2)
         waveform = synthesise(seed, speaker, utterance, stretch * seconds, families)
-        file = home / f"u{utterance:03d}.flac"
-        soundfile.write(file, waveform, SAMPLE_RATE, subtype="PCM_16")
+        # In memory first: libsndfile does not say that a disk is full.
+        flac = io.BytesIO()
+        soundfile.write(flac, waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        (home / f"u{utterance:03d}.flac").write_bytes(flac.getvalue())
 
 
-def _within(lowest: float, highest: float, scale: str, place: float) -> float:
-    if scale == "log":
-        return float(lowest * (highest / lowest) ** place)
-    return float(lowest + (highest - lowest) * place)
-
-
-def _gestures(rng: np.random.Generator, voice: Voice, frames: int) -> np.ndarray:
-    """Columns of CONSONANTS over time (frames, 9): syllables of a consonant and a gliding vowel."""
+def _gestures(rng: np.random.Generator, voice: Voice, frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns of CONSONANTS over time (frames, 9), in syllables of a consonant and a gliding vowel;
+    and (frames,) how much of its phrase is over."""
     syllables = int(2 * frames * HOP / SAMPLE_RATE * voice.syllables_per_second) + 4
-    onset = CONSONANTS[rng.integers(len(CONSONANTS), size=syllables)]
-    vowel = VOWELS[rng.integers(len(VOWELS), size=(syllables, 2))]
-    manner = np.broadcast_to(VOWEL_MANNER, (syllables, 2, len(VOWEL_MANNER)))
-    targets = np.concatenate([onset[:, None], np.concatenate([vowel, manner], axis=2)], axis=1)
-    targets[..., :3] *= np.exp(0.06 * rng.standard_normal((syllables, 3, 3)))
+    onset = rng.integers(len(CONSONANTS), size=syllables)
+    vowel = rng.integers(len(VOWELS), size=(syllables, 2))
+    targets = np.empty((syllables, 3, CONSONANTS.shape[1]))
+    targets[:, 0] = (CONSONANTS * _habits(voice))[onset]
+    targets[:, 1:, :3] = (VOWELS * voice.vowels)[vowel]
+    targets[:, 1:, 3:] = [*VOWEL_MANNER, voice.nasality]
+    share = np.array([voice.consonant_share, *(2 * [(1 - voice.consonant_share) / 2])])
+    share = share * np.exp(0.3 * rng.standard_normal((syllables, 3)))
+    hesitant = rng.random(syllables) < voice.hesitations
+    targets[hesitant, 1:, :3] = HESITATION * voice.hesitation
+    share[hesitant, 1:] *= voice.hesitation_syllables * np.array([1.0, 0.6])
+    targets[..., :3] *= np.exp(0.05 * rng.standard_normal((syllables, 3, 3)))
     targets[:, 1:, 3] *= np.exp(0.3 * rng.standard_normal((syllables, 1)))  # stress
-    share = np.array([0.36, 0.32, 0.32]) * np.exp(0.3 * rng.standard_normal((syllables, 3)))
-    # One onset in twelve is a pause, as between phrases.
-    paused = rng.random(syllables) < 1 / 12
+    # Before a phrase, a pause in place of the consonant.
+    paused = rng.random(syllables) < 1 / voice.phrase_syllables
+    paused[0] = False  # a short utterance is not all pause
     targets[paused, 0, 3:6] = 0
     share[paused, 0] *= 4
     ends = np.cumsum(share) / voice.syllables_per_second * SAMPLE_RATE / HOP
-    segment = np.searchsorted(ends, np.arange(frames) + rng.random())
-    held = targets.reshape(-1, targets.shape[-1])[np.minimum(segment, ends.size - 1)]
-    return _smooth(held, radius=4)
+    time = np.arange(frames) + rng.random()
+    segment = np.minimum(np.searchsorted(ends, time), ends.size - 1)
+    held = targets.reshape(-1, targets.shape[-1])[segment]
+    begun = -rng.random() * voice.phrase_syllables * ends[-1] / syllables  # the first, before
+    bounds = np.concatenate([[begun], ends[::3][paused], ends[-1:]])
+    phrase = np.clip(np.searchsorted(bounds, time, "right") - 1, 0, len(bounds) - 2)
+    over = (time - bounds[phrase]) / np.diff(bounds)[phrase]
+    return _smooth(held, voice.glide_frames), np.clip(over, 0.0, 1.0)
 
 
-def _smooth(track: np.ndarray, radius: int) -> np.ndarray:
+def _habits(voice: Voice) -> np.ndarray:
+    """(11, 9) the voice's ratios to CONSONANTS."""
+    ratios = np.ones(CONSONANTS.shape)
+    ratios[:, :3], ratios[:, 5], ratios[:, 6:8] = voice.consonants, voice.hiss_strength, voice.hiss
+    return ratios
+
+
+def _smooth(track: np.ndarray, radius: float) -> np.ndarray:
     """Hann-weighted moving mean over the first axis: articulators glide from target to target."""
-    weights = np.hanning(2 * radius + 1)
-    weights = weights[1:-1] / weights.sum()
-    padded = np.pad(track, ((radius - 1, radius - 1), (0, 0)), mode="edge")
+    reach = int(np.ceil(radius)) - 1
+    weights = 1 + np.cos(np.pi * np.arange(-reach, reach + 1) / radius)
+    weights = weights / weights.sum()
+    padded = np.pad(track, ((reach, reach), (0, 0)), mode="edge")
     shifted = (w * padded[i : i + len(track)] for i, w in enumerate(weights))
     return sum(shifted, np.zeros(track.shape))
 
 
-def _f0_contour(rng: np.random.Generator, voice: Voice, frames: int) -> np.ndarray:
-    """f0 in Hz (frames,): a declination and smooth accents around the speaker's mean."""
-    accents = _smooth(rng.standard_normal((frames, 1)), radius=20)[:, 0]
+def _f0_contour(rng: np.random.Generator, voice: Voice, over: np.ndarray) -> np.ndarray:
+    """f0 in Hz (frames,) around the speaker's mean: smooth accents, and in each phrase a
+    declination and the speaker's own melody. `over` (frames,): how much of its phrase is over."""
+    accents = _smooth(rng.standard_normal((over.size, 1)), radius=20)[:, 0]
     accents = accents / (accents.std() + 1e-9)
-    declination = np.linspace(1.0, -1.0, frames)
-    semitones = voice.f0_range_semitones * (0.8 * accents + 0.6 * declination)
+    waves = np.cos(np.pi * np.arange(1, voice.melody.size + 1) * over[:, None])
+    melody = np.sum(waves * (voice.melody + np.eye(1, voice.melody.size)[0] * DECLINATION), axis=1)
+    semitones = voice.f0_range_semitones * (0.7 * accents + melody)
     semitones += rng.normal(0.0, 0.7)  # nobody speaks twice at the same height
     return voice.f0_hz * 2 ** (semitones / 12)
 
 
 def _glottal_pulses(rng: np.random.Generator, voice: Voice, f0: np.ndarray) -> np.ndarray:
-    """Unit pulses (f0.size * HOP,) where the integrated f0 wraps, with jitter and shimmer."""
+    """Pulses (f0.size * HOP,): where the integrated f0 wraps the glottis closes, and where it had
+    opened is a weaker one of the other sign (Klatt & Klatt 1990, JASA 87:820)."""
     samples = f0.size * HOP
     time = np.arange(samples)
     phase = np.cumsum(np.interp(time / HOP, np.arange(f0.size), f0)) / SAMPLE_RATE
     wraps = np.arange(1, int(phase[-1]) + 1)
-    position = np.interp(wraps, phase, time)
-    period = SAMPLE_RATE / voice.f0_hz
-    position = position + voice.jitter * period * rng.standard_normal(position.size)
-    position = np.clip(position, 0, samples - 2)
-    strength = np.sqrt(period) * np.exp(0.05 * rng.standard_normal(position.size))
+    closing = np.interp(wraps, phase, time)
+    period = SAMPLE_RATE / np.interp(closing / HOP, np.arange(f0.size), f0)
+    closing = closing + voice.jitter * period * rng.standard_normal(closing.size)
+    strength = np.sqrt(period) * np.exp(voice.shimmer * rng.standard_normal(closing.size))
+    drift = voice.open_quotient_drift * (2 * closing / samples - 1)
+    opening = closing - np.clip(voice.open_quotient + drift, 0.2, 0.95) * period
+    position = np.clip(np.concatenate([closing, opening]), 0, samples - 2)
+    strength = np.concatenate([strength, -voice.opening * strength])
     # A pulse between two samples is shared by them: whole samples would make f0 audibly coarse.
     whole = position.astype(int)
     late = (position - whole) * strength
@@ -263,12 +246,11 @@ def _articulate(voice: Voice, gestures, pulses, noise) -> np.ndarray:
         gestures[:, :3], gestures[:, 3:6].T[..., None], gestures[:, 6:].T[..., None]
     )  # fmt: skip
     upper = np.broadcast_to(UPPER_FORMANTS, (len(gestures), UPPER_FORMANTS.size))
-    offsets = np.append(voice.formant_offsets, [1.0, 1.0])
-    formants = np.concatenate([lower, upper], axis=1) * shrink * offsets
+    formants = np.concatenate([lower, upper], axis=1) * shrink * voice.formants
     # With the velum shut the nasal zero lies on the nasal pole and cancels it (Klatt 1980).
     zero = NASAL_POLE + nasal * (voice.nasal_zero_hz - NASAL_POLE)
     poles = np.pad(formants, ((0, 0), (0, 1)), constant_values=NASAL_POLE)
-    bandwidths = np.append(BANDWIDTHS * voice.bandwidth_scale, NASAL_BANDWIDTH)
+    bandwidths = np.append(BANDWIDTHS * voice.bandwidths, NASAL_BANDWIDTH)
     tract = _zeros(zero, [NASAL_BANDWIDTH]) / _zeros(poles, bandwidths)
     differentiator = np.fft.rfft(np.array([1, -1], np.float32), FFT)
     fricative = differentiator / _zeros(centre * shrink, [width])
@@ -355,32 +337,3 @@ def _room(rng: np.random.Generator, reverberation: float, ratio_db: float) -> np
 def _rms(x: np.ndarray) -> float:
     # Not np.linalg.norm: BLAS sums in an order that depends on its threads.
     return float(np.sqrt(np.mean(np.real(x) ** 2 + np.imag(x) ** 2)))
-
-
-@dataclass(frozen=True)
-class Voice:
-    """One speaker's anatomy and habits."""
-
-    family: int  # speakers of a family have similar voices
-    f0_hz: float  # mean fundamental frequency, Hz
-    f0_range_semitones: float  # spread of the f0 contour
-    tract_cm: float  # vocal-tract length, cm
-    formant_offsets: tuple[float, ...]  # of F1..F4, ratios to those that the tract's length gives
-    bandwidth_scale: float  # ratio of formant bandwidths to Klatt's
-    tilt_hz: float  # above it the source falls 12 dB an octave rather than 6, Hz
-    breath_db: float  # aspiration noise against a unit source, dB
-    nasal_zero_hz: float  # zero of the nasal branch with the velum open, Hz
-    syllables_per_second: float  # speaking rate
-    jitter: float  # standard deviation of pulse times, in periods
-
-    @property
-    def gender(self) -> str:
-        """ "f" or "m", as a listener guesses it: by pitch, and by formants, which go as the inverse
-        of the tract's length; each as far from the middle of its range."""
-        pitch, tract = (
-            np.log(value / (lowest * highest) ** 0.5) / np.log(highest / lowest)
-            for value, (lowest, highest, _) in (
-                (self.f0_hz, RANGES["f0_hz"]), (self.tract_cm, RANGES["tract_cm"])
-            )
-        )  # fmt: skip
-        return "f" if pitch > tract else "m"
