@@ -907,6 +907,18 @@ def differences(one: Config, other: Config) -> list[str]:
     return [key for key in mine if not _is_free(key) and mine[key] != theirs[key]]
 
 
+def check_apart(path: Path, config: Config) -> None:
+    """Raises UserError when a folder to write to is one that the run reads."""
+    data, augment = config.data, config.augment
+    read = (
+        data.root, *data.more_roots, data.trials_root, augment.noise.root,
+        augment.reverberation.root,
+    )  # fmt: skip
+    there = [os.path.expanduser(root) for root in read if root]
+    if any(os.path.isdir(root) and os.path.samefile(root, path) for root in there):
+        raise UserError(f"{path} is a folder that the run reads from: give another --out")
+
+
 def check_unedited(
     config: Config, saved: str, run: Path | str, sections: Iterable[str] | None = None
 ) -> None:

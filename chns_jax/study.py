@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
     runs = definition.runs_of(study, config)
     lists = choose_lists(study, config, chosen.trials, chosen.root)
     # What is wrong is said before JAX is imported, and before hours of training.
-    check_out(Path(config.out).expanduser())
+    check_out(config)
     checkpoint = checked_checkpoint(chosen.checkpoint, runs)
     check_replicates(chosen.replicates)
     check_lists(lists, runs)
@@ -107,8 +107,12 @@ def main(argv: list[str]) -> None:
     print(text, end="")
 
 
-def check_out(out: Path) -> None:
-    """Raises UserError when the folder is a run, or holds a table or a page that no study wrote."""
+def check_out(config: Config) -> None:
+    """Raises UserError when the folder is a run or one that runs read, or holds a table or a page
+    that no study wrote."""
+    out = Path(config.out).expanduser()
+    if out.is_dir():
+        configs.check_apart(out, config)
     if (out / "checkpoints").is_dir():
         raise UserError(f"{out} is a run: give another --out")
     there = [name for name in WRITTEN if os.path.lexists(out / name)]

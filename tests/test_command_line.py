@@ -121,7 +121,7 @@ def test_mistakes_are_sentences():
         (["x", "--rate", "-1e-3"], "--rate -1e-3 must be a number above 0 and below 1 or null"),
         (["x", "--rate", "-inf"], "--rate -inf must be a number above 0 and below 1 or null"),
         (["x", "--names", "1e19"], "--names 1e19 must be an integer above 0 and below 2**63 (N"),
-        (["x", "y"], "y is unknown"),
+        (["x", "y"], "y is an argument too many: leave it out, or see --help"),
         ([], "the following arguments are required: file"),
     ]:
         with pytest.raises(UserError) as raised:

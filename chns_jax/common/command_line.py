@@ -131,7 +131,12 @@ def parse(parser: Parser, argv: list[str], given: dict[str, Any] | None = None) 
     chosen, unknown = parser.parse_known_args(argv, Namespace(**(given or {})))
     if unknown:
         options = [word for word in unknown if word.startswith("-")]
-        raise UserError(f"{shortened((options or unknown)[0])} is unknown")
+        if options:
+            raise UserError(f"{shortened(options[0])} is unknown")
+        word = shortened(unknown[0])
+        of_config = "--config" in parser.options and word.endswith((".yaml", ".yml"))
+        what = f"give it as --config {word}" if of_config else "leave it out, or see --help"
+        raise UserError(f"{word} is an argument too many: {what}")
     return chosen
 
 

@@ -48,7 +48,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     sys.stderr = sys.stderr or open(os.devnull, "w")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     signal.signal(signal.SIGTERM, _interrupt)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as by nohup
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as by nohup
         signal.signal(signal.SIGINT, _interrupt)
     sys.unraisablehook = partial(_send_again, sys.unraisablehook)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes of no letter

@@ -205,14 +205,7 @@ def _check_unused(folder: RunFolder, config: Config) -> None:
     """Raises UserError when the folder is one that the run reads, or when files would be
     overwritten that are no run's which was stopped before it had learnt something: that has left
     its config, every byte as it is written."""
-    data, augment = config.data, config.augment
-    read = (
-        data.root, *data.more_roots, data.trials_root, augment.noise.root,
-        augment.reverberation.root,
-    )  # fmt: skip
-    there = [os.path.expanduser(root) for root in read if root]
-    if any(os.path.isdir(root) and os.path.samefile(root, folder.path) for root in there):
-        raise UserError(f"{folder.path} is a folder that the run reads from: give another --out")
+    configs.check_apart(folder.path, config)
     names = (
         folder.config, folder.metrics, folder.skipped, folder.bad_batch, folder.picture,
         folder.summary, folder.calibration,

@@ -6,14 +6,15 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from chns_jax import config as configs
 from chns_jax.common import keys
 from chns_jax.common.errors import UserError, shortened
-from chns_jax.common.values import NonNegativeInt, read_value
+from chns_jax.common.values import between, read_value
 from chns_jax.config import LARGEST_SEED, Config
 
+Seed = Annotated[int, between(0, LARGEST_SEED)]
 FIELDS = ("base", "baseline", "seeds", "arms", "lists")
 OF_STUDY = ("out", "training.seed")  # which an arm leaves alone
 LONGEST_NAME = 64  # letters of an arm's or a list's
@@ -78,9 +79,9 @@ def read(path: str) -> Study:
     taken = next(((a, key) for a, of in arms.items() for key in OF_STUDY if key in of), None)
     if taken is not None:
         raise UserError(f"the arm {taken[0]}{where} sets {taken[1]}, which the study sets: drop it")
-    seeds = read_value("seeds", tuple[NonNegativeInt, ...], written.get("seeds"), where=where)
-    if not seeds or len(set(seeds)) < len(seeds) or max(seeds) > LARGEST_SEED:
-        raise UserError(f"seeds{where} must be one or more different numbers below 2**32")
+    seeds = read_value("seeds", tuple[Seed, ...], written.get("seeds"), where=where)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds{where} must be one or more different numbers")
     lists = {}
     for name, of_list in _section("lists", written.get("lists") or {}, where).items():
         of_list = _section(f"lists.{name}", of_list, where)
