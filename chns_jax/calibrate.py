@@ -7,11 +7,11 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from chns_jax.common.command_line import make_parser, parse
 from chns_jax.common.errors import UserError, run
-from chns_jax.common.values import OpenUnitInterval
+from chns_jax.common.values import OpenUnitInterval, between
 from chns_jax.runs.published import BOX_FOLDER
 from chns_jax.verification.trial_options import (
     add_trial_arguments,
@@ -20,6 +20,7 @@ from chns_jax.verification.trial_options import (
 )
 
 FALSE_ACCEPT_RATE = 0.01
+Prior = Annotated[float, between(0.000001, 0.999999)]  # beyond, it would outweigh any trials
 
 
 def main(argv: list[str]) -> None:
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument(
         "--prior",
-        type=OpenUnitInterval | None,
+        type=Prior | None,
         default=None,
         help="Or: how often the speaker is the same, where both errors cost the same.",
     )
@@ -52,6 +53,8 @@ def main(argv: list[str]) -> None:
     if chosen.false_accept_rate and chosen.prior:
         raise UserError("--false_accept_rate and --prior both set the threshold: give one of them")
     rate = chosen.false_accept_rate or (None if chosen.prior else FALSE_ACCEPT_RATE)
+    if len(set(chosen.quality)) < len(chosen.quality):
+        raise UserError("--quality names a measure twice: leave one out")
     if "cohort_mean" in chosen.quality and not chosen.norm:
         raise UserError("--quality cohort_mean needs --norm as-norm")
     check_trial_arguments(chosen)

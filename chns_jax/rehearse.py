@@ -9,9 +9,15 @@ from typing import Annotated
 
 from chns_jax import config as configs
 from chns_jax.common.command_line import make_parser, parse
+from chns_jax.common.console import say
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import between
 
+# Keys of a config in whose place a rehearsal has something else.
+NOT_READ = (
+    "data.root", "data.more_roots", "data.trials", "data.trials_root", "data.held_out",
+    "sampler.table", "training.start_from", "training.steps",
+)  # fmt: skip
 Count = Annotated[int, between(1, 1_000_000_000)]
 Seconds = Annotated[float, between(0, 24 * 3600)]
 
@@ -65,6 +71,12 @@ def main(argv: list[str]) -> None:
     if chosen.embed_seconds is not None and chosen.step_seconds is None:
         raise UserError("--embed_seconds needs --step_seconds: embedding is real where steps are")
 
+    replaced = [key for key in NOT_READ if any(word.split("=")[0] == f"--{key}" for word in argv)]
+    if replaced:
+        say(
+            f"warning: --{', --'.join(replaced)} does nothing here, where a stand-in is trained on "
+            "for a few steps: --pool gives it your speech"
+        )
     from chns_jax.benchmarks.large_corpus import Pool, Size, voxceleb1_o
     from chns_jax.benchmarks.rehearsal import Rehearsal, rehearse
     from chns_jax.train import train

@@ -244,7 +244,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
                 if stop and step < steps:
                     manager.wait_until_finished()
                     check_kept(folder)
-                    say(f"stopped after step {step}, which is saved: the same command goes on")
+                    say(f"stopped after step {step}, {parts.stopped}")
                     sys.exit(128 + stop)
 
     # ------------------------------------------------------------------ summary

@@ -26,6 +26,13 @@ def simulated(seed=0, speakers=20, each=4):
     return enrolment == test, scores, rng.normal(1, 0.5, len(scores)), enrolment, test
 
 
+def test_a_quality_that_does_not_vary_is_refused():
+    labels, scores, _, enrolment, test = simulated()
+    same = {"duration": np.full(len(scores), np.log(3.0)) + 1e-12 * scores}
+    with pytest.raises(UserError, match="^duration is the same in all trials"):
+        calibrate(labels, scores, same, enrolment, test, prior=0.5, made_by=MADE_BY)
+
+
 def newton(labels, features, prior, steps=60):
     """The minimum of the prior-weighted loss, by its definition, with a damped Newton."""
     x = np.column_stack([features, np.ones(len(labels))])

@@ -170,6 +170,7 @@ class Watch:
             make_table=self._timed("refresh", PARTS.make_table),
             validate=self._timed("validation", PARTS.validate),
             save=self._timed("checkpoint", checkpoint.save),
+            stopped="and nothing of the rehearsal is kept",
         )
 
     def seconds_per_step(self) -> float:

@@ -24,6 +24,7 @@ from chns_jax.scoring import metrics
 
 FOLDS = 5
 LARGEST_FILE = 1 << 20  # bytes; calibrations take a thousand
+SAME = 1e-6  # of the largest value: what rounding alone makes
 FEWEST_SPEAKERS = 2 * FOLDS
 
 
@@ -83,7 +84,8 @@ def calibrate(
     The threshold is set for a false-accept rate of these trials, or for a prior of the target and
     costs that are equal, by Bayes' rule; either of them is given. The prior also weighs the
     regression, 0.5 when not given. Raises UserError for fewer than 10 speakers, for trials
-    that are told apart without an error, and for scores that fall where speakers are the same.
+    that are told apart without an error, for a quality that does not vary, and for scores that fall
+    where speakers are the same.
     """
     labels = np.asarray(labels).astype(bool)
     count = len(np.union1d(enrolment, test))
@@ -91,6 +93,12 @@ def calibrate(
         raise UserError(
             f"the trials are of {count} speakers: a calibration needs {FEWEST_SPEAKERS} at least"
         )
+    for name, values in qualities.items():
+        if np.std(values) <= SAME * np.abs(values).max():
+            raise UserError(
+                f"{name} is the same in all trials, which cannot say what it weighs: leave it out, "
+                "or give recordings that differ in it"
+            )
     features = np.stack([scores, *qualities.values()], axis=1).astype(np.float64)
     weight = 0.5 if prior is None else prior
     scale, *of_quality, offset = fit(labels, features, weight).tolist()

@@ -17,13 +17,15 @@ from chns_jax.training.validate import validate
 
 
 class Parts(NamedTuple):
-    """The parts that take time, as training calls them."""
+    """The parts that take time, as training calls them, and what it says of a run that was stopped
+    after a step."""
 
     build: Callable[[Config, int, Mesh], Build] = build
     embedder: Callable[[Config, Mesh], Embedder] = Embedder
     make_table: MakeTable = make_table
     validate: Callable[..., dict[str, dict[str, Any]]] = validate
     save: Callable[..., None] = checkpoint.save
+    stopped: str = "which is saved: the same command goes on"
 
 
 PARTS = Parts()
