@@ -7,7 +7,7 @@ from chns_jax.corpus.voices import GROUPS, TRAITS, draw_voice, families_of
 
 
 def traits(voice) -> np.ndarray:
-    """(130,) all but the pitch and the tract, in standard deviations."""
+    """(131,) all but the pitch and the tract, in standard deviations."""
     values = []
     for name, (middle, spread, scale, _) in TRAITS.items():
         if name not in ("f0", "tract"):

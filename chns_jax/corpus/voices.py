@@ -1,4 +1,4 @@
-"""Who the built-in voices are: the anatomy and the habits of each speaker, in 130 numbers.
+"""Who the built-in voices are: the anatomy and the habits of each speaker, in 133 numbers.
 
 A speaker belongs to a family, and a family to a group of one sex and age, so that similarity is
 graded: the hardest impostors are of one's own family, then those of one's group.
