@@ -108,9 +108,10 @@ def _fields(path: Path) -> dict[str, Any]:
     """What a file of a gallery says, whatever the values. Raises UserError for one that no
     gallery wrote, or that cannot be read."""
     try:
-        if not path.is_file() or path.stat().st_size > LARGEST_FILE:
+        is_file = path.is_file()
+        if is_file and path.stat().st_size > LARGEST_FILE:
             raise ValueError
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8")) if is_file else None
     except (ValueError, RecursionError) as error:
         raise _damaged(path) from error
     if not isinstance(fields, dict) or fields.keys() != {*Enrolled._fields}:
