@@ -18,7 +18,7 @@ from chns_jax.sampling import pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
-KILLS = int(os.environ.get("CHNS_KILLS", "8"))  # CHNS_KILLS=40 takes half an hour
+KILLS = int(os.environ.get("CHNS_KILLS", "8"))  # CHNS_KILLS=40 takes a quarter of an hour
 STEPS = 75 * KILLS  # of which each start makes some tens
 OFTEN = ["--training.steps", STEPS, "--training.checkpoint_every", 10, "--validation.every", 200]
 OFTEN += ["--sampler.refresh_every", 15]
