@@ -1,8 +1,9 @@
 """Clustering-based hard negative sampling (CHNS) for speaker verification."""
 
-from chns_jax.common import interrupt  # noqa: F401, I001 - first of all
+from chns_jax.common import interrupt  # noqa: I001 - first of all
 from typing import TYPE_CHECKING
 
+from chns_jax.devices.huge_pages import ask_for_huge_pages
 from chns_jax.devices.xla_flags import avoid_wrong_sums
 
 if TYPE_CHECKING:
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["SpeakerEncoder"]
 
+if interrupt.is_command():
+    ask_for_huge_pages()
 avoid_wrong_sums()
 
 

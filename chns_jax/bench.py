@@ -10,7 +10,7 @@ from chns_jax.common.errors import UserError, run
 
 ROWS = (
     "ecapa", "thin_resnet", "redimnet2", "features", "losses", "plans", "refresh", "loading",
-    "embedding", "error_rates", "start", "loop", "encoders",
+    "embedding", "error_rates", "start", "pages", "loop", "encoders",
 )  # fmt: skip
 HEADER = "| what | ours | compared with | theirs | ratio | target | met |"
 
@@ -51,6 +51,7 @@ def main(argv: list[str]) -> None:
         "embedding": data.embedding,
         "error_rates": data.error_rates,
         "start": start.start,
+        "pages": start.pages,
         "loop": loop.loop,
         "encoders": encoders.encoders,
     }

@@ -27,8 +27,8 @@ def without_torch(monkeypatch):
 
 # What starts processes, or compiles much.
 AGAIN = (
-    "ecapa", "thin_resnet", "redimnet2", "losses", "refresh", "embedding", "start", "loop",
-    "encoders",
+    "ecapa", "thin_resnet", "redimnet2", "losses", "refresh", "embedding", "start", "pages",
+    "loop", "encoders",
 )  # fmt: skip
 
 

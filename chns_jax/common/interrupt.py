@@ -8,7 +8,7 @@ from itertools import pairwise
 PACKAGE = __name__.partition(".")[0]
 
 
-def _is_command() -> bool:
+def is_command() -> bool:
     """Whether this is imported to run a command of the package, by chns-jax or by python -m, which
     calls itself -m while it looks for the module."""
     started = os.path.basename(sys.argv[0]) if sys.argv else ""
@@ -19,5 +19,5 @@ def _is_command() -> bool:
 
 
 # Until `errors.run` is there to say so, Ctrl-C ends a command, without a traceback of imports.
-if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+if is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -9,6 +9,7 @@ machine with an accelerator computes on that, and JAX_PLATFORMS=cpu is what keep
 from __future__ import annotations
 
 import os
+from collections.abc import Set
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 
@@ -28,7 +29,7 @@ def avoid_wrong_sums() -> None:
     Works until JAX has computed something.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if version("jaxlib") in WRONG and FLAG not in flags and _all_know_the_flag():
+    if version("jaxlib") in WRONG and FLAG not in flags and _none_but(KNOWING):
         os.environ["XLA_FLAGS"] = f"{flags} {FLAG}=".strip()
 
 
@@ -41,10 +42,16 @@ def quick_to_compile() -> dict[str, bool | int | float | str]:
     return options
 
 
-def _all_know_the_flag() -> bool:
+def computes_on_cpus() -> bool:
+    """Whether JAX will compute on CPUs: it is told to, or nothing else is installed."""
+    return _none_but(set())
+
+
+def _none_but(accelerators: Set[tuple[str, str | None]]) -> bool:
+    """Whether JAX can start nothing besides CPUs but these, by name and release."""
     if os.environ.get("JAX_PLATFORMS", "").strip() == "cpu":
         return True
-    return "TPU_LIBRARY_PATH" not in os.environ and _accelerators() <= KNOWING
+    return "TPU_LIBRARY_PATH" not in os.environ and _accelerators() <= accelerators
 
 
 def _accelerators() -> set[tuple[str, str | None]]:
