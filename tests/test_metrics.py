@@ -3,7 +3,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chns_jax.scoring.metrics import act_dcf, cllr, eer, error_rates, min_cllr, min_dcf
+from chns_jax.scoring.metrics import (
+    act_dcf,
+    cllr,
+    corners,
+    eer,
+    eer_of,
+    error_rates,
+    min_cllr,
+    min_dcf,
+    min_dcf_of,
+    rank,
+    rates,
+)
 
 
 def rates_at(labels, scores, threshold):
@@ -65,6 +77,19 @@ def test_known_cases():
     assert eer(labels, np.array([1.0, 2, 3, 4])) == 1
     assert eer(labels, np.zeros(4)) == 0.5
     assert min_dcf(labels, np.zeros(4), 0.01) == 1
+
+
+@given(trials, st.data())
+def test_corners_are_enough(pairs, data):
+    labels, scores = (np.array(column) for column in zip(*pairs, strict=True))
+    weights = st.lists(st.integers(0, 3), min_size=len(labels), max_size=len(labels))
+    weights = np.array(data.draw(weights.filter(lambda w: 0 < np.dot(w, labels) < sum(w))))
+    every = rank(labels, scores)
+    few = corners(every)
+    assert len(few.accepted) <= min(len(every.accepted), 2 * labels.sum() + 1)
+    assert eer_of(rates(few, weights)) == pytest.approx(eer_of(rates(every, weights)), abs=1e-12)
+    for p in (0.01, 0.5, 0.9):
+        assert min_dcf_of(rates(few, weights), p) == min_dcf_of(rates(every, weights), p)
 
 
 def test_what_cannot_be_scored():

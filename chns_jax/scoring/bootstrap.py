@@ -57,7 +57,7 @@ def speaker_weights(
     while True:
         draws = np.bincount(rng.integers(speakers, size=speakers), minlength=speakers).astype(float)
         weights = draws[enrolment] * np.where(enrolment == test, 1.0, draws[test])
-        if 0 < weights @ labels < weights.sum():
+        if 0 < weights.sum(where=labels) < weights.sum():
             return weights
 
 

@@ -59,7 +59,9 @@ def compare(
     systems have different numbers of runs.
     """
     labels = np.asarray(labels).astype(bool)
-    rankings = [metrics.rank(labels, run) for runs in scores.values() for run in runs]
+    rankings = [
+        metrics.corners(metrics.rank(labels, run)) for runs in scores.values() for run in runs
+    ]
     counts = [len(runs) for runs in scores.values()]
     if paired and len(set(counts)) > 1:
         raise ValueError(f"paired systems have as many runs each, not {counts}")

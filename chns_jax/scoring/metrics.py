@@ -45,13 +45,27 @@ def rank(labels: np.ndarray, scores: np.ndarray) -> Ranking:
     return Ranking(order, labels[order], accepted)
 
 
+def corners(ranking: Ranking) -> Ranking:
+    """Only the thresholds at which the ROC may turn: those that accept a target, and the ones
+    before them.
+
+    Whatever the weights, `eer_of` and `min_dcf_of` are those of all thresholds, at a fraction of
+    the cost where targets are few: between these points there are false alarms alone, so that the
+    ROC is straight, and the cost rises.
+    """
+    targets = np.cumsum(ranking.labels)[ranking.accepted]
+    turns = np.diff(targets, prepend=0) > 0
+    return ranking._replace(accepted=ranking.accepted[turns | np.append(turns[1:], True)])
+
+
 def rates(ranking: Ranking, weights: np.ndarray | None = None) -> Rates:
     """False-alarm and miss rate at every threshold."""
     order, labels, accepted = ranking
-    weights = np.ones(len(order)) if weights is None else np.asarray(weights, float)[order]
+    weights = np.ones(len(order)) if weights is None else np.asarray(weights, float).take(order)
     hits = weights * labels
-    false_alarms = np.cumsum(weights - hits)[accepted]
-    hits = np.cumsum(hits)[accepted]
+    first = np.append(0, accepted[:-1] + 1)  # of the trials that each threshold accepts anew
+    false_alarms = np.cumsum(np.add.reduceat(weights - hits, first))
+    hits = np.cumsum(np.add.reduceat(hits, first))
     if not (hits[-1] > 0 and false_alarms[-1] > 0):
         raise ValueError(MISSING)
     false_alarm_rate = np.append(0.0, false_alarms / false_alarms[-1])

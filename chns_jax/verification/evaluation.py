@@ -136,9 +136,10 @@ def evaluate(
     # With qualities, log-likelihood ratios rank trials in another order than scores do.
     values = scored.scores if llrs is None else llrs
     ranking = metrics.rank(labels, values)
+    corners = metrics.corners(ranking)
 
     def figures(weights: np.ndarray | None) -> dict[str, Any]:
-        rates = metrics.rates(ranking, weights)
+        rates = metrics.rates(corners, weights)
         found = {
             "eer": metrics.eer_of(rates),
             "min_dcf": {f"{p:g}": metrics.min_dcf_of(rates, p) for p in metrics.P_TARGETS},
