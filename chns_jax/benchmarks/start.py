@@ -1,4 +1,4 @@
-"""What a process is measured by from its start: imports, the first step, and its pages."""
+"""How long a user waits, by processes of their own: an import, the first step, and later ones."""
 
 from __future__ import annotations
 

@@ -26,9 +26,9 @@ def ask_for_huge_pages() -> None:
     compute on CPUs, and GLIBC_TUNABLES is not set, be it to nothing. For the start of a command,
     when nothing was done yet.
     """
-    if "GLIBC_TUNABLES" in os.environ or not sys.executable or not computes_on_cpus():
+    if "GLIBC_TUNABLES" in os.environ or not sys.executable:
         return
     with suppress(OSError):
-        if "[madvise]" in MODE.read_text():
+        if "[madvise]" in MODE.read_text() and computes_on_cpus():  # which takes longer to say
             command = [sys.executable, *sys.orig_argv[1:]]
             os.execve(sys.executable, command, {**os.environ, "GLIBC_TUNABLES": TUNABLE})

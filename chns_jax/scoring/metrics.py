@@ -23,6 +23,10 @@ class Ranking(NamedTuple):
     labels: np.ndarray  # (n,) bool, in that order
     accepted: np.ndarray  # (m,) place of the last trial that each threshold accepts
 
+    def of_thresholds(self, values: np.ndarray) -> np.ndarray:
+        """Sums (..., m) of values (..., n), in `order`, of what each threshold accepts anew."""
+        return np.add.reduceat(values, np.append(0, self.accepted[:-1] + 1), axis=-1)
+
 
 class Rates(NamedTuple):
     """Error rates at every threshold, from accepting nothing to accepting all."""
@@ -60,12 +64,10 @@ def corners(ranking: Ranking) -> Ranking:
 
 def rates(ranking: Ranking, weights: np.ndarray | None = None) -> Rates:
     """False-alarm and miss rate at every threshold."""
-    order, labels, accepted = ranking
-    weights = np.ones(len(order)) if weights is None else np.asarray(weights, float).take(order)
-    hits = weights * labels
-    first = np.append(0, accepted[:-1] + 1)  # of the trials that each threshold accepts anew
-    false_alarms = np.cumsum(np.add.reduceat(weights - hits, first))
-    hits = np.cumsum(np.add.reduceat(hits, first))
+    weights = _in_order(ranking, weights)
+    hits = weights * ranking.labels
+    false_alarms = np.cumsum(ranking.of_thresholds(weights - hits))
+    hits = np.cumsum(ranking.of_thresholds(hits))
     if not (hits[-1] > 0 and false_alarms[-1] > 0):
         raise ValueError(MISSING)
     false_alarm_rate = np.append(0.0, false_alarms / false_alarms[-1])
@@ -146,11 +148,9 @@ def min_cllr_of(ranking: Ranking, weights: np.ndarray | None = None) -> float:
     """
     from sklearn.isotonic import isotonic_regression
 
-    order, labels, accepted = ranking
-    weights = np.ones(len(order)) if weights is None else np.asarray(weights, float)[order]
-    sides = np.stack(_shares(labels, weights))
+    sides = np.stack(_shares(ranking.labels, _in_order(ranking, weights)))
     # Both kinds weigh 1 altogether, so that the odds of the posterior are the likelihood ratio.
-    sides = np.add.reduceat(sides, np.append(0, accepted[:-1] + 1), axis=1)
+    sides = ranking.of_thresholds(sides)
     sides = sides[:, sides.any(axis=0)]
     posterior = sides[0] / sides.sum(axis=0)
     # Neighbours of one posterior keep one: pooled first, as most are, they cost nothing below.
@@ -166,6 +166,12 @@ def min_cllr_of(ranking: Ranking, weights: np.ndarray | None = None) -> float:
 def min_cllr(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
     """`min_cllr_of` these trials."""
     return min_cllr_of(rank(labels, scores), weights)
+
+
+def _in_order(ranking: Ranking, weights: np.ndarray | None) -> np.ndarray:
+    """The weights of ranked trials, (n,)."""
+    order = ranking.order
+    return np.ones(len(order)) if weights is None else np.asarray(weights, float).take(order)
 
 
 def _shares(labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
