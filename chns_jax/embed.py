@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     from chns_jax.common.console import say
     from chns_jax.common.files import check_file
     from chns_jax.common.prefetch import ahead
-    from chns_jax.common.progress import tqdm
+    from chns_jax.common.progress import progress_bar
     from chns_jax.corpus import skipped
     from chns_jax.corpus.audio import AudioError, read_whole
     from chns_jax.corpus.inputs import utterances
@@ -82,7 +82,8 @@ def main(argv: list[str]) -> None:
 
     # The others: waveforms -> embeddings -> parts.
     why: dict[str, str] = {}
-    bar = tqdm(total=len(names), initial=int(done.sum()), unit="utterance", disable=None)
+    already = int(done.sum())
+    bar = progress_bar(what="embedding", unit="utterance", total=len(names), done=already)
 
     def read_one(i: int) -> tuple[int, np.ndarray | AudioError]:
         try:

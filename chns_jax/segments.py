@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     import numpy as np
 
     from chns_jax.common.files import check_file, without_links
-    from chns_jax.common.progress import tqdm
+    from chns_jax.common.progress import progress_bar
     from chns_jax.corpus.audio import AudioError, read_blocks
     from chns_jax.diarisation import gate, speakers, turns, windows
     from chns_jax.embedding import files as embedding_files
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> None:
             )
         placed = windows.place(spoken, length, step)
         embeddings = np.zeros((count, encoder.config.encoder.embedding), np.float32)
-        with tqdm(total=count, desc="embedding windows", unit="window", disable=None) as bar:
+        with progress_bar(what="embedding windows", unit="window", total=count) as bar:
             blocks = read_blocks(str(file), sample_rate)
             for places, embedded in windows.embed(encoder, blocks, placed, length):
                 embeddings[places] = embedded

@@ -42,6 +42,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
 
     from chns_jax.common.console import say
     from chns_jax.common.files import replacing
+    from chns_jax.common.progress import progress_bar
     from chns_jax.corpus.audio import check
     from chns_jax.corpus.noise import find_noise
     from chns_jax.corpus.reader import Reader
@@ -65,7 +66,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     from chns_jax.scoring.mfcc_baseline import mfcc_eer
     from chns_jax.training import validate
     from chns_jax.training.finetuning import check_unheard, start_from
-    from chns_jax.training.logs import Journal, Pace, RunLog, is_due, progress_bar, records
+    from chns_jax.training.logs import Journal, Pace, RunLog, is_due, records
     from chns_jax.training.measured_negatives import negatives_of
     from chns_jax.training.parts import PARTS
     from chns_jax.training.refresh import Refresh
@@ -159,7 +160,9 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     log = opened.enter_context(closing(RunLog(folder, step)))
     eer_at = {r["step"]: r["eer"] for r in records(folder.metrics) if "eer" in r}
     stopped, agreement = opened.enter_context(stop_signals()), processes.Agreement(mesh)
-    bar = opened.enter_context(progress_bar(step, steps))
+    shown = processes.is_first()
+    bar = progress_bar(what="training", unit="step", total=steps, done=step, shown=shown)
+    opened.enter_context(closing(bar))
     pace = Pace(2 * sampler.speakers)
     journal = Journal(config, corpus, folder, log, bar, pace)
     started = time.perf_counter() - progress.seconds

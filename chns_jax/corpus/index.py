@@ -16,7 +16,7 @@ import numpy as np
 from chns_jax.common import arrays
 from chns_jax.common.errors import NO_SPACE, UserError
 from chns_jax.common.files import replacing
-from chns_jax.common.progress import tqdm
+from chns_jax.common.progress import progress_bar
 from chns_jax.corpus import kaldi, listing
 from chns_jax.corpus.audio import EXTENSIONS, AudioError, read_header
 from chns_jax.corpus.corpus import Broken, Corpus, Packer, Strings, consecutive
@@ -95,7 +95,7 @@ class _Found:
         seconds = array("d")
         last_recording: str | None = None
         names, files = Packer(), Packer()
-        for file in tqdm(found, desc="listing files", unit="file", disable=None, leave=False):
+        for file in progress_bar(found, what="listing files", unit="file"):
             if not speakers or speakers[-1] != file.speaker:
                 speakers.append(file.speaker)
                 last_recording = None
@@ -184,7 +184,7 @@ def _read_headers(root: str, found: _Found, known: _Found | None) -> _Found:
             return error.why
 
     unknown = np.flatnonzero(np.isnan(seconds))
-    bar = tqdm(total=len(unknown), desc="reading headers", unit="file", disable=None, leave=False)
+    bar = progress_bar(what="reading headers", unit="file", total=len(unknown))
     with bar, ThreadPoolExecutor(HEADER_THREADS) as pool:
         for start in range(0, len(unknown), HEADER_CHUNK):
             chunk = unknown[start : start + HEADER_CHUNK].tolist()

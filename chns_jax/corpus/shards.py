@@ -27,7 +27,7 @@ import soundfile
 from chns_jax.common import arrays
 from chns_jax.common.errors import UserError, shortened
 from chns_jax.common.files import UNFINISHED, remove_leftovers, replacing
-from chns_jax.common.progress import tqdm
+from chns_jax.common.progress import Bar, progress_bar
 from chns_jax.corpus import records, storage
 from chns_jax.corpus.audio import LONGEST_SECONDS, RATES, AudioError, check, read_whole
 from chns_jax.corpus.corpus import Broken, Corpus, Strings, consecutive
@@ -125,11 +125,11 @@ def verify(root: str | os.PathLike) -> str:
     root = _absolute(root)
     held = _read_index(root)
     _check_sizes(root, held)
-    total = int(held["shard_bytes"].sum())
-    with tqdm(total=total, desc="verifying", unit="B", unit_scale=True, disable=None) as bar:
-        for name, digest in zip(shard_names(len(held["sha256"])), held["sha256"], strict=True):
-            if _sha256(_join(root, name), bar.update) != digest:
-                raise UserError(f"{_join(root, name)} was changed after it was written: {REPAIR}")
+    names = shard_names(len(held["sha256"]))
+    checked = progress_bar(names, what="verifying", unit="shard", total=len(names))
+    for name, digest in zip(checked, held["sha256"], strict=True):
+        if _sha256(_join(root, name)) != digest:
+            raise UserError(f"{_join(root, name)} was changed after it was written: {REPAIR}")
     return (
         f"{root} is complete: {len(held['sha256'])} shards of {len(held['speaker'])} utterances, "
         "each with the checksum it was written with"
@@ -225,10 +225,10 @@ def _write_shards(
     skipped.record({file.path: file.why for file in corpus.broken})
     skipped.limit()
     names = shard_names(int(shard[-1]) + 1)
-    checked = tqdm(names, desc="checking shards", unit="shard", disable=None, leave=False)
+    checked = progress_bar(names, what="checking shards", unit="shard", total=len(names))
     known = [_read_notes(out, name, plan) for name in checked]
     done = sum(len(one.row) + len(one.broken) for one in known if one is not None)
-    bar = tqdm(total=len(corpus), initial=done, desc="packing", unit="utterance", disable=None)
+    bar = progress_bar(what="packing", unit="utterance", total=len(corpus), done=done)
     written: list[_Shard] = []
     with bar, ThreadPoolExecutor(threads) as pool:
         for i, (name, one) in enumerate(zip(names, known, strict=True)):
@@ -326,7 +326,7 @@ def _encode(corpus: Corpus, options: Options, row: int) -> tuple[bytes, int] | s
     return file.getvalue(), len(samples)
 
 
-def _write_shard(path: Path, rows: np.ndarray, encoded: Iterator, bar: tqdm, plan: str) -> _Shard:
+def _write_shard(path: Path, rows: np.ndarray, encoded: Iterator, bar: Bar, plan: str) -> _Shard:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     kept, sizes, samples, digests, broken, why = [], [], [], [], [], []
@@ -508,12 +508,11 @@ def _read_notes(out: Path, name: str, plan: str) -> _Shard | None:
     return shard if whole else None
 
 
-def _sha256(path: str, progress=lambda count: None) -> str:
+def _sha256(path: str) -> str:
     digest, at = hashlib.sha256(), 0
     while part := storage.read(path, at, at + READ_AT_ONCE):
         digest.update(part)
         at += len(part)
-        progress(len(part))
     return digest.hexdigest()
 
 

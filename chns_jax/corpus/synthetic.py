@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from chns_jax.common.progress import tqdm
+from chns_jax.common.progress import progress_bar
 from chns_jax.corpus.voices import Voice, draw_voice
 
 SAMPLE_RATE = 16000
@@ -123,14 +123,14 @@ def write_corpus(
 
 
 def _for_each_speaker(write, speakers: int, processes: int) -> None:
-    progress = partial(tqdm, total=speakers, desc="voices", unit="speaker", disable=None)
+    shown = partial(progress_bar, what="making voices", unit="speaker", total=speakers)
     if processes == 1:
-        for _ in progress(map(write, range(speakers))):
+        for _ in shown(map(write, range(speakers))):
             pass
         return
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
-        for _ in progress(pool.map(write, range(speakers))):
+        for _ in shown(pool.map(write, range(speakers))):
             pass
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from chns_jax.common.errors import UserError
 from chns_jax.common.prefetch import ahead
-from chns_jax.common.progress import tqdm
+from chns_jax.common.progress import progress_bar
 from chns_jax.common.vectors import unit
 from chns_jax.corpus.audio import AudioError, read_whole
 from chns_jax.corpus.reader import Reader
@@ -111,8 +111,8 @@ def embed_whole(
 
     waveforms = ahead(waveform, range(len(utterances)), reader.threads)
     made = embed_waveforms(embedder, variables, waveforms, sample_rate=reader.sample_rate)
-    options = {"desc": "embedding utterances", "unit": "utterance", "disable": None, "leave": False}
-    yield from tqdm(made, total=len(utterances), **options)
+    count = len(utterances)
+    yield from progress_bar(made, what="embedding utterances", unit="utterance", total=count)
 
 
 def _segments(seconds: np.ndarray, length: float) -> tuple[np.ndarray, np.ndarray]:
@@ -133,8 +133,7 @@ def embed_crops(
 ) -> np.ndarray:
     """Embeddings (count, d), of which each host reads the crops that its devices embed."""
     done, nothing = [], np.zeros((0, samples), np.int16)
-    hidden = None if processes.is_first() else True  # None: where there is no terminal
-    with tqdm(total=count, desc=what, unit="crop", disable=hidden, leave=False) as bar:
+    with progress_bar(what=what, unit="crop", total=count, shown=processes.is_first()) as bar:
         for first in range(0, count, embedder.rows):
             embeddings = embedder.crops(variables, next(batches, nothing))[: count - first]
             done.append(embeddings)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from chns_jax.common.errors import UserError
-from chns_jax.common.progress import tqdm
+from chns_jax.common.progress import progress_bar
 from chns_jax.common.randomness import Purpose, generator
 
 LEVEL = 0.95
@@ -86,8 +86,8 @@ def replicates(
             statistic(
                 speaker_weights(labels, enrolment, test, len(names), seed=seed, replicate=replicate)
             )
-            for replicate in tqdm(
-                range(count), desc="resampling speakers", disable=None, leave=False
+            for replicate in progress_bar(
+                range(count), what="resampling speakers", unit="replicate", total=count
             )
         ]
     )

@@ -1,10 +1,9 @@
-"""What a run tells while it trains: metrics.jsonl, TensorBoard, and the progress bar."""
+"""What a run tells while it trains: metrics.jsonl, TensorBoard, and the loss in the progress bar."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import numpy as np
 
 from chns_jax.common.errors import UserError
 from chns_jax.common.files import replacing
-from chns_jax.common.progress import tqdm
+from chns_jax.common.progress import Bar
 from chns_jax.common.reading import read_text
 from chns_jax.config import Config
 from chns_jax.corpus.corpus import Corpus
@@ -24,8 +23,6 @@ from chns_jax.runs.folder import RunFolder
 from chns_jax.sampling import negative_cosines
 from chns_jax.sampling.clusters import SpeakerClusters
 from chns_jax.sampling.plan import Batch, plan, same_cluster_share
-
-SECONDS_BETWEEN_BARS = {True: 0.5, False: 15.0}  # a terminal redraws; a log file gets a line each
 
 
 class RunLog:
@@ -106,7 +103,7 @@ class Journal:
     """Reads the metrics of each step when the next one is under way: the device never waits."""
 
     def __init__(
-        self, config: Config, corpus: Corpus, folder: RunFolder, log: RunLog, bar: tqdm, pace: Pace
+        self, config: Config, corpus: Corpus, folder: RunFolder, log: RunLog, bar: Bar, pace: Pace
     ):
         self.config, self.corpus, self.folder = config, corpus, folder
         self.log, self.bar, self.pace = log, bar, pace
@@ -180,10 +177,3 @@ def records(path: Path) -> Iterator[dict]:
                 f"{path} is damaged in line {number}: remove the lines from there on"
             ) from error
         yield record
-
-
-def progress_bar(first: int, steps: int) -> tqdm:
-    """A bar over the steps of a run with the time left, which the first process alone shows."""
-    seconds, hidden = SECONDS_BETWEEN_BARS[sys.stderr.isatty()], not processes.is_first()
-    return tqdm(initial=first, total=steps, unit="step", mininterval=seconds, dynamic_ncols=True,
-                disable=hidden)  # fmt: skip
