@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 
@@ -64,10 +65,13 @@ def test_no_command_without_such_pages_is_kept_from_its_work(begun, monkeypatch,
     ask_for_huge_pages()
 
 
-@pytest.mark.skipif(
+begins_twice = pytest.mark.skipif(
     not MODE.exists() or "[madvise]" not in MODE.read_text(),
     reason="this kernel gives huge pages to all or to none",
 )
+
+
+@begins_twice
 @pytest.mark.parametrize("begins", [["-m", "chns_jax.verify", "--help"], ["-m", "chns_jax"]])
 def test_a_command_is_one_process_that_begins_twice(tmp_path, begins):
     """And a program that imports the package begins once."""
@@ -94,3 +98,16 @@ def test_a_command_is_one_process_that_begins_twice(tmp_path, begins):
     assert starts == [f"{pid} None", f"{pid} {TUNABLE}"]
     _, starts, pid = start("-c", "import chns_jax")
     assert starts == [f"{pid} None"]
+
+
+@begins_twice
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_between_the_two_ends_it_without_a_word(tmp_path, number):
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import os\nif 'GLIBC_TUNABLES' in os.environ: os.kill(os.getpid(), {int(number)})\n"
+    )
+    variables = {**os.environ, "PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    variables.pop("GLIBC_TUNABLES", None)
+    command = [sys.executable, "-m", "chns_jax.verify", "--help"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-number, "", "")

@@ -19,5 +19,8 @@ def is_command() -> bool:
 
 
 # Until `errors.run` is there to say so, Ctrl-C ends a command, without a traceback of imports.
-if is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if is_command():
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Where huge_pages.py has begun the command again, it has waited since then.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -9,6 +9,7 @@ of 2 MB when GLIBC_TUNABLES says so as a process starts, and no later.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -31,4 +32,7 @@ def ask_for_huge_pages() -> None:
     with suppress(OSError):
         if "[madvise]" in MODE.read_text() and computes_on_cpus():  # which takes longer to say
             command = [sys.executable, *sys.orig_argv[1:]]
+            # Ctrl-C waits until interrupt.py is imported again: Python would show a traceback.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             os.execve(sys.executable, command, {**os.environ, "GLIBC_TUNABLES": TUNABLE})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: metrics.jsonl, TensorBoard, and the loss in the progress bar."""
+"""What a run tells while it trains: metrics.jsonl, TensorBoard, and the loss beside the bar."""
 
 from __future__ import annotations
 
