@@ -104,7 +104,11 @@ def test_a_command_is_one_process_that_begins_twice(tmp_path, begins):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_between_the_two_ends_it_without_a_word(tmp_path, number):
     (tmp_path / "sitecustomize.py").write_text(
-        f"import os\nif 'GLIBC_TUNABLES' in os.environ: os.kill(os.getpid(), {int(number)})\n"
+        "import os, signal\n"
+        "if 'GLIBC_TUNABLES' in os.environ:\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "else:  # as at a terminal, not as of a job that nohup or a shell began\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     )
     variables = {**os.environ, "PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"}
     variables.pop("GLIBC_TUNABLES", None)
