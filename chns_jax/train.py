@@ -160,9 +160,7 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     log = opened.enter_context(closing(RunLog(folder, step)))
     eer_at = {r["step"]: r["eer"] for r in records(folder.metrics) if "eer" in r}
     stopped, agreement = opened.enter_context(stop_signals()), processes.Agreement(mesh)
-    shown = processes.is_first()
-    bar = progress_bar(what="training", unit="step", total=steps, done=step, shown=shown)
-    opened.enter_context(closing(bar))
+    bar = opened.enter_context(progress_bar(what="training", unit="step", total=steps, done=step))
     pace = Pace(2 * sampler.speakers)
     journal = Journal(config, corpus, folder, log, bar, pace)
     started = time.perf_counter() - progress.seconds

@@ -4,7 +4,6 @@ import hashlib
 import importlib
 import os
 import re
-import runpy
 import shlex
 import shutil
 import sys
@@ -19,7 +18,7 @@ import soundfile
 from support import TINY, write_tone
 from test_command_line import COMMANDS
 
-from chns_jax.common import errors, progress
+from chns_jax.common import console, errors
 from chns_jax.common.errors import UserError
 from chns_jax.reports import speaker_page
 
@@ -214,7 +213,7 @@ def test_a_variable_of_progress_bars_that_is_no_number_is_named(monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "tqdm"]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(UserError, match="^TQDM_MININTERVAL in the environment: .*'abc'"):
-        runpy.run_path(progress.__file__)
+        console.load_tqdm()
 
 
 def test_every_command_has_rows():

@@ -1,6 +1,6 @@
 import pytest
 
-from chns_jax.common import progress
+from chns_jax.common import console, progress
 from chns_jax.common.progress import Lines, progress_bar
 
 
@@ -43,10 +43,12 @@ def test_at_a_terminal_it_is_a_bar(monkeypatch, capsys):
     assert said.endswith("\r")  # it leaves nothing behind
 
 
-def test_nothing_is_said_that_is_not_shown(clock, monkeypatch, capsys):
+def test_nothing_is_said_where_another_process_says_it(clock, monkeypatch, capsys):
+    monkeypatch.setattr(console, "_speaks", True)  # as it is again after this test
+    console.be_silent()
     for terminal in (True, False):
         monkeypatch.setattr(progress.sys.stderr, "isatty", lambda terminal=terminal: terminal)
-        bar = progress_bar(what="training", unit="step", total=10, shown=False)
+        bar = progress_bar(what="training", unit="step", total=10)
         clock[0] += 100
         bar.update(5)
         bar.close()

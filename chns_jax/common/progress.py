@@ -3,19 +3,15 @@ as in the log of a job."""
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
-from chns_jax.common.errors import UserError
+from chns_jax.common.console import is_silent, load_tqdm, say
 
-try:
+if TYPE_CHECKING:
     from tqdm import tqdm
-except ValueError as error:  # tqdm reads its defaults from the environment when it is imported
-    names = ", ".join(sorted(name for name in os.environ if name.startswith("TQDM_")))
-    raise UserError(f"{names} in the environment: {error}: give a number, or unset it") from error
 
 Item = TypeVar("Item")
 
@@ -36,7 +32,7 @@ class Lines(Generic[Item]):
         now = time.monotonic()
         if now - self._said >= SECONDS_BETWEEN_LINES:
             self._said = now
-            tqdm.write(self._line(now - self._began), file=sys.stderr)
+            say(self._line(now - self._began))
 
     def set_postfix_str(self, note: str, refresh: bool = False) -> None:
         self._note = f", {note}"
@@ -61,7 +57,7 @@ class Lines(Generic[Item]):
         left = seconds * (self._total - self._done) / max(1, self._done - self._before)
         return (
             f"{self._what}: {self._done:,} of {self._total:,} {self._unit}s{self._note}, "
-            f"{tqdm.format_interval(left)} left"
+            f"{load_tqdm().format_interval(left)} left"
         )
 
 
@@ -75,16 +71,15 @@ def progress_bar(
     unit: str,
     total: int | None = None,
     done: int = 0,
-    shown: bool = True,
 ) -> tqdm[Item] | Lines[Item]:
     """The items, each of which is one of `total` units when the next is asked for; or, without
     them, what is told by its `update(n)` that n more are done.
 
-    `done` of them were done before. Says nothing where it is not `shown`, as on all hosts but one.
+    `done` of them were done before. Where `say` is silent, so is this.
     """
-    if shown and not sys.stderr.isatty():
+    if not sys.stderr.isatty():
         return Lines(items, what, unit, total, done)
-    return tqdm(
-        items, desc=what, unit=unit, total=total, initial=done, disable=not shown, leave=False,
+    return load_tqdm()(
+        items, desc=what, unit=unit, total=total, initial=done, disable=is_silent(), leave=False,
         dynamic_ncols=True,
     )  # fmt: skip

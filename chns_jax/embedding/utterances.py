@@ -13,7 +13,6 @@ from chns_jax.common.progress import progress_bar
 from chns_jax.common.vectors import unit
 from chns_jax.corpus.audio import AudioError, read_whole
 from chns_jax.corpus.reader import Reader
-from chns_jax.devices import processes
 from chns_jax.embedding.buckets import bucket_lengths, cut, pad, segments
 from chns_jax.embedding.embedder import Embedder
 
@@ -133,7 +132,7 @@ def embed_crops(
 ) -> np.ndarray:
     """Embeddings (count, d), of which each host reads the crops that its devices embed."""
     done, nothing = [], np.zeros((0, samples), np.int16)
-    with progress_bar(what=what, unit="crop", total=count, shown=processes.is_first()) as bar:
+    with progress_bar(what=what, unit="crop", total=count) as bar:
         for first in range(0, count, embedder.rows):
             embeddings = embedder.crops(variables, next(batches, nothing))[: count - first]
             done.append(embeddings)
