@@ -7,7 +7,8 @@ from chns_jax.encoders import depthwise as depthwise_module
 from chns_jax.encoders.depthwise import depthwise
 
 CASES = {"1-D": ((3, 9, 5), (7,)), "short": ((2, 3, 4), (7,)), "2-D": ((3, 9, 6, 5), (3, 3)),
-         "oblong": ((2, 4, 7, 3), (1, 5))}  # fmt: skip
+         "oblong": ((2, 4, 7, 3), (1, 5)), "stretches": ((2, 32, 4, 2), (3, 3)),
+         "stretches and a rest": ((3, 37, 4, 2), (3, 3))}  # fmt: skip
 
 
 def plain(x, kernel):
@@ -54,3 +55,15 @@ def test_bfloat16_is_summed_in_float32():
     y = depthwise(x, taps)
     assert y.dtype == jnp.bfloat16
     assert y[0, 300, 0] == jnp.bfloat16(59 * (1 + 2**-7))
+
+
+def test_a_cpu_sums_the_taps_once_for_all_that_read_them():
+    x, kernel = jnp.ones((2, 9, 6, 5)), jnp.ones((3, 3, 1, 5))
+
+    def read_by_three(x, kernel):
+        y = depthwise(x, kernel)
+        return jnp.ones(18) @ y.reshape(18, -1), jnp.ones(108) @ y.reshape(108, -1), jnp.abs(y)
+
+    costs = jax.jit(read_by_three).lower(x, kernel).compile().cost_analysis()
+    once = 2 * 9 * x.size  # products and sums
+    assert once <= costs["flops"] < 2 * once

@@ -6,15 +6,19 @@ There it is such a sum, and so is its gradient; elsewhere both are XLA's own.
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float
 
 from chns_jax.encoders.sums import at_least_float32
 
 IN_CACHE = 2**18  # values of a map
-MOST_UNROLLED = 9  # taps; a sum of more would be made again by each loop that reads it
+STRETCHES = 16  # of frames, that are summed first
+MOST_UNROLLED = 9  # taps; the sum of more takes long to compile
 
 
 def depthwise(x: Float[Array, "b *n c"], kernel: Float[Array, "*k 1 c"]) -> Float[Array, "b *n c"]:
@@ -61,41 +65,82 @@ _depthwise.defvjp(_forward, _backward)
 def _of_shifted(x, kernel):
     """Loops over the two last axes together, along which a shift is one by so many channels."""
     x_bxtxj, channels, sums = _joined(x), x.shape[-1], at_least_float32(x.dtype)
-    padded, places = _padded(x_bxtxj, kernel), jnp.asarray(_places(kernel))
+    padded, places = _padded(x_bxtxj, kernel), _places(kernel)
     weights = jnp.tile(kernel.reshape(-1, channels).astype(sums), x_bxtxj.shape[-1] // channels)
+
+    if len(places) <= MOST_UNROLLED:
+        sum_of_taps = partial(_sum_of_few, places, x_bxtxj.shape)
+        return _computed_once(sum_of_taps, padded, weights).reshape(x.shape).astype(x.dtype)
 
     def add_tap(total, tap):
         weight, place = tap
         seen = jax.lax.dynamic_slice(padded, (0, *place), x_bxtxj.shape)
         return total + weight * seen, None
 
-    few = len(places) if len(places) <= MOST_UNROLLED else 1
-    total, _ = jax.lax.scan(add_tap, jnp.zeros(x_bxtxj.shape, sums), (weights, places), unroll=few)
+    zeros = jnp.zeros(x_bxtxj.shape, sums)
+    total, _ = jax.lax.scan(add_tap, zeros, (weights, jnp.asarray(places)))
     return total.reshape(x.shape).astype(x.dtype)
 
 
+def _sum_of_few(places, shape, padded_bxtxj, weights):
+    total = jnp.zeros((), weights.dtype)
+    for weight, (row, column) in zip(weights, places, strict=True):
+        seen = padded_bxtxj[:, row : row + shape[1], column : column + shape[2]]
+        total = total + weight * seen
+    return total
+
+
+def _computed_once(function, *arrays):
+    """function(*arrays), kept in memory. Without this, XLA computes sums of products again in each
+    loop that reads them: the gradient of a residual block's convolution three times."""
+
+    def inner(*arrays):
+        with set_xla_metadata(inlineable=None):  # only the call of all is to stay one
+            return function(*arrays)
+
+    with set_xla_metadata(inlineable="false"):
+        return jax.jit(inner)(*arrays)
+
+
 def _kernel_gradient(x, kernel, dy):
-    """As many utterances at a time as stay in the cache; products with ones sum over frames."""
-    sums, places = at_least_float32(x.dtype), jnp.asarray(_places(kernel))
+    """As many utterances at a time as stay in the cache."""
+    sums, places = at_least_float32(x.dtype), _places(kernel)
+    columns = [column for row, column in places if row == 0]
     x_bxtxj, dy_bxtxj = _padded(_joined(x), kernel).astype(sums), _joined(dy).astype(sums)
     b, frames, size = dy_bxtxj.shape
     most = max(1, IN_CACHE // (frames * size))
     rows = max(rows for rows in range(1, b + 1) if b % rows == 0 and rows <= most)
-    ones = jnp.ones(rows * frames, sums)
 
     def add_some(total, some):
         x_rxtxj, dy_rxtxj = some
 
-        def of_tap(place):
-            seen = jax.lax.dynamic_slice(x_rxtxj, (0, *place), (rows, frames, size))
-            return ones @ (seen * dy_rxtxj).reshape(-1, size)
+        def of_row(row):
+            seen = jax.lax.dynamic_slice(x_rxtxj, (0, row, 0), (rows, frames, x_rxtxj.shape[2]))
+            return jnp.stack([_sum_of_product(seen[..., c : c + size], dy_rxtxj) for c in columns])
 
-        return total + jax.lax.map(of_tap, places), None
+        of_rows = jax.lax.map(of_row, jnp.arange(len(kernel)))
+        return total + of_rows.reshape(total.shape), None
 
     some = [array.reshape(b // rows, rows, *array.shape[1:]) for array in (x_bxtxj, dy_bxtxj)]
     total, _ = jax.lax.scan(add_some, jnp.zeros((len(places), size), sums), some)
     gradient = total.reshape(len(places), -1, x.shape[-1]).sum(1)
     return gradient.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _sum_of_product(x: Float[Array, "r t j"], y: Float[Array, "r t j"]) -> Float[Array, " j"]:
+    """Sum of x * y over rows and frames: stretches of frames upon one another, in one loop that
+    writes no product, and of them and the frames that are left, products with ones."""
+    frames, size = x.shape[1:]
+    length = frames // STRETCHES
+
+    def stretch(start, stop):
+        return x[:, start:stop] * y[:, start:stop]
+
+    parts = [stretch(STRETCHES * length, frames)]
+    if length:
+        parts += [sum(stretch(i * length, (i + 1) * length) for i in range(STRETCHES))]
+    parts = [part.reshape(-1, size) for part in parts]
+    return sum(jnp.ones(len(part), part.dtype) @ part for part in parts)
 
 
 def _joined(x: Float[Array, "b *n c"]) -> Float[Array, "b t j"]:
