@@ -10,10 +10,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.xla_metadata import set_xla_metadata
 from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float
 
+from chns_jax.encoders.once import computed_once
 from chns_jax.encoders.sums import at_least_float32
 
 IN_CACHE = 2**18  # values of a map
@@ -70,7 +70,7 @@ def _of_shifted(x, kernel):
 
     if len(places) <= MOST_UNROLLED:
         sum_of_taps = partial(_sum_of_few, places, x_bxtxj.shape)
-        return _computed_once(sum_of_taps, padded, weights).reshape(x.shape).astype(x.dtype)
+        return computed_once(sum_of_taps, padded, weights).reshape(x.shape).astype(x.dtype)
 
     def add_tap(total, tap):
         weight, place = tap
@@ -88,18 +88,6 @@ def _sum_of_few(places, shape, padded_bxtxj, weights):
         seen = padded_bxtxj[:, row : row + shape[1], column : column + shape[2]]
         total = total + weight * seen
     return total
-
-
-def _computed_once(function, *arrays):
-    """function(*arrays), kept in memory. Without this, XLA computes sums of products again in each
-    loop that reads them: the gradient of a residual block's convolution three times."""
-
-    def inner(*arrays):
-        with set_xla_metadata(inlineable=None):  # only the call of all is to stay one
-            return function(*arrays)
-
-    with set_xla_metadata(inlineable="false"):
-        return jax.jit(inner)(*arrays)
 
 
 def _kernel_gradient(x, kernel, dy):

@@ -31,6 +31,7 @@ from chns_jax.encoders.layers import (
     valid,
     zero_outside,
 )
+from chns_jax.encoders.once import read_often
 from chns_jax.encoders.sums import add_bias, at_least_float32, matmul, mean_of_each, sum_of_each
 
 CONTEXT_TAPS = (7, 19, 31, 59)  # of a time-context block's convolutions
@@ -314,7 +315,7 @@ class ReDimNet2(nn.Module):
         x = _layer_norm(x.dtype, "stem_norm")(x).reshape(*x.shape[:2], size)
         if self.group_norm:
             x = GroupNorm(self.group_norm, name="stem_group_norm")(x, frames_b)
-        maps, channels, step = [x], self.channels, 1
+        maps, channels, step = [read_often(x)], self.channels, 1
         for i, (over_frequency, over_time, blocks, expansion, reduction) in enumerate(
             zip(
                 self.frequency_strides, self.time_strides, self.blocks, self.expansions,
@@ -326,7 +327,7 @@ class ReDimNet2(nn.Module):
                 channels, over_frequency, step, blocks, expansion, size // reduction,
                 self.group_norm, self.remat, name=f"stage{i}",
             )  # fmt: skip
-            maps.append(stage(maps, train, frames_b, counted_b))
+            maps.append(read_often(stage(maps, train, frames_b, counted_b)))
         x = WeightedSum(name="fin_wght1d")(maps)
         if self.head == "2d":
             x = x.reshape(*x.shape[:2], -1, channels)
