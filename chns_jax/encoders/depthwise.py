@@ -6,7 +6,7 @@ There it is such a sum, and so is its gradient; elsewhere both are XLA's own.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -124,11 +124,16 @@ def _sum_of_product(x: Float[Array, "r t j"], y: Float[Array, "r t j"]) -> Float
     def stretch(start, stop):
         return x[:, start:stop] * y[:, start:stop]
 
-    parts = [stretch(STRETCHES * length, frames)]
-    if length:
-        parts += [sum(stretch(i * length, (i + 1) * length) for i in range(STRETCHES))]
-    parts = [part.reshape(-1, size) for part in parts]
-    return sum(jnp.ones(len(part), part.dtype) @ part for part in parts)
+    def upon_one_another():
+        stretches = (stretch(i * length, (i + 1) * length) for i in range(STRETCHES))
+        return reduce(jnp.add, stretches)
+
+    def by_ones(part):
+        part_nxj = part.reshape(-1, size)
+        return jnp.ones(len(part_nxj), part.dtype) @ part_nxj
+
+    rest = by_ones(stretch(STRETCHES * length, frames))
+    return rest + by_ones(upon_one_another()) if length else rest
 
 
 def _joined(x: Float[Array, "b *n c"]) -> Float[Array, "b t j"]:
