@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
+from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float
 
 
@@ -24,16 +25,18 @@ def computed_once(function: Callable[..., Array], *arrays: Array) -> Array:
         return jax.jit(inner)(*arrays)
 
 
-@jax.custom_vjp
 def read_often(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """`x`; on CPUs it is computed once, and so is its gradient."""
-    return _once(x)
+    if any(map(is_symbolic_dim, x.shape)):  # of any length: for programs that are not JAX's
+        return x
+    return _read_often(x)
 
 
-def _once(x):
+@jax.custom_vjp
+def _read_often(x):
     return jax.lax.platform_dependent(
         x, cpu=lambda x: computed_once(lambda x: x, x), default=lambda x: x
     )
 
 
-read_often.defvjp(lambda x: (_once(x), None), lambda _, dy: (_once(dy),))
+_read_often.defvjp(lambda x: (_read_often(x), None), lambda _, dy: (_read_often(dy),))
