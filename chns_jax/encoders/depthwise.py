@@ -6,7 +6,7 @@ There it is such a sum, and so is its gradient; elsewhere both are XLA's own.
 
 from __future__ import annotations
 
-from functools import partial, reduce
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,10 @@ from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float
 
 from chns_jax.encoders.once import computed_once
-from chns_jax.encoders.sums import at_least_float32
+from chns_jax.encoders.sums import at_least_float32, sum_of_all
 
 IN_CACHE = 2**18  # values of a map
 STRETCHES = 16  # of frames, that are summed first
-MOST_UNROLLED = 9  # taps; the sum of more takes long to compile
 
 
 def depthwise(x: Float[Array, "b *n c"], kernel: Float[Array, "*k 1 c"]) -> Float[Array, "b *n c"]:
@@ -68,26 +67,13 @@ def _of_shifted(x, kernel):
     padded, places = _padded(x_bxtxj, kernel), _places(kernel)
     weights = jnp.tile(kernel.reshape(-1, channels).astype(sums), x_bxtxj.shape[-1] // channels)
 
-    if len(places) <= MOST_UNROLLED:
-        sum_of_taps = partial(_sum_of_few, places, x_bxtxj.shape)
-        return computed_once(sum_of_taps, padded, weights).reshape(x.shape).astype(x.dtype)
+    _, frames, size = x_bxtxj.shape
 
-    def add_tap(total, tap):
-        weight, place = tap
-        seen = jax.lax.dynamic_slice(padded, (0, *place), x_bxtxj.shape)
-        return total + weight * seen, None
+    def sum_of_taps(padded, weights):
+        seen = (padded[:, row : row + frames, column : column + size] for row, column in places)
+        return reduce(jnp.add, map(jnp.multiply, weights, seen))
 
-    zeros = jnp.zeros(x_bxtxj.shape, sums)
-    total, _ = jax.lax.scan(add_tap, zeros, (weights, jnp.asarray(places)))
-    return total.reshape(x.shape).astype(x.dtype)
-
-
-def _sum_of_few(places, shape, padded_bxtxj, weights):
-    total = jnp.zeros((), weights.dtype)
-    for weight, (row, column) in zip(weights, places, strict=True):
-        seen = padded_bxtxj[:, row : row + shape[1], column : column + shape[2]]
-        total = total + weight * seen
-    return total
+    return computed_once(sum_of_taps, padded, weights).reshape(x.shape).astype(x.dtype)
 
 
 def _kernel_gradient(x, kernel, dy):
@@ -117,23 +103,18 @@ def _kernel_gradient(x, kernel, dy):
 
 def _sum_of_product(x: Float[Array, "r t j"], y: Float[Array, "r t j"]) -> Float[Array, " j"]:
     """Sum of x * y over rows and frames: stretches of frames upon one another, in one loop that
-    writes no product, and of them and the frames that are left, products with ones."""
-    frames, size = x.shape[1:]
+    writes no product, then what came of them, and the frames that are left."""
+    frames = x.shape[1]
     length = frames // STRETCHES
 
     def stretch(start, stop):
         return x[:, start:stop] * y[:, start:stop]
 
-    def upon_one_another():
+    total = sum_of_all(stretch(STRETCHES * length, frames))
+    if length:
         stretches = (stretch(i * length, (i + 1) * length) for i in range(STRETCHES))
-        return reduce(jnp.add, stretches)
-
-    def by_ones(part):
-        part_nxj = part.reshape(-1, size)
-        return jnp.ones(len(part_nxj), part.dtype) @ part_nxj
-
-    rest = by_ones(stretch(STRETCHES * length, frames))
-    return rest + by_ones(upon_one_another()) if length else rest
+        total += sum_of_all(reduce(jnp.add, stretches))
+    return total
 
 
 def _joined(x: Float[Array, "b *n c"]) -> Float[Array, "b t j"]:

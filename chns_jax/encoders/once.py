@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 
 def computed_once(function: Callable[..., Array], *arrays: Array) -> Array:
-    """function(*arrays), in memory."""
+    """function(*arrays), in memory; to be called where only a CPU computes it."""
 
     def inner(*arrays):
         with set_xla_metadata(inlineable=None):  # calls within it may be taken apart
