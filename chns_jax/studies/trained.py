@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,20 +35,22 @@ def train_run(one: Run, runs: Sequence[Run], train: Callable[[Config, ExitStack]
 
 
 def time_left(runs: Sequence[Run]) -> str:
-    """The end of a sentence: how long the runs that are not complete will take, by the utterances
-    a second of those that are; empty when none is."""
-    seconds = trained = left = 0.0
+    """The end of a sentence: how long the runs that are not complete will take, by the seconds an
+    utterance of those of their arm that are, else of all that are; empty when none is."""
+    seconds, trained, left = Counter(), Counter(), Counter()  # by arm
     for one in runs:
         utterances = one.config.training.steps * one.config.sampler.speakers
         summary = read_summary(folder_of(one))
-        if summary is not None:
-            seconds += summary.get("seconds", 0)
-            trained += utterances
+        if summary is None:
+            left[one.arm] += utterances
         else:
-            left += utterances
+            seconds[one.arm] += summary.get("seconds", 0)
+            trained[one.arm] += utterances
     if not trained:
         return ""
-    minutes = round(seconds / trained * left / 60)
+    of_all = seconds.total() / trained.total()
+    each = {arm: seconds[arm] / trained[arm] for arm in trained}
+    minutes = round(sum(each.get(arm, of_all) * count for arm, count in left.items()) / 60)
     return f"; all take about {minutes // 60} h {minutes % 60} min more"
 
 
