@@ -1,8 +1,6 @@
 import json
 import os
 import subprocess
-import sys
-import types
 from pathlib import Path
 
 import jax
@@ -21,8 +19,7 @@ from chns_jax.interop import torch_weights
 
 @pytest.fixture
 def without_torch(monkeypatch):
-    for module in (measure, training):
-        monkeypatch.setattr(module, "why_no_torch", lambda: "no module named torch")
+    monkeypatch.setattr(measure, "why_no_torch", lambda: "no module named torch")
 
 
 # What starts processes, or compiles much: how many lines each prints, with one encoder of eight.
@@ -73,20 +70,18 @@ def test_the_rows_that_start_programs(without_torch, capsys, monkeypatch):
     assert all(line.count("|") == bench.HEADER.count("|") for line in lines[2:])
 
 
-def test_what_does_not_import_is_left_out(monkeypatch):
+def test_what_does_not_import_is_left_out(tmp_path, monkeypatch):
     """A torchaudio of another PyTorch raises OSError where SpeechBrain imports it."""
+    (tmp_path / "torch.py").write_text("print('a greeting')\n")
+    broken = "raise OSError('undefined symbol: torch_call\\nand more')\n"
+    (tmp_path / "speechbrain.py").write_text(broken)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert measure.why_no_torch.__wrapped__() == "undefined symbol: torch_call"
 
-    class Broken:
-        def find_spec(self, name, path=None, target=None):
-            if name == "speechbrain":
-                raise OSError("undefined symbol: torch_call\nand more")
 
-    for name in [name for name in sys.modules if name.partition(".")[0] == "speechbrain"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
-    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
-    why = measure.why_no_torch.__wrapped__()
-    assert why == "undefined symbol: torch_call"
+def test_functions_in_a_process_of_their_own():
+    with measure.in_own_process("builtins:dict", {"id": os.getpid}) as functions:
+        assert os.getpid() != functions["id"]() == functions["id"]()
 
 
 def test_multiply_adds_are_those_of_products_and_convolutions():

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import pkgutil
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -130,16 +134,58 @@ def below(what: str, ours: float, unit: str, target: float) -> Row:
 def why_no_torch() -> str | None:
     """Why the rows against PyTorch and SpeechBrain cannot be measured; None when they can.
 
-    They may be there and still not import, as with a torchaudio made for another PyTorch.
+    They may be there and still not import, as with a torchaudio made for another PyTorch. This
+    process does not import them.
     """
-    try:
-        import torch  # noqa: F401
-        from speechbrain.lobes.features import Fbank  # noqa: F401
-        from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN  # noqa: F401
-    except Exception as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        return said[0]
-    return None
+    return child(_IMPORT_TORCH).strip() or None
+
+
+_IMPORT_TORCH = """
+import contextlib, sys
+try:
+    with contextlib.redirect_stdout(sys.stderr):
+        import torch
+        from speechbrain.lobes.features import Fbank
+        from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+except Exception as error:
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    print(said[0])
+"""
+
+
+@contextmanager
+def of_torch(make: str, *arguments: Any) -> Iterator[dict[str, Callable[[], Any]]]:
+    """The functions that a function of `torch_models` makes; none where PyTorch is not.
+
+    It and they run in a process of their own: JAX is slower, and PyTorch faster, in one with both.
+    """
+    if why_no_torch() is not None:
+        yield {}
+        return
+    with in_own_process(f"chns_jax.benchmarks.torch_models:{make}", *arguments) as functions:
+        yield functions
+
+
+@contextmanager
+def in_own_process(make: str, *arguments: Any) -> Iterator[dict[str, Callable[[], Any]]]:
+    """The functions that `make`, "module:function", makes by name, each of which runs in a process
+    that lasts as long as this context."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn) as pool:
+        names = pool.submit(_make, make, arguments).result()
+        yield {name: lambda name=name: pool.submit(_call, name).result() for name in names}
+
+
+_made: dict[str, Callable[[], Any]] = {}  # in that process
+
+
+def _make(make: str, arguments: tuple) -> list[str]:
+    _made.update(pkgutil.resolve_name(make)(*arguments))
+    return list(_made)
+
+
+def _call(name: str) -> Any:
+    return _made[name]()
 
 
 def child(code: str, environment: Mapping[str, str] | None = None) -> str:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from chns_jax.benchmarks.torch_redimnet2 import ReDimNet2
-from chns_jax.config import Config, Encoder
+from chns_jax.config import Config, Encoder, Features
 
 
 def make_encoder(encoder: Encoder, bands: int) -> nn.Module:
@@ -39,22 +39,22 @@ def make_encoder(encoder: Encoder, bands: int) -> nn.Module:
     )
 
 
-def make_steps(
-    config: Config, audio: np.ndarray, labels: np.ndarray, device: str
-) -> tuple[Callable[[], object], Callable[[], object]]:
-    """A training step of SupCon and Adam on crops (2b, s) int16, and the forward pass alone, both
-    from memory of the host on, with SpeechBrain's Fbank."""
-    from speechbrain.lobes.features import Fbank
+def make_log_mel(features: Features, waveform: np.ndarray) -> dict[str, Callable[[], object]]:
+    """`their log-mel`, of waveforms (b, s), by SpeechBrain's Fbank."""
+    fbank, samples = _fbank(features), torch.from_numpy(waveform)
+    return {"their log-mel": lambda: fbank(samples).sum().item()}
 
+
+def make_steps(
+    config: Config, audio: np.ndarray, labels: np.ndarray, on_gpu: bool
+) -> dict[str, Callable[[], float]]:
+    """`their step`, a training step of SupCon and Adam on crops (2b, s) int16, and `their forward`,
+    the pass alone, both from memory of the host on, with SpeechBrain's Fbank."""
     torch.manual_seed(0)
+    device = "cuda" if on_gpu and torch.cuda.is_available() else "cpu"
     optimizer, features = config.optimizer, config.features
     module = make_encoder(config.encoder, features.bands).to(device)
-    fbank = Fbank(
-        sample_rate=features.sample_rate,
-        n_mels=features.bands,
-        f_min=features.f_min,
-        f_max=features.f_max,
-    ).to(device)
+    fbank = _fbank(features).to(device)
     waveforms, speakers = torch.from_numpy(audio), torch.from_numpy(labels).to(device)
     temperature = torch.tensor(0.1, device=device, requires_grad=True)
     adam = torch.optim.Adam(
@@ -82,7 +82,18 @@ def make_steps(
         with torch.no_grad():
             return module(log_mel()).sum().item()
 
-    return step, forward
+    return {"their step": step, "their forward": forward}
+
+
+def _fbank(features: Features) -> nn.Module:
+    from speechbrain.lobes.features import Fbank
+
+    return Fbank(
+        sample_rate=features.sample_rate,
+        n_mels=features.bands,
+        f_min=features.f_min,
+        f_max=features.f_max,
+    )
 
 
 def supcon(z: torch.Tensor, labels: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:

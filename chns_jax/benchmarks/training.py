@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from chns_jax.benchmarks.measure import Row, Sizes, alternate, faster, why_no_torch
+from chns_jax.benchmarks.measure import Row, Sizes, alternate, faster, of_torch
 from chns_jax.config import Config, Data, Ecapa, Encoder, Features, Sampler, ThinResNet, Training
 from chns_jax.devices.sharding import make_mesh, put
 from chns_jax.embedding.embedder import embed_step
@@ -51,17 +51,11 @@ def features(sizes: Sizes) -> Iterator[Row]:
     samples = (sizes.frames - 1) * config.hop
     waveform = np.random.default_rng(0).normal(0, 0.1, (rows, samples)).astype(np.float32)
     compute = jax.jit(lambda waveform: log_mel(waveform, config))
-    functions = {"ours": lambda: compute(waveform).block_until_ready()}
-    if why_no_torch() is None:
-        import torch
-        from speechbrain.lobes.features import Fbank
-
-        fbank = Fbank(sample_rate=config.sample_rate, n_mels=config.bands)
-        of_torch = torch.from_numpy(waveform)
-        functions["theirs"] = lambda: fbank(of_torch)
-    seconds = alternate(functions, sizes.repeats)
+    ours = {"log-mel": lambda: compute(waveform).block_until_ready()}
+    with of_torch("make_log_mel", config, waveform) as theirs:
+        seconds = alternate(ours | theirs, sizes.repeats)
     what = f"log-mel, {rows} x {samples / config.sample_rate:g} s"
-    yield _against(what, seconds, "SpeechBrain's Fbank", None)
+    yield _against(what, "log-mel", seconds, "SpeechBrain's Fbank", None)
 
 
 def make_steps(
@@ -123,36 +117,33 @@ def batch_of(config: Config) -> tuple[np.ndarray, np.ndarray]:
 def _encoder(kind: Kind, sizes: Sizes) -> Iterator[Row]:
     config = config_of(kind, sizes)
     audio, labels = batch_of(config)
-    steps, forwards = {}, {}
-    steps["ours"], forwards["ours"], flops = make_steps(config, audio, labels)
-    if why_no_torch() is None:
-        import torch
-
-        from chns_jax.benchmarks import torch_models
-
-        on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
-        device = "cuda" if on_gpu else "cpu"
-        steps["theirs"], forwards["theirs"] = torch_models.make_steps(config, audio, labels, device)
+    step, forward, flops = make_steps(config, audio, labels)
     matrix = jnp.ones((sizes.matrix, sizes.matrix))
-    product = jax.jit(lambda a: a @ a)
-    steps["product"] = lambda: product(matrix).block_until_ready()
+    multiply = jax.jit(lambda a: a @ a)
+    ours = {
+        "step": step,
+        "product": lambda: multiply(matrix).block_until_ready(),
+        "forward": forward,
+    }
+    on_gpu = jax.default_backend() == "gpu"
+    with of_torch("make_steps", config, audio, labels, on_gpu) as theirs:
+        seconds = alternate(ours | theirs, sizes.repeats)
 
-    seconds = alternate(steps, sizes.repeats)
     name, size = NAMES[kind], f"{len(audio)} x {config.data.crop_seconds:g} s, with log-mel"
-    yield _against(f"{name} training step, {size}", seconds, OTHERS[kind], FASTER[kind])
+    yield _against(f"{name} training step, {size}", "step", seconds, OTHERS[kind], FASTER[kind])
     if kind in LEAST_SHARE:
         rate = 2 * sizes.matrix**3 / seconds["product"]
-        share, least = flops / seconds["ours"] / rate, LEAST_SHARE[kind]
+        share, least = flops / seconds["step"] / rate, LEAST_SHARE[kind]
         other, target = "matrix product", f">= {least:g}"
         yield Row(
-            f"{name} training step's rate", flops / seconds["ours"] / 1e9, "GFLOP/s", other,
+            f"{name} training step's rate", flops / seconds["step"] / 1e9, "GFLOP/s", other,
             rate / 1e9, share, target, share >= least,
         )  # fmt: skip
-    seconds = alternate(forwards, sizes.repeats)
-    yield _against(f"{name} forward pass, {size}", seconds, OTHERS[kind], None)
+    yield _against(f"{name} forward pass, {size}", "forward", seconds, OTHERS[kind], None)
 
 
-def _against(what: str, seconds: dict[str, float], other: str, target: float | None) -> Row:
-    if "theirs" not in seconds:
-        return Row(what, seconds["ours"], "s")
-    return faster(what, seconds["ours"], other, seconds["theirs"], target)
+def _against(
+    what: str, function: str, seconds: dict[str, float], other: str, target: float | None
+) -> Row:
+    ours, theirs = seconds[function], seconds.get(f"their {function}")
+    return Row(what, ours, "s") if theirs is None else faster(what, ours, other, theirs, target)
