@@ -1,6 +1,8 @@
 import json
 import os
 import subprocess
+import time
+from itertools import cycle
 from pathlib import Path
 
 import jax
@@ -132,6 +134,12 @@ def test_functions_run_in_turn():
     seconds = measure.alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
     assert order == list("ababab")  # the first round warms up
     assert set(seconds) == {"a", "b"} and np.isfinite(list(seconds.values())).all()
+
+
+def test_what_a_turn_begins_with_is_not_timed():
+    slow_at_first = cycle([0.05, 0.0])  # seconds of the first and the second call of a turn
+    seconds = measure.alternate({"a": lambda: time.sleep(next(slow_at_first))}, 3, untimed=1)
+    assert seconds["a"] < 0.05 and next(slow_at_first) == 0.05
 
 
 def test_targets():

@@ -103,14 +103,20 @@ class Row(NamedTuple):
     met: bool | None = None
 
 
-def alternate(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def alternate(
+    functions: Mapping[str, Callable[[], object]], repeats: int, untimed: int = 0
+) -> dict[str, float]:
     """Median seconds of each function; they run in turn, A B A B, after a round that warms up.
 
-    A function returns when its work is done. What else the machine does slows all of them.
+    A function returns when its work is done. What else the machine does slows all of them. Each
+    turn begins with `untimed` calls: a virtual machine may have given away the memory that another
+    turn left free, which those take back.
     """
     seconds = {name: [] for name in functions}
     for turn in range(repeats + 1):
         for name, function in functions.items():
+            for _ in range(untimed):
+                function()
             began = time.perf_counter()
             function()
             if turn:
@@ -155,10 +161,8 @@ except Exception as error:
 
 @contextmanager
 def of_torch(make: str, *arguments: Any) -> Iterator[dict[str, Callable[[], Any]]]:
-    """The functions that a function of `torch_models` makes; none where PyTorch is not.
-
-    It and they run in a process of their own: JAX is slower, and PyTorch faster, in one with both.
-    """
+    """The functions that a function of `torch_models` makes; none where PyTorch is not. It and they
+    run in a process of their own, so that neither side has the other's memory or threads."""
     if why_no_torch() is not None:
         yield {}
         return

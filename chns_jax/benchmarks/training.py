@@ -53,7 +53,7 @@ def features(sizes: Sizes) -> Iterator[Row]:
     compute = jax.jit(lambda waveform: log_mel(waveform, config))
     ours = {"log-mel": lambda: compute(waveform).block_until_ready()}
     with of_torch("make_log_mel", config, waveform) as theirs:
-        seconds = alternate(ours | theirs, sizes.repeats)
+        seconds = alternate(ours | theirs, sizes.repeats, untimed=1)
     what = f"log-mel, {rows} x {samples / config.sample_rate:g} s"
     yield _against(what, "log-mel", seconds, "SpeechBrain's Fbank", None)
 
@@ -127,7 +127,7 @@ def _encoder(kind: Kind, sizes: Sizes) -> Iterator[Row]:
     }
     on_gpu = jax.default_backend() == "gpu"
     with of_torch("make_steps", config, audio, labels, on_gpu) as theirs:
-        seconds = alternate(ours | theirs, sizes.repeats)
+        seconds = alternate(ours | theirs, sizes.repeats, untimed=1)
 
     name, size = NAMES[kind], f"{len(audio)} x {config.data.crop_seconds:g} s, with log-mel"
     yield _against(f"{name} training step, {size}", "step", seconds, OTHERS[kind], FASTER[kind])
