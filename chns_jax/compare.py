@@ -11,6 +11,12 @@ from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import NonNegativeInt, PositiveInt
 from chns_jax.corpus.storage import is_url
 from chns_jax.runs.published import find_model
+from chns_jax.verification.trial_options import (
+    add_norm_arguments,
+    check_norm_arguments,
+    describe_norm,
+    make_cohort_for,
+)
 
 
 def main(argv: list[str]) -> None:
@@ -61,6 +67,7 @@ def main(argv: list[str]) -> None:
         "seeds as well as the speakers, and the table counts the seeds that beat the baseline.",
     )
     add_segments(parser)
+    add_norm_arguments(parser)
     add_checkpoint(parser)
     parser.add_argument(
         "--replicates",
@@ -79,6 +86,7 @@ def main(argv: list[str]) -> None:
     if chosen.paired and len({len(runs) for runs in systems.values()}) > 1:
         raise UserError("--paired needs as many runs of every system, of the same seeds in order")
     lists = pair_lists(chosen.trials, chosen.root)
+    check_norm_arguments(chosen)
     prefix = None if chosen.out is None else os.path.expanduser(chosen.out)
     if prefix is not None and (not os.path.basename(prefix) or os.path.isdir(prefix)):
         raise UserError(f"--out {chosen.out} names a folder: add how the files' names begin")
@@ -90,8 +98,9 @@ def main(argv: list[str]) -> None:
     check_replicates(chosen.replicates)
     outputs = [f"{prefix}.md", f"{prefix}.csv"] if prefix is not None else []
     runs = [folder for folders in systems.values() for folder in folders]
+    cohort = [chosen.cohort] if chosen.cohort else []
     for path in outputs:
-        check_file(path, [*chosen.trials, *chosen.root, *runs])
+        check_file(path, [*chosen.trials, *chosen.root, *cohort, *runs])
     for path in chosen.trials:  # what is wrong is said before JAX is imported
         trial_lists.read(path)
     found = {folder: find_model(folder) for folder in runs}
@@ -101,15 +110,20 @@ def main(argv: list[str]) -> None:
     from chns_jax.verification import evaluation
 
     models = {
-        system: [model.load(found[folder], chosen.checkpoint) for folder in folders]
+        system: [
+            (encoder, make_cohort_for(chosen, encoder, chosen.cache, chosen.segments))
+            for encoder in (model.load(found[folder], chosen.checkpoint) for folder in folders)
+        ]
         for system, folders in systems.items()
     }
     rows = []
     for name, (path, root) in lists.items():
         scored = {
             system: [
-                evaluation.score(encoder, path, root, chosen.cache, segments=chosen.segments)
-                for encoder in encoders
+                evaluation.score(
+                    encoder, path, root, chosen.cache, segments=chosen.segments, cohort=cohort
+                )
+                for encoder, cohort in encoders
             ]
             for system, encoders in models.items()
         }
@@ -121,7 +135,8 @@ def main(argv: list[str]) -> None:
             count=chosen.replicates,
             paired=chosen.paired,
         )
-    tables = [comparison.to_markdown(rows, paired=chosen.paired), comparison.to_csv(rows)]
+    text = comparison.to_markdown(rows, paired=chosen.paired, scores=describe_norm(chosen))
+    tables = [text, comparison.to_csv(rows)]
     print(tables[0], end="")
     for path, table in zip(outputs, tables, strict=False):
         with replacing(without_links(path)) as file:

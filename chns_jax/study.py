@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +15,12 @@ from chns_jax.common.command_line import add_checkpoint, averaged, make_parser, 
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import NonNegativeInt, PositiveInt, read_value
 from chns_jax.compare import pair_lists
+from chns_jax.verification.trial_options import (
+    add_norm_arguments,
+    check_norm_arguments,
+    describe_norm,
+    make_cohort_for,
+)
 
 WRITTEN = TABLE, CSV, PAGE = "table.md", "table.csv", "study.html"
 
@@ -54,6 +61,7 @@ def main(argv: list[str]) -> None:
         metavar="DIR",
         help="Folder of the files that --trials name: one for all, or one for each list.",
     )
+    add_norm_arguments(parser)
     add_checkpoint(parser)
     parser.add_argument(
         "--replicates",
@@ -76,6 +84,7 @@ def main(argv: list[str]) -> None:
     lists = choose_lists(study, config, chosen.trials, chosen.root)
     # What is wrong is said before JAX is imported, and before hours of training.
     check_out(config)
+    check_norm_arguments(chosen)
     checkpoint = checked_checkpoint(chosen.checkpoint, runs)
     check_replicates(chosen.replicates)
     check_lists(lists, runs)
@@ -89,6 +98,7 @@ def main(argv: list[str]) -> None:
     from chns_jax.studies.trained import train_run
     from chns_jax.train import train
 
+    scores = describe_norm(chosen)
     out, text, new = Path(config.out).expanduser(), "", False
     for number, one in enumerate(runs, start=1):
         new |= train_run(one, runs, train)
@@ -97,13 +107,14 @@ def main(argv: list[str]) -> None:
             continue
         rows = score_runs(
             runs[:number], lists, baseline=study.baseline, checkpoint=checkpoint,
-            replicates=chosen.replicates, seed=chosen.seed,
+            cohort_for=partial(make_cohort_for, chosen), replicates=chosen.replicates,
+            seed=chosen.seed,
         )  # fmt: skip
-        text = comparison.to_markdown(rows, paired=True)
+        text = comparison.to_markdown(rows, paired=True, scores=scores)
         for name, table in {TABLE: text, CSV: comparison.to_csv(rows)}.items():
             with replacing(out / name) as file:
                 file.write(table)
-        write_page(out / PAGE, study, runs[:number], rows)
+        write_page(out / PAGE, study, runs[:number], rows, scores)
     print(text, end="")
 
 

@@ -124,3 +124,24 @@ def test_the_table_of_runs_is_what_evaluate_prints(command, tones, tmp_path):
         if metric == "eer":
             line = f"| {trials} | {system} | {row['runs']} | {100 * expected:.2f} ["
             assert line in output
+
+
+def test_the_table_of_normalised_scores_is_what_evaluate_prints(command, tones, tmp_path):
+    cohort = tmp_path / "cohort"
+    cohort.mkdir()
+    for speaker in range(6, 12):
+        (cohort / f"s{speaker:02d}").symlink_to(tones / f"s{speaker:02d}")
+    save_untrained(tmp_path / "run", 0)
+    trials = tmp_path / "all.txt"
+    trials.write_text("".join(pairs_of_tones(6)))
+    options = ["--trials", trials, "--root", tones, "--cache", tmp_path / "cache"]
+    options += ["--norm", "as-norm", "--cohort", cohort, "--cohort_size", 3]
+    output, _ = command("evaluate", "--model", tmp_path / "run", *options, "--replicates", 0)
+    result = json.loads(output)
+    out = ["--out", tmp_path / "table", "--replicates", 20]
+    output, _ = command("compare", tmp_path / "run", *options, *out)
+    with open(tmp_path / "table.csv", newline="") as file:
+        rows = {row["metric"]: float(row["value"]) for row in csv.DictReader(file)}
+    costs = {f"min_dcf_{p}": cost for p, cost in result["min_dcf"].items()}
+    assert rows == pytest.approx({"eer": result["eer"], **costs}, rel=1e-5)
+    assert f"AS-norm by the 3 nearest speakers of {cohort}, or all of fewer, with 5" in output

@@ -145,6 +145,15 @@ def test_runs_are_compared_and_gone_on_with(command, study, tmp_path, monkeypatc
     assert rows_of(out)[6:] == rows and {row["trials"] for row in rows_of(out)[:6]} == {"half"}
     assert "| half | chance |" in table and "speakers of the trials and the seeds" in table
 
+    # Scored again, by AS-norm with the speakers that the runs were trained on.
+    cosines = rows_of(out)[6:]
+    table, said = command(*study, "--norm", "as-norm", "--cohort_size", 4)
+    normalised = "AS-norm by the 4 nearest training speakers of the run"
+    assert "run " not in said and normalised in table
+    assert normalised in (out / "study.html").read_text()
+    assert [row["system"] for row in rows_of(out)] == [row["system"] for row in cosines]
+    assert [row["value"] for row in rows_of(out)] != [row["value"] for row in cosines]
+
 
 def test_what_is_wrong_is_said_before_any_training(command, study, tmp_path, monkeypatch):
     monkeypatch.setattr("chns_jax.train.train", lambda *_: pytest.fail("it trains"))
@@ -168,6 +177,8 @@ def test_what_is_wrong_is_said_before_any_training(command, study, tmp_path, mon
     for added, said in [
         (["--checkpoint", "foo"], "--checkpoint foo must be last, best or an integer from 0 on"),
         (["--checkpoint", 3], "--checkpoint 3 lies beyond the 2 steps of the run random-0"),
+        (["--cohort_size", 5], "--cohort_size is for --norm as-norm: give both or neither"),
+        (["--norm", "as-norm", "--cohort", gone], f"the folder {gone} does not exist"),
         (["--training.seed", 5], "training.seed 5 does nothing here, as the study sets the seeds"),
     ]:
         assert said in command(*study, *added, status=2)[1]

@@ -116,9 +116,9 @@ def to_csv(rows: Sequence[ComparedMetric]) -> str:
     return text.getvalue()
 
 
-def to_markdown(rows: Sequence[ComparedMetric], *, paired: bool = False) -> str:
+def to_markdown(rows: Sequence[ComparedMetric], *, paired: bool = False, scores: str = "") -> str:
     """One table, a line for each system on each trial list, and what its columns mean; `paired` as
-    of `compare`."""
+    of `compare`, `scores` a sentence about what was scored."""
     by_line: dict[tuple[str, str], list[ComparedMetric]] = {}
     for row in rows:
         by_line.setdefault((row.trials, row.system), []).append(row)
@@ -153,7 +153,7 @@ def to_markdown(rows: Sequence[ComparedMetric], *, paired: bool = False) -> str:
         f"{_escaped(row.trials)}: {row.targets:,} target and {row.nontargets:,} impostor trials "
         f"of {row.speakers:,} speakers."
         for row in lists
-    ]
+    ] + [scores] * bool(scores)
     few = [_escaped(row.trials) for row in lists if row.low is None]
     if few:
         notes.append(

@@ -24,9 +24,10 @@ BATCH_SIZE = ("sampler.speakers",)
 
 
 def write_page(
-    path: Path, study: Study, runs: Sequence[Run], rows: Sequence[ComparedMetric]
+    path: Path, study: Study, runs: Sequence[Run], rows: Sequence[ComparedMetric], scores: str
 ) -> None:
-    """Write the HTML page of trained runs and the rows of `compare` about them; it needs plotly."""
+    """Write the HTML page of trained runs and the rows of `compare` about them, `scores` a sentence
+    about what was scored; it needs plotly."""
     validated = {one.name: _logged(one, "eer", 100) for one in runs}
     cosines = {one.name: _smoothed(_logged(one, "negative_cosine_mean", 1)) for one in runs}
     sections = [
@@ -34,12 +35,13 @@ def write_page(
             "Error rates",
             "Fractions, means over seeds. Low and high: ends of 95 % intervals from resampling the "
             "speakers of the trials and the seeds, the same of an arm and of the baseline. Better: "
-            "seeds in which an arm is below the baseline.",
+            f"seeds in which an arm is below the baseline. {scores}",
             _table(rows),
         ),
         pages.section(
             "EER over steps",
-            "Of the validation while training, each arm's mean over seeds, and the seeds.",
+            "Of the validation while training, by cosines: each arm's mean over seeds, and the "
+            "seeds.",
             _curves(study, runs, validated, "EER (%)", "eer"),
         ),
         pages.section(

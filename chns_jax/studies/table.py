@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from chns_jax.embedding import model
+from chns_jax.embedding.model import Model
 from chns_jax.scoring.comparison import ComparedMetric
 from chns_jax.studies.definition import Run, TrialList
 from chns_jax.verification import evaluation
+from chns_jax.verification.cohort import Cohort
 
 
 def score_runs(
@@ -16,18 +18,22 @@ def score_runs(
     *,
     baseline: str,
     checkpoint: str,
+    cohort_for: Callable[[Model, str], Cohort | None],
     replicates: int,
     seed: int,
 ) -> list[ComparedMetric]:
     """The rows of trained runs, which are of the same seeds for each arm, as `evaluation.compare`.
 
-    Embeddings are kept in the runs' cache, so that a list costs little the second time.
+    `cohort_for` gives the impostors of AS-norm for a model and a cache. Embeddings are kept in the
+    runs' cache, so that a list costs little the second time.
     """
     scored: dict[str, dict[str, list[evaluation.Scores]]] = {name: {} for name in lists}
     for one in runs:
         encoder = model.load(one.config.out, checkpoint)
+        cache = one.config.data.cache
+        cohort = cohort_for(encoder, cache)
         for name, (trials, root) in lists.items():
-            of_run = evaluation.score(encoder, trials, root, one.config.data.cache)
+            of_run = evaluation.score(encoder, trials, root, cache, cohort=cohort)
             scored[name].setdefault(one.arm, []).append(of_run)
     return [
         row

@@ -1,4 +1,4 @@
-"""The options of commands that score a trial list, and the scores that they ask for."""
+"""The options of commands that score trial lists, and the scores that they ask for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from chns_jax.common.command_line import Parser, add_cache, add_model, add_segme
 from chns_jax.common.errors import UserError
 from chns_jax.common.values import between
 from chns_jax.config import UtterancesPerSpeaker
+from chns_jax.corpus.index import check_folder
+from chns_jax.corpus.storage import is_url
 from chns_jax.runs.published import find_model
 
 if TYPE_CHECKING:
@@ -40,6 +42,12 @@ def add_trial_arguments(parser: Parser, *, model_required: bool = False) -> None
         help='Lines of "<model> <utterance> <utterance> ...": the trials name models.',
     )
     add_segments(parser)
+    add_norm_arguments(parser)
+    add_cache(parser)
+
+
+def add_norm_arguments(parser: Parser) -> None:
+    """What `make_cohort_for` reads."""
     parser.add_argument(
         "--norm",
         type=Literal["as-norm"] | None,
@@ -65,15 +73,12 @@ def add_trial_arguments(parser: Parser, *, model_required: bool = False) -> None
         default=OF_NORM["cohort_utterances"],
         help="Utterances of each impostor.",
     )
-    add_cache(parser)
 
 
 def check_trial_arguments(chosen: Namespace) -> None:
     """Raises UserError for what is wrong with the arguments and can be known before JAX is
     imported."""
-    for name, default in OF_NORM.items():
-        if getattr(chosen, name) != default and not chosen.norm:
-            raise UserError(f"--{name} is for --norm as-norm: give both or neither")
+    check_norm_arguments(chosen)
 
     from chns_jax.corpus import trials as trial_lists
 
@@ -83,24 +88,55 @@ def check_trial_arguments(chosen: Namespace) -> None:
         trial_lists.read_enrolment(chosen.enrolment)
 
 
+def check_norm_arguments(chosen: Namespace) -> None:
+    """Raises UserError for options of the norm without it, and for a cohort that is not there."""
+    for name, default in OF_NORM.items():
+        if getattr(chosen, name) != default and not chosen.norm:
+            raise UserError(f"--{name} is for --norm as-norm: give both or neither")
+    if chosen.cohort and not is_url(chosen.cohort):
+        check_folder(chosen.cohort)
+
+
+def describe_norm(chosen: Namespace) -> str:
+    """A sentence about the scores of a table; empty where they are cosines."""
+    if not chosen.norm:
+        return ""
+    whom = f"speakers of {chosen.cohort}" if chosen.cohort else "training speakers of the run"
+    return (
+        f"Scores: AS-norm by the {chosen.cohort_size} nearest {whom}, or all of fewer, with "
+        f"{chosen.cohort_utterances} utterances of each."
+    )
+
+
+def make_cohort_for(
+    chosen: Namespace, model: Model, cache: str, segments: float | None = None
+) -> Cohort | None:
+    """The impostors of a command's --norm, embedded by `model`; None without one.
+
+    Raises UserError as `make_cohort`.
+    """
+    from chns_jax.verification.cohort import make_cohort
+
+    if not chosen.norm:
+        return None
+    return make_cohort(
+        model,
+        cache,
+        root=chosen.cohort,
+        top=chosen.cohort_size,
+        per_speaker=chosen.cohort_utterances,
+        segments=segments,
+    )
+
+
 def score_trials(chosen: Namespace, *, by_speaker: bool) -> tuple[Scores, Cohort | None, Model]:
     """The scores of the trials that a command's arguments name, the cohort of their norm, and the
     model."""
     from chns_jax.embedding import model
-    from chns_jax.verification import cohort as cohorts
     from chns_jax.verification import evaluation
 
     encoder = model.load(chosen.model, chosen.checkpoint)
-    cohort = None
-    if chosen.norm:
-        cohort = cohorts.make_cohort(
-            encoder,
-            chosen.cache,
-            root=chosen.cohort,
-            top=chosen.cohort_size,
-            per_speaker=chosen.cohort_utterances,
-            segments=chosen.segments,
-        )
+    cohort = make_cohort_for(chosen, encoder, chosen.cache, chosen.segments)
     scored = evaluation.score(
         encoder,
         chosen.trials,
