@@ -4,57 +4,124 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import Literal
+from argparse import Namespace
+from typing import TYPE_CHECKING, Literal
 
 from chns_jax.common.command_line import add_cache, add_model, make_parser, parse
-from chns_jax.common.errors import run
+from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import NonNegativeInt
 from chns_jax.config import Clusters, UtterancesPerSpeaker
 from chns_jax.runs.published import find_model
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from chns_jax.sampling.clusters import SpeakerClusters
+
+OF_VOICES = {  # options, with their defaults
+    "model": None, "checkpoint": "last", "kmeans": "auto", "utterances_per_speaker": 10,
+    "normalise_first": False,
+}  # fmt: skip
+
 
 def main(argv: list[str]) -> None:
     parser = make_parser(
-        "Cluster the speakers of a folder by voice, and write the table (.npz) that "
-        "sampler.table of chns_jax.train reads."
+        "Cluster the speakers of a folder, by voice or by what a table says about them, and write "
+        "the table (.npz) that sampler.table of chns_jax.train reads."
     )
-    add_model(parser, required=True)
+    add_model(parser)
     parser.add_argument("--root", type=str, required=True, help="Folder of the speakers' speech.")
     parser.add_argument("--out", type=str, required=True, help="File to write, .npz.")
     parser.add_argument("--clusters", type=Clusters, default=50, help="Number of clusters K.")
     parser.add_argument(
+        "--metadata",
+        type=str | None,
+        default=None,
+        help="Table of the speakers: their id, and columns such as corpus, language or gender.",
+    )
+    parser.add_argument(
+        "--same",
+        type=str,
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="In place of voices: columns of --metadata whose values the speakers of a cluster "
+        "share, who are drawn otherwise. Speakers without a value have one in common.",
+    )
+    parser.add_argument(
         "--kmeans",
         type=Literal["auto", "full", "sampled"],
-        default="auto",
+        default=OF_VOICES["kmeans"],
         help="full: k-means of all speakers; sampled: of a sixth of them, then ten iterations over "
         "all; auto: full below 20,000 speakers.",
     )
     parser.add_argument(
         "--utterances_per_speaker",
         type=UtterancesPerSpeaker,
-        default=10,
+        default=OF_VOICES["utterances_per_speaker"],
         help="Utterances embedded for a voiceprint, k.",
     )
     parser.add_argument(
         "--normalise_first",
         type=bool,
-        default=False,
+        default=OF_VOICES["normalise_first"],
         help="L2-normalise embeddings before averaging them to a voiceprint.",
     )
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of crops and k-means.")
     add_cache(parser)
     chosen = parse(parser, argv)
-    chosen.model = find_model(chosen.model)  # what is wrong is said before JAX is imported
+    check(chosen)
 
     from chns_jax.common.files import check_file, without_links
+    from chns_jax.sampling import clusters as tables
+
+    check_file(chosen.out, [chosen.root, chosen.metadata, chosen.model])
+    table, speakers, said = by_metadata(chosen) if chosen.same else by_voice(chosen)
+    tables.save(without_links(chosen.out), table, speakers)
+    print(
+        f"{len(speakers)} speakers in {len(table.centroids)} clusters of {table.sizes.min()} to "
+        f"{table.sizes.max()}: {chosen.out}",
+        *said,
+        sep="\n",
+        file=sys.stderr,
+    )
+
+
+def check(chosen: Namespace) -> None:
+    """Raises UserError for arguments that do not go together, and for a model that is none."""
+    if bool(chosen.same) != bool(chosen.metadata):
+        raise UserError("--same COLUMN is one of --metadata, a table of the speakers: give both")
+    if not chosen.same:
+        chosen.model = find_model(chosen.model)
+        return
+    for name, default in OF_VOICES.items():
+        if getattr(chosen, name) != default:
+            raise UserError(f"--{name} is for clusters by voice: leave it or --same out")
+
+
+def by_metadata(chosen: Namespace) -> tuple[SpeakerClusters, np.ndarray, list[str]]:
+    """The table of --same, the names of its speakers, and nothing more to say."""
+    import numpy as np
+
+    from chns_jax.corpus.metadata import read_column
+    from chns_jax.corpus.open import open_corpus
+    from chns_jax.sampling.clusters import within_groups
+
+    columns = [read_column(chosen.metadata, column) for column in chosen.same]
+    speakers = open_corpus(chosen.root, chosen.cache).speakers
+    values = np.array([[column.get(name, "") for column in columns] for name in speakers])
+    _, groups = np.unique(values, axis=0, return_inverse=True)
+    return within_groups(groups, chosen.clusters, seed=chosen.seed), speakers, []
+
+
+def by_voice(chosen: Namespace) -> tuple[SpeakerClusters, np.ndarray, list[str]]:
+    """The table of --model, the names of its speakers, and what it will do to batches."""
     from chns_jax.corpus.open import open_corpus
     from chns_jax.corpus.reader import Reader
     from chns_jax.embedding import model
     from chns_jax.embedding.clustering import make_table
-    from chns_jax.sampling import clusters as tables
     from chns_jax.sampling.forecast import forecast
 
-    check_file(chosen.out, [chosen.root, chosen.model])
     encoder = model.load(chosen.model, chosen.checkpoint)
     config = encoder.config
     corpus = open_corpus(chosen.root, chosen.cache)
@@ -76,17 +143,11 @@ def main(argv: list[str]) -> None:
         seed=chosen.seed,
         round=0,
     )
-    for path, why in reader.skipped.items():
-        print(f"left out: {path} {why}", file=sys.stderr)
-    tables.save(without_links(chosen.out), table, corpus.speakers)
-    print(
-        f"{len(corpus.speakers)} speakers in {len(table.centroids)} clusters of "
-        f"{table.sizes.min()} to {table.sizes.max()}: {chosen.out}",
-        file=sys.stderr,
-    )
+    said = [f"left out: {path} {why}" for path, why in reader.skipped.items()]
     if sampler.speakers <= len(corpus.speakers):
-        for line in forecast(voiceprints, table, sampler, seed=chosen.seed, step=0).lines(sampler):
-            print(line, file=sys.stderr)
+        foreseen = forecast(voiceprints, table, sampler, seed=chosen.seed, step=0)
+        said += foreseen.lines(sampler)
+    return table, corpus.speakers, said
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     CHANCE = 14
     BOOTSTRAP_RUNS = 15
     FORECAST = 16
+    GROUPS = 17
 
 
 def generator(seed: int, purpose: Purpose, *position: int) -> np.random.Generator:

@@ -58,6 +58,25 @@ def by_chance(table: SpeakerClusters, *, seed: int, round: int) -> SpeakerCluste
     return SpeakerClusters(drawn, table.centroids)
 
 
+def within_groups(groups: np.ndarray, clusters: int, *, seed: int) -> SpeakerClusters:
+    """About `clusters` clusters of speakers whose values in `groups` (n,) are the same, and who are
+    drawn otherwise.
+
+    A group has as many of the clusters as it has of the speakers, and one at least; those of a
+    group are of one size, or differ by one. The centroids are drawn too, and mean nothing.
+    """
+    rng = generator(seed, Purpose.GROUPS)
+    _, group = np.unique(groups, return_inverse=True)
+    cluster, count = np.empty(len(group), np.int32), 0
+    for one in range(group.max() + 1):
+        members = rng.permutation(np.flatnonzero(group == one))
+        parts = min(max(1, round(clusters * len(members) / len(group))), len(members))
+        for part in np.array_split(members, parts):
+            cluster[part] = count
+            count += 1
+    return SpeakerClusters(cluster, rng.standard_normal((count, 8), dtype=np.float32))
+
+
 def save(path: Path | str, table: SpeakerClusters, speakers: Sequence[str] | np.ndarray) -> None:
     """Write `table` as .npz with the names of its speakers; complete or not at all."""
     with replacing(path, "wb") as file:
