@@ -6,6 +6,7 @@ from support import pairs_of_tones, save_untrained
 
 from chns_jax.common.errors import UserError
 from chns_jax.compare import main, pair_lists, parse_systems
+from chns_jax.embedding import model
 
 
 def test_systems_of_the_command_line(tmp_path):
@@ -90,6 +91,8 @@ def test_the_table_of_runs_is_what_evaluate_prints(command, tones, tmp_path):
     lines = pairs_of_tones(6)
     (tmp_path / "all.txt").write_text("".join(lines))
     (tmp_path / "half.txt").write_text("".join(lines[::2]))
+    one, other = (model.load(tmp_path / f"run{seed}") for seed in (0, 1))
+    assert one.embedder is other.embedder  # so that its programs are compiled once
     evaluated = {}
     for name, seed in [("all", 0), ("all", 1), ("all", 2), ("half", 0)]:
         one = ["--model", tmp_path / f"run{seed}", "--trials", tmp_path / f"{name}.txt"]

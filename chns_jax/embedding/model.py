@@ -5,13 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from chns_jax.common.errors import UserError, shortened
-from chns_jax.config import Config, check_unedited, is_published, read_run
+from chns_jax.config import (
+    Config,
+    Encoder,
+    Features,
+    Sampler,
+    check_unedited,
+    is_published,
+    read_run,
+)
 from chns_jax.devices.sharding import make_mesh, replicated
 from chns_jax.embedding.embedder import Embedder
 from chns_jax.runs import published
@@ -39,8 +49,17 @@ def load(run: Path | str, checkpoint: str = "last", *, quick: bool = False) -> M
     published = is_published(run)
     if not published:  # which is looked at before its weights are
         check_unedited(config, saved.config, run, ("features", "encoder"))
-    embedder = Embedder(config, mesh, quick=quick)
+    embedder = _embedder(config.features, config.encoder, config.sampler.speakers, mesh, quick)
     return Model(config, saved.step, saved.variables, embedder, published)
+
+
+@lru_cache(maxsize=4)
+def _embedder(
+    features: Features, encoder: Encoder, speakers: int, mesh: Mesh, quick: bool
+) -> Embedder:
+    """One for all models that differ in nothing else, whose programs are then compiled once."""
+    config = Config(features=features, encoder=encoder, sampler=Sampler(speakers=speakers))
+    return Embedder(config, mesh, quick=quick)
 
 
 def restore(run: Path, checkpoint: str, sharding: jax.sharding.Sharding) -> Saved:
