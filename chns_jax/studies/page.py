@@ -39,18 +39,22 @@ def write_page(
             _table(rows),
         ),
         pages.section(
-            "EER over steps",
-            "Of the validation while training, by cosines: each arm's mean over seeds, and the "
-            "seeds.",
-            _curves(study, runs, validated, "EER (%)", "eer"),
-        ),
-        pages.section(
             "Cosines of the negatives",
             "How alike the speakers of a batch are to the encoder of that step: the mean cosine of "
             f"an anchor and its negatives, in {SMOOTHED} parts of the run.",
             _curves(study, runs, cosines, "mean cosine", "cosines"),
         ),
     ]
+    if any(len(points) > 1 for points in validated.values()):
+        sections.insert(
+            1,
+            pages.section(
+                "EER over steps",
+                "Of the validation while training, by cosines: each arm's mean over seeds, and the "
+                "seeds.",
+                _curves(study, runs, validated, "EER (%)", "eer"),
+            ),
+        )
     ratios = _comparable(runs, HARD_RATIO)
     if len(ratios) > 2:
         sections.append(
