@@ -32,7 +32,12 @@ def main(argv: list[str]) -> None:
     add_model(parser)
     parser.add_argument("--root", type=str, required=True, help="Folder of the speakers' speech.")
     parser.add_argument("--out", type=str, required=True, help="File to write, .npz.")
-    parser.add_argument("--clusters", type=Clusters, default=50, help="Number of clusters K.")
+    parser.add_argument(
+        "--clusters",
+        type=Clusters,
+        default=50,
+        help="Number of clusters K; with --same about as many, and one at least for each value.",
+    )
     parser.add_argument(
         "--metadata",
         type=str | None,
@@ -67,7 +72,9 @@ def main(argv: list[str]) -> None:
         default=OF_VOICES["normalise_first"],
         help="L2-normalise embeddings before averaging them to a voiceprint.",
     )
-    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of crops and k-means.")
+    parser.add_argument(
+        "--seed", type=NonNegativeInt, default=0, help="Seed of crops, k-means and what is drawn."
+    )
     add_cache(parser)
     chosen = parse(parser, argv)
     check(chosen)
@@ -100,7 +107,7 @@ def check(chosen: Namespace) -> None:
 
 
 def by_metadata(chosen: Namespace) -> tuple[SpeakerClusters, np.ndarray, list[str]]:
-    """The table of --same, the names of its speakers, and nothing more to say."""
+    """The table of --same, the names of its speakers, and of how many nothing is said."""
     import numpy as np
 
     from chns_jax.corpus.metadata import read_column
@@ -110,8 +117,15 @@ def by_metadata(chosen: Namespace) -> tuple[SpeakerClusters, np.ndarray, list[st
     columns = [read_column(chosen.metadata, column) for column in chosen.same]
     speakers = open_corpus(chosen.root, chosen.cache).speakers
     values = np.array([[column.get(name, "") for column in columns] for name in speakers])
+    unknown = np.count_nonzero((values == "").any(axis=1))
+    if unknown == len(speakers):
+        raise UserError(
+            f"{chosen.metadata} says {' and '.join(chosen.same)} of none of the {len(speakers)} "
+            f"speakers of {chosen.root}: name them there as their folders are"
+        )
+    said = [f"{unknown} of {len(speakers)} speakers lack a value"] if unknown else []
     _, groups = np.unique(values, axis=0, return_inverse=True)
-    return within_groups(groups, chosen.clusters, seed=chosen.seed), speakers, []
+    return within_groups(groups, chosen.clusters, seed=chosen.seed), speakers, said
 
 
 def by_voice(chosen: Namespace) -> tuple[SpeakerClusters, np.ndarray, list[str]]:

@@ -40,10 +40,13 @@ def test_the_command_makes_a_table_of_metadata(command, tones, tmp_path):
     where = ["--root", tones, "--out", tmp_path / "table.npz", "--cache", tmp_path]
     of = ["--metadata", speakers, "--same", "corpus", "half", "--clusters", 4]
     _, said = command("cluster", *where, *of)
-    assert "12 speakers in 5 clusters of 2 to 3" in said
+    assert "12 speakers in 5 clusters of 2 to 3" in said and "2 of 12 speakers lack a" in said
     names, table = clusters.read(tmp_path / "table.npz")
     group = {line.split(",")[0]: line.split(",", 1)[1] for line in lines}
     for cluster in range(5):
         assert len({group.get(names[i], "") for i in table.speakers_of(cluster)}) == 1
     _, said = command("cluster", *where, *of[:3], "language", status=2)
     assert "names no column language" in said
+    speakers.write_text("speaker,corpus\nanother,a\n")
+    _, said = command("cluster", *where, *of[:3], "corpus", status=2)
+    assert f"{speakers} says corpus of none of the 12 speakers of {tones}: name them" in said
