@@ -48,6 +48,7 @@ def main(argv: list[str]) -> None:
         "--same",
         type=str,
         nargs="+",
+        action="extend",
         default=[],
         metavar="COLUMN",
         help="In place of voices: columns of --metadata whose values the speakers of a cluster "
@@ -118,10 +119,10 @@ def by_metadata(chosen: Namespace) -> tuple[SpeakerClusters, np.ndarray, list[st
     speakers = open_corpus(chosen.root, chosen.cache).speakers
     values = np.array([[column.get(name, "") for column in columns] for name in speakers])
     unknown = np.count_nonzero((values == "").any(axis=1))
-    if unknown == len(speakers):
+    if not (values != "").any():
         raise UserError(
-            f"{chosen.metadata} says {' and '.join(chosen.same)} of none of the {len(speakers)} "
-            f"speakers of {chosen.root}: name them there as their folders are"
+            f"{chosen.metadata} has no {' or '.join(chosen.same)} of any of the {len(speakers)} "
+            f"speakers of {chosen.root}: give values, and name speakers as their folders are"
         )
     said = [f"{unknown} of {len(speakers)} speakers lack a value"] if unknown else []
     _, groups = np.unique(values, axis=0, return_inverse=True)

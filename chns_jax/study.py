@@ -90,6 +90,8 @@ def main(argv: list[str]) -> None:
     check_lists(lists, runs)
     pages.check_plotly()
     check_corpora(runs[: len(study.arms)])
+    if chosen.cohort:
+        check_cohort(chosen.cohort, lists, config)
 
     from chns_jax.common.files import replacing
     from chns_jax.scoring import comparison
@@ -223,6 +225,23 @@ def check_corpora(runs: Sequence[Run]) -> None:
             plan.check(one.config.sampler, corpora[data, of_trials])
         except UserError as error:
             raise UserError(f"the run {one.name} cannot be trained: {error}") from error
+
+
+def check_cohort(cohort: str, lists: Mapping[str, TrialList], config: Config) -> None:
+    """Raises UserError for a folder of impostors that has fewer than two speakers, or speakers of
+    the lists: those of the built-in voices are not looked at before these are made."""
+    from chns_jax.corpus import storage
+    from chns_jax.corpus import trials as trial_lists
+    from chns_jax.corpus.open import open_corpus
+    from chns_jax.scoring.norm import check_apart, check_enough
+
+    cache = config.data.cache
+    impostors = open_corpus(cohort, cache)
+    check_enough(impostors.speakers, cohort)
+    for of_list in lists.values():
+        if storage.is_url(of_list.root) or os.path.isdir(os.path.expanduser(of_list.root)):
+            of_trials = trial_lists.speakers_of(of_list.trials, open_corpus(of_list.root, cache))
+            check_apart(of_trials, impostors.speakers)
 
 
 if __name__ == "__main__":

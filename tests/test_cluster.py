@@ -38,7 +38,7 @@ def test_the_command_makes_a_table_of_metadata(command, tones, tmp_path):
     lines = [f"s{i:02d},{'ab'[i % 2]},{i // 6}" for i in range(10)]
     speakers.write_text("\n".join(["speaker,corpus,half", *lines]))
     where = ["--root", tones, "--out", tmp_path / "table.npz", "--cache", tmp_path]
-    of = ["--metadata", speakers, "--same", "corpus", "half", "--clusters", 4]
+    of = ["--metadata", speakers, "--same", "corpus", "--same", "half", "--clusters", 4]
     _, said = command("cluster", *where, *of)
     assert "12 speakers in 5 clusters of 2 to 3" in said and "2 of 12 speakers lack a" in said
     names, table = clusters.read(tmp_path / "table.npz")
@@ -49,4 +49,4 @@ def test_the_command_makes_a_table_of_metadata(command, tones, tmp_path):
     assert "names no column language" in said
     speakers.write_text("speaker,corpus\nanother,a\n")
     _, said = command("cluster", *where, *of[:3], "corpus", status=2)
-    assert f"{speakers} says corpus of none of the 12 speakers of {tones}: name them" in said
+    assert f"{speakers} has no corpus of any of the 12 speakers of {tones}: give values" in said

@@ -52,3 +52,10 @@ def test_a_speaker_of_two_values(tmp_path):
     for read in (read_genders, lambda path: read_column(path, "gender")):
         with pytest.raises(UserError, match="meta.csv line [45] says m.* of [ab], of whom a line"):
             read(tmp_path / "meta.csv")
+
+
+def test_lines_without_a_speaker_and_values_with_odd_letters(tmp_path):
+    table = "speaker,gender,town\r\na,m,A\u2028B\r\n,f,C\n,m,D\n\nb,f,\x85\n"
+    (tmp_path / "meta.csv").write_text(table, encoding="utf-8")
+    assert read_column(tmp_path / "meta.csv", "town") == {"a": "A\u2028B"}
+    assert read_genders(tmp_path / "meta.csv") == {"a": "m", "b": "f"}

@@ -155,7 +155,7 @@ def test_runs_are_compared_and_gone_on_with(command, study, tmp_path, monkeypatc
     assert [row["value"] for row in rows_of(out)] != [row["value"] for row in cosines]
 
 
-def test_what_is_wrong_is_said_before_any_training(command, study, tmp_path, monkeypatch):
+def test_what_is_wrong_is_said_before_any_training(command, study, tones, tmp_path, monkeypatch):
     monkeypatch.setattr("chns_jax.train.train", lambda *_: pytest.fail("it trains"))
     path, gone = tmp_path / "two.yaml", tmp_path / "gone"
     text = path.read_text()
@@ -174,6 +174,9 @@ def test_what_is_wrong_is_said_before_any_training(command, study, tmp_path, mon
     said = command(*study, status=2)[1]
     assert "the run chance-0 cannot be trained: a batch of 64 speakers" in said
     path.write_text(text)
+    norm = ["--norm", "as-norm", "--cohort", tones]
+    said = command(*study, *norm, status=2)[1]
+    assert "--cohort holds 6 of the 6 speakers of the trials" in said
     for added, said in [
         (["--checkpoint", "foo"], "--checkpoint foo must be last, best or an integer from 0 on"),
         (["--checkpoint", 3], "--checkpoint 3 lies beyond the 2 steps of the run random-0"),

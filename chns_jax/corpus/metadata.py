@@ -34,7 +34,7 @@ def read_genders(path: Path | str) -> dict[str, str]:
         for number, row in rows
         if len(row) > max(speaker, gender)
     ]
-    return _of_speakers(path, [line for line in said if line[2] in ("f", "m")])
+    return _of_speakers(path, [line for line in said if line[1] and line[2] in ("f", "m")])
 
 
 def read_column(path: Path | str, column: str) -> dict[str, str]:
@@ -54,7 +54,7 @@ def read_column(path: Path | str, column: str) -> dict[str, str]:
     said = [
         (number, row[speaker], row[place]) for number, row in rows if len(row) > max(speaker, place)
     ]
-    return _of_speakers(path, [line for line in said if line[2]])
+    return _of_speakers(path, [line for line in said if line[1] and line[2]])
 
 
 def _of_speakers(path: Path | str, said: list[tuple[int, str, str]]) -> dict[str, str]:
@@ -73,7 +73,7 @@ def _of_speakers(path: Path | str, said: list[tuple[int, str, str]]) -> dict[str
 def _read(path: Path | str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The names of a table's columns, and its rows with the numbers of their lines."""
     text = read_text(path, "a table of speakers, with the names of its columns first")
-    lines = text.splitlines()
+    lines = text.split("\n")  # what else Unicode ends lines with is part of a value
     separator = "\t" if lines and "\t" in lines[0] else ","
     try:
         reader = csv.reader(lines, delimiter=separator, strict=True)

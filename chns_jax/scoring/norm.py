@@ -50,3 +50,19 @@ def as_norm(scores: np.ndarray, enrolment: Statistics, test: Statistics) -> np.n
     by_enrolment = (scores - enrolment.mean) / enrolment.deviation
     by_test = (scores - test.mean) / test.deviation
     return (by_enrolment + by_test) / 2
+
+
+def check_apart(of_trials: np.ndarray, cohort: np.ndarray) -> None:
+    """Raises UserError when impostors of AS-norm are speakers of the trials, by their names."""
+    both = of_trials[np.isin(of_trials, cohort)]
+    if len(both):
+        raise UserError(
+            f"--cohort holds {len(both)} of the {len(of_trials)} speakers of the trials, {both[0]} "
+            "first, whose scores it would normalise by themselves: give a folder of others"
+        )
+
+
+def check_enough(cohort: np.ndarray, root: str) -> None:
+    """Raises UserError for a cohort of folder `root` whose impostors (n,) are fewer than two."""
+    if len(cohort) < 2:
+        raise UserError(f"{root} has a single speaker: AS-norm needs a cohort of more")

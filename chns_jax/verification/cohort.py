@@ -21,6 +21,7 @@ from chns_jax.embedding import cache as embedding_cache
 from chns_jax.embedding.embedder import segment_samples
 from chns_jax.embedding.model import Model, checkpoint_digest
 from chns_jax.runs.folder import RunFolder
+from chns_jax.scoring.norm import check_enough
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ def make_cohort(
             raise UserError(f"{error}; --cohort DIR makes the cohort of another folder") from error
     else:
         corpus = open_corpus(root, cache)
-    if len(corpus.speakers) < 2:
-        raise UserError(f"{corpus.roots[0]} has a single speaker: AS-norm needs a cohort of more")
+    check_enough(corpus.speakers, corpus.roots[0])
     utterances = corpus.evenly_spaced(per_speaker)
     segment = segment_samples(model.embedder, model.config.features.sample_rate, segments)
     embeddings = embedding_cache.embed(model, corpus, utterances, cache, segment=segment)

@@ -22,7 +22,7 @@ from chns_jax.scoring import comparison, metrics
 from chns_jax.scoring.bootstrap import FEWEST_SPEAKERS, interval, replicates
 from chns_jax.scoring.calibration import Calibration
 from chns_jax.scoring.comparison import ComparedMetric
-from chns_jax.scoring.norm import as_norm, statistics
+from chns_jax.scoring.norm import as_norm, check_apart, statistics
 from chns_jax.verification.cohort import Cohort, describe
 
 TRIALS_AT_ONCE = 2**16
@@ -91,7 +91,7 @@ def score(
         trial_lists.check_speakers(named, *speakers, trials)
     segment = segment_samples(model.embedder, model.config.features.sample_rate, segments)
     if cohort is not None and cohort.named is not None:
-        _check_apart(corpus.speakers[np.unique(corpus.speaker[voices.utterance])], cohort.named)
+        check_apart(corpus.speakers[np.unique(corpus.speaker[voices.utterance])], cohort.named)
 
     utterances, place = np.unique(voices.utterance, return_inverse=True)
     embeddings = embedding_cache.embed(model, corpus, utterances, cache, segment=segment)
@@ -109,16 +109,6 @@ def score(
     of_sides = np.stack([seconds[voices.enrolment], seconds[voices.test]], axis=1)
     made_by = describe(model, segments, cohort)
     return Scores(named, scores, *speakers, corpus.speakers, of_sides, cohort_mean, made_by)
-
-
-def _check_apart(of_trials: np.ndarray, cohort: np.ndarray) -> None:
-    """Raises UserError when impostors of AS-norm are speakers of the trials, by their names."""
-    both = of_trials[np.isin(of_trials, cohort)]
-    if len(both):
-        raise UserError(
-            f"--cohort holds {len(both)} of the {len(of_trials)} speakers of the trials, {both[0]} "
-            "first, whose scores it would normalise by themselves: give a folder of others"
-        )
 
 
 def evaluate(

@@ -63,7 +63,7 @@ def add_norm_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--cohort_size",
-        type=Annotated[int, between(1, 10_000_000)],
+        type=Annotated[int, between(2, 10_000_000)],
         default=OF_NORM["cohort_size"],
         help="Nearest impostors that count, or all of fewer.",
     )
