@@ -7,7 +7,14 @@ import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING, Literal
 
-from chns_jax.common.command_line import add_cache, add_model, make_parser, parse
+from chns_jax.common.command_line import (
+    add_cache,
+    add_model,
+    add_same,
+    changed,
+    make_parser,
+    parse,
+)
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import NonNegativeInt
 from chns_jax.config import Clusters, UtterancesPerSpeaker
@@ -38,21 +45,11 @@ def main(argv: list[str]) -> None:
         default=50,
         help="Number of clusters K; with --same about as many, and one at least for each value.",
     )
-    parser.add_argument(
-        "--metadata",
-        type=str | None,
-        default=None,
-        help="Table of the speakers: their id, and columns such as corpus, language or gender.",
-    )
-    parser.add_argument(
-        "--same",
-        type=str,
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="COLUMN",
-        help="In place of voices: columns of --metadata whose values the speakers of a cluster "
-        "share, who are drawn otherwise. Speakers without a value have one in common.",
+    add_same(
+        parser,
+        "Table of the speakers: their id, and columns such as corpus, language or gender.",
+        "In place of voices: columns of --metadata whose values the speakers of a cluster share, "
+        "who are drawn otherwise. Speakers without a value have one in common.",
     )
     parser.add_argument(
         "--kmeans",
@@ -102,9 +99,9 @@ def check(chosen: Namespace) -> None:
     if not chosen.same:
         chosen.model = find_model(chosen.model)
         return
-    for name, default in OF_VOICES.items():
-        if getattr(chosen, name) != default:
-            raise UserError(f"--{name} is for clusters by voice: leave it or --same out")
+    option = changed(chosen, OF_VOICES)
+    if option:
+        raise UserError(f"--{option} is for clusters by voice: leave it or --same out")
 
 
 def by_metadata(chosen: Namespace) -> tuple[SpeakerClusters, np.ndarray, list[str]]:

@@ -98,9 +98,8 @@ def main(argv: list[str]) -> None:
     check_replicates(chosen.replicates)
     outputs = [f"{prefix}.md", f"{prefix}.csv"] if prefix is not None else []
     runs = [folder for folders in systems.values() for folder in folders]
-    cohort = [chosen.cohort] if chosen.cohort else []
     for path in outputs:
-        check_file(path, [*chosen.trials, *chosen.root, *cohort, *runs])
+        check_file(path, [*chosen.trials, *chosen.root, chosen.cohort, *runs])
     for path in chosen.trials:  # what is wrong is said before JAX is imported
         trial_lists.read(path)
     found = {folder: find_model(folder) for folder in runs}
@@ -136,9 +135,8 @@ def main(argv: list[str]) -> None:
             paired=chosen.paired,
         )
     text = comparison.to_markdown(rows, paired=chosen.paired, scores=describe_norm(chosen))
-    tables = [text, comparison.to_csv(rows)]
-    print(tables[0], end="")
-    for path, table in zip(outputs, tables, strict=False):
+    print(text, end="")
+    for path, table in zip(outputs, [text, comparison.to_csv(rows)], strict=False):
         with replacing(without_links(path)) as file:
             file.write(table)
 

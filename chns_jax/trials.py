@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Annotated, Literal
 
-from chns_jax.common.command_line import add_cache, add_checkpoint, make_parser, parse
+from chns_jax.common.command_line import add_cache, add_checkpoint, add_same, make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import NonNegativeInt, PositiveInt, between
 from chns_jax.runs.published import find_model
@@ -27,20 +27,10 @@ def main(argv: list[str]) -> None:
         help="Impostors: every other speaker; those of the gender that --metadata says; or the "
         "--nearest by voice.",
     )
-    parser.add_argument(
-        "--metadata",
-        type=str | None,
-        default=None,
-        help="Table of the speakers: their id and gender, and other columns.",
-    )
-    parser.add_argument(
-        "--same",
-        type=str,
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="COLUMN",
-        help="Columns of --metadata, age_group say, whose values impostors of any kind share.",
+    add_same(
+        parser,
+        "Table of the speakers: their id and gender, and other columns.",
+        "Columns of --metadata, age_group say, whose values impostors of any kind share.",
     )
     parser.add_argument(
         "--nearest",

@@ -7,6 +7,7 @@ import difflib
 import os
 import re
 from argparse import Namespace
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NoReturn
 
@@ -97,6 +98,19 @@ def add_checkpoint(parser: Parser) -> None:
         help="Of a run: last, best (lowest EER), a step number, or average:N, the mean of the last "
         "N that were kept.",
     )
+
+
+def add_same(parser: Parser, metadata: str, same: str) -> None:
+    """--metadata, a table of speakers, and --same, which names columns of it; with their help."""
+    parser.add_argument("--metadata", type=str | None, default=None, help=metadata)
+    parser.add_argument(
+        "--same", type=str, nargs="+", action="extend", default=[], metavar="COLUMN", help=same
+    )
+
+
+def changed(chosen: Namespace, defaults: Mapping[str, Any]) -> str | None:
+    """The first of the options with these `defaults` that was given another value, if any."""
+    return next((name for name in defaults if getattr(chosen, name) != defaults[name]), None)
 
 
 def averaged(checkpoint: str) -> int | None:

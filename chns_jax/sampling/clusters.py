@@ -66,12 +66,11 @@ def within_groups(groups: np.ndarray, clusters: int, *, seed: int) -> SpeakerClu
     group are of one size, or differ by one. The centroids are drawn too, and mean nothing.
     """
     rng = generator(seed, Purpose.GROUPS)
-    _, group = np.unique(groups, return_inverse=True)
-    cluster, count = np.empty(len(group), np.int32), 0
-    for one in range(group.max() + 1):
-        members = rng.permutation(np.flatnonzero(group == one))
-        parts = min(max(1, round(clusters * len(members) / len(group))), len(members))
-        for part in np.array_split(members, parts):
+    _, sizes = np.unique(groups, return_counts=True)
+    cluster, count = np.empty(len(groups), np.int32), 0
+    for members in np.split(np.argsort(groups, kind="stable"), np.cumsum(sizes)[:-1]):
+        parts = min(max(1, round(clusters * len(members) / len(groups))), len(members))
+        for part in np.array_split(rng.permutation(members), parts):
             cluster[part] = count
             count += 1
     return SpeakerClusters(cluster, rng.standard_normal((count, 8), dtype=np.float32))

@@ -37,24 +37,25 @@ def write_page(
             "speakers of the trials and the seeds, the same of an arm and of the baseline. Better: "
             f"seeds in which an arm is below the baseline. {scores}",
             _table(rows),
-        ),
-        pages.section(
-            "Cosines of the negatives",
-            "How alike the speakers of a batch are to the encoder of that step: the mean cosine of "
-            f"an anchor and its negatives, in {SMOOTHED} parts of the run.",
-            _curves(study, runs, cosines, "mean cosine", "cosines"),
-        ),
+        )
     ]
     if any(len(points) > 1 for points in validated.values()):
-        sections.insert(
-            1,
+        sections.append(
             pages.section(
                 "EER over steps",
                 "Of the validation while training, by cosines: each arm's mean over seeds, and the "
                 "seeds.",
                 _curves(study, runs, validated, "EER (%)", "eer"),
-            ),
+            )
         )
+    sections.append(
+        pages.section(
+            "Cosines of the negatives",
+            "How alike the speakers of a batch are to the encoder of that step: the mean cosine of "
+            f"an anchor and its negatives, in {SMOOTHED} parts of the run.",
+            _curves(study, runs, cosines, "mean cosine", "cosines"),
+        )
+    )
     ratios = _comparable(runs, HARD_RATIO)
     if len(ratios) > 2:
         sections.append(

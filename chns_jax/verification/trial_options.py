@@ -5,12 +5,10 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from chns_jax.common.command_line import Parser, add_cache, add_model, add_segments
+from chns_jax.common.command_line import Parser, add_cache, add_model, add_segments, changed
 from chns_jax.common.errors import UserError
 from chns_jax.common.values import between
 from chns_jax.config import UtterancesPerSpeaker
-from chns_jax.corpus.index import check_folder
-from chns_jax.corpus.storage import is_url
 from chns_jax.runs.published import find_model
 
 if TYPE_CHECKING:
@@ -90,11 +88,14 @@ def check_trial_arguments(chosen: Namespace) -> None:
 
 def check_norm_arguments(chosen: Namespace) -> None:
     """Raises UserError for options of the norm without it, and for a cohort that is not there."""
-    for name, default in OF_NORM.items():
-        if getattr(chosen, name) != default and not chosen.norm:
-            raise UserError(f"--{name} is for --norm as-norm: give both or neither")
-    if chosen.cohort and not is_url(chosen.cohort):
-        check_folder(chosen.cohort)
+    option = changed(chosen, OF_NORM)
+    if option and not chosen.norm:
+        raise UserError(f"--{option} is for --norm as-norm: give both or neither")
+
+    from chns_jax.corpus import index, storage
+
+    if chosen.cohort and not storage.is_url(chosen.cohort):
+        index.check_folder(chosen.cohort)
 
 
 def describe_norm(chosen: Namespace) -> str:
