@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from chns_jax import config as configs
 from chns_jax.common import packaged
-from chns_jax.common.command_line import add_checkpoint, averaged, make_parser, parse
+from chns_jax.common.command_line import add_checkpoint, make_parser, parse
 from chns_jax.common.errors import UserError, run
-from chns_jax.common.values import NonNegativeInt, PositiveInt, read_value
+from chns_jax.common.values import NonNegativeInt, PositiveInt
 from chns_jax.compare import pair_lists
+from chns_jax.studies import definition
 from chns_jax.verification.trial_options import (
     add_norm_arguments,
     check_norm_arguments,
@@ -26,7 +26,6 @@ WRITTEN = TABLE, CSV, PAGE = "table.md", "table.csv", "study.html"
 
 if TYPE_CHECKING:
     from chns_jax.config import Config
-    from chns_jax.studies.definition import Run, Study, TrialList
 
 
 def main(argv: list[str]) -> None:
@@ -43,6 +42,31 @@ def main(argv: list[str]) -> None:
         metavar="STUDY",
         help="YAML file of base, baseline, seeds and arms, or the name of one that comes with this "
         "package, such as lab/folder.",
+    )
+    parser.add_argument(
+        "--arms",
+        type=str,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="ARM",
+        help="Arms to train and compare, the baseline among them. All when not given.",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=definition.Seed,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="SEED",
+        help="Seeds to train with. Those of the study when not given.",
+    )
+    parser.add_argument(
+        "--baseline",
+        type=str | None,
+        default=None,
+        metavar="ARM",
+        help="Arm that changes are measured from. The study's when not given.",
     )
     parser.add_argument(
         "--trials",
@@ -75,9 +99,10 @@ def main(argv: list[str]) -> None:
 
     from chns_jax.reports import pages
     from chns_jax.scoring.bootstrap import check_replicates
-    from chns_jax.studies import definition
+    from chns_jax.studies.checks import check_cohort, check_corpora, check_lists, checked_checkpoint
 
     study = definition.read(packaged.find(chosen.study, packaged.STUDY))
+    study = definition.part_of(study, chosen.arms, chosen.seeds, chosen.baseline)
     named = {"out": f"studies/{Path(chosen.study).name.partition('.')[0]}"}
     config = configs.read(parser, argv, defaults={**named, **study.base})
     runs = definition.runs_of(study, config)
@@ -134,8 +159,8 @@ def check_out(config: Config) -> None:
 
 
 def choose_lists(
-    study: Study, config: Config, trials: Sequence[str], roots: Sequence[str]
-) -> dict[str, TrialList]:
+    study: definition.Study, config: Config, trials: Sequence[str], roots: Sequence[str]
+) -> dict[str, definition.TrialList]:
     """The lists that runs are scored on, by name: those given, else the study's, else data.trials.
 
     Raises UserError when there are none, as with `data.held_out`, of which every seed has others.
@@ -143,7 +168,6 @@ def choose_lists(
     from chns_jax.config import BUILTIN_VOICES
     from chns_jax.corpus import trials as trial_lists
     from chns_jax.corpus.split import voices_folder
-    from chns_jax.studies.definition import TrialList
 
     data, paths = config.data, config.data.trial_lists
     root = voices_folder(data) if data.root == BUILTIN_VOICES else data.root
@@ -152,7 +176,7 @@ def choose_lists(
         raise UserError("--root is the folder of --trials: give --trials LIST too")
     if trials:
         named = pair_lists(trials, roots or [own_root])
-        return {name: TrialList(*pair) for name, pair in named.items()}
+        return {name: definition.TrialList(*pair) for name, pair in named.items()}
     if study.lists:
         return study.lists
     if not paths:
@@ -160,88 +184,9 @@ def choose_lists(
             f"{study.path} has no lists: give --data.trials LIST, whose speakers no run trains on"
         )
     names = trial_lists.list_names(paths)
-    return {name: TrialList(path, own_root) for name, path in zip(names, paths, strict=True)}
-
-
-def checked_checkpoint(given: str, runs: Sequence[Run]) -> str:
-    """The checkpoint that runs are scored by. Raises UserError for one that a run will not hold."""
-    count = averaged(given)
-    if count is not None:
-        for one in runs:
-            if one.config.training.keep < count:
-                raise UserError(
-                    f"--checkpoint {given} needs as many checkpoints as it names, of which the run "
-                    f"{one.name} keeps {one.config.training.keep}: give --training.keep {count}"
-                )
-        return given
-    which = read_value("--checkpoint", Literal["last"] | Literal["best"] | NonNegativeInt, given)
-    for one in runs:
-        data, steps = one.config.data, one.config.training.steps
-        if which == "best" and not (data.trial_lists or data.held_out):
-            raise UserError(
-                f"--checkpoint best needs a validation, which the run {one.name} has not: give "
-                "--data.trials LIST"
-            )
-        if isinstance(which, int) and which > steps:
-            raise UserError(
-                f"--checkpoint {which} lies beyond the {steps} steps of the run {one.name}: give "
-                "last"
-            )
-    return str(which)
-
-
-def check_lists(lists: Mapping[str, TrialList], runs: Sequence[Run]) -> None:
-    """Raises UserError for a list that runs are scored on, or validate on, which cannot be read, or
-    whose folder is not there."""
-    from chns_jax.corpus import index, storage
-    from chns_jax.corpus import trials as trial_lists
-    from chns_jax.corpus.split import voices_folder
-
-    paths = [of_list.trials for of_list in lists.values()]
-    paths += [path for one in runs for path in one.config.data.trial_lists]
-    for path in dict.fromkeys(paths):
-        trial_lists.read(path)
-    made = {os.path.abspath(voices_folder(one.config.data)) for one in runs}  # by training
-    for of_list in lists.values():
-        root = os.path.abspath(os.path.expanduser(of_list.root))
-        if root not in made and not storage.is_url(of_list.root):
-            index.check_folder(root)
-
-
-def check_corpora(runs: Sequence[Run]) -> None:
-    """Raises UserError, with the run's name, for one whose batches its corpus cannot fill."""
-    from chns_jax.corpus.speeds import with_speeds
-    from chns_jax.corpus.split import make_split
-    from chns_jax.sampling import plan
-
-    corpora = {}  # by what runs of one seed may share
-    for one in runs:
-        data, of_trials = one.config.data, one.config.validation
-        try:
-            with warnings.catch_warnings(action="ignore"):  # training will say it
-                if (data, of_trials) not in corpora:
-                    corpus = make_split(one.config).training
-                    corpora[data, of_trials] = with_speeds(corpus, data.speeds)
-            plan.check(one.config.sampler, corpora[data, of_trials])
-        except UserError as error:
-            raise UserError(f"the run {one.name} cannot be trained: {error}") from error
-
-
-def check_cohort(cohort: str, lists: Mapping[str, TrialList], config: Config) -> None:
-    """Raises UserError for a folder of impostors that has fewer than two speakers, or speakers of
-    the lists: those of the built-in voices are not looked at before these are made."""
-    from chns_jax.corpus import storage
-    from chns_jax.corpus import trials as trial_lists
-    from chns_jax.corpus.open import open_corpus
-    from chns_jax.scoring.norm import check_apart, check_enough
-
-    cache = config.data.cache
-    impostors = open_corpus(cohort, cache)
-    check_enough(impostors.speakers, cohort)
-    for of_list in lists.values():
-        if storage.is_url(of_list.root) or os.path.isdir(os.path.expanduser(of_list.root)):
-            of_trials = trial_lists.speakers_of(of_list.trials, open_corpus(of_list.root, cache))
-            check_apart(of_trials, impostors.speakers)
+    return {
+        name: definition.TrialList(path, own_root) for name, path in zip(names, paths, strict=True)
+    }
 
 
 if __name__ == "__main__":

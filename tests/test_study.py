@@ -84,6 +84,29 @@ def test_mistakes_of_a_study(written, old, new, message):
         definition.runs_of(definition.read(written(STUDY.replace(old, new))), configs.Config())
 
 
+def test_a_part_of_a_study_is_in_its_order_and_from_another_baseline(written):
+    study = definition.read(written(STUDY))
+    assert definition.part_of(study, [], [], None) == study
+    part = definition.part_of(study, ["whole", "random"], [5, 2], "whole")
+    assert list(part.arms) == ["random", "whole"] and part.arms["whole"] == study.arms["whole"]
+    assert (part.seeds, part.baseline, part.base) == ((5, 2), "whole", study.base)
+
+
+@pytest.mark.parametrize(
+    "arms, seeds, baseline, message",
+    [
+        (["random", "easy"], [], None, "--arms easy is none of the arms in .*: random, chns, who"),
+        ([], [], "easy", "--baseline easy is none of the arms in .*a.study.yaml"),
+        (["chns", "whole"], [], None, "--arms leaves out random, which .* another as --baseline"),
+        (["random"], [], "chns", "--arms leaves out chns"),
+        ([], [3, 3], None, "--seeds must be one or more different numbers"),
+    ],
+)
+def test_mistakes_of_a_part(written, arms, seeds, baseline, message):
+    with pytest.raises(UserError, match=message):
+        definition.part_of(definition.read(written(STUDY)), arms, seeds, baseline)
+
+
 @pytest.fixture
 def study(tones, tmp_path):
     """Arguments of a study of two arms and two seeds; what it trains with is `trains`."""
@@ -135,6 +158,11 @@ def test_runs_are_compared_and_gone_on_with(command, study, tmp_path, monkeypatc
     page = (out / "study.html").read_text()
     assert "EER over steps" in page and "against the hard ratio" not in page
 
+    # A part of the study: the runs that are there, measured from another arm.
+    _, said = command(*study, "--seeds", 1, "--arms", "random", "chance", "--baseline", "chance")
+    assert "run " not in said and {row["runs"] for row in rows_of(out)} == {"1"}
+    assert "2 arms, seeds 1; changes are from chance" in (out / "study.html").read_text()
+
     # One run lost its end: it alone is trained again.
     (out / "runs/chance-1/summary.json").unlink()
     before = (out / "runs/random-0/summary.json").stat().st_mtime_ns
@@ -182,7 +210,9 @@ def test_what_is_wrong_is_said_before_any_training(command, study, tones, tmp_pa
         (["--checkpoint", 3], "--checkpoint 3 lies beyond the 2 steps of the run random-0"),
         (["--cohort_size", 5], "--cohort_size is for --norm as-norm: give both or neither"),
         (["--norm", "as-norm", "--cohort", gone], f"the folder {gone} does not exist"),
-        (["--training.seed", 5], "training.seed 5 does nothing here, as the study sets the seeds"),
+        (["--training.seed", 5], "as the study sets the seeds: give --seeds 5 in its place"),
+        (["--seeds", -1], "--seeds -1 must be an integer from 0 "),
+        (["--arms", "chance"], "--arms leaves out random"),
     ]:
         assert said in command(*study, *added, status=2)[1]
     assert not (tmp_path / "out").exists()

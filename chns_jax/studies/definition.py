@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -80,8 +81,9 @@ def read(path: str) -> Study:
     if taken is not None:
         raise UserError(f"the arm {taken[0]}{where} sets {taken[1]}, which the study sets: drop it")
     seeds = read_value("seeds", tuple[Seed, ...], written.get("seeds"), where=where)
-    if not seeds or len(set(seeds)) < len(seeds):
+    if not seeds:
         raise UserError(f"seeds{where} must be one or more different numbers")
+    check_different(seeds, f"seeds{where}")
     lists = {}
     for name, of_list in _section("lists", written.get("lists") or {}, where).items():
         of_list = _section(f"lists.{name}", of_list, where)
@@ -96,6 +98,36 @@ def read(path: str) -> Study:
     return Study(base, baseline, seeds, arms, lists, path)
 
 
+def part_of(study: Study, arms: Sequence[str], seeds: Sequence[int], baseline: str | None) -> Study:
+    """The study with these of its arms, in its order, and with these seeds and this baseline in
+    place of its own; what is empty or None is as in the study.
+
+    Raises UserError for an arm or a baseline that is none of its arms, a baseline that is left out,
+    or a seed given twice.
+    """
+    names, where = ", ".join(study.arms), f" in {study.path}"
+    for given, one in [*(("--arms", arm) for arm in arms), ("--baseline", baseline)]:
+        if one is not None and one not in study.arms:
+            raise UserError(f"{given} {shortened(one)} is none of the arms{where}: {names}")
+    baseline = baseline or study.baseline
+    if arms and baseline not in arms:
+        raise UserError(
+            f"--arms leaves out {baseline}, which changes are measured from: name it too, or "
+            "another as --baseline"
+        )
+    check_different(seeds, "--seeds")
+    chosen = {arm: of for arm, of in study.arms.items() if not arms or arm in arms}
+    return dataclasses.replace(
+        study, arms=chosen, seeds=tuple(seeds) or study.seeds, baseline=baseline
+    )
+
+
+def check_different(seeds: Sequence[int], name: str) -> None:
+    """Raises UserError, which calls them `name`, for a seed that comes twice."""
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"{name} must be one or more different numbers")
+
+
 def runs_of(study: Study, config: Config) -> list[Run]:
     """Every training, seed by seed, so that what is done early can be compared early.
 
@@ -105,8 +137,8 @@ def runs_of(study: Study, config: Config) -> list[Run]:
     seed = config.training.seed
     if seed != study.base.get("training.seed", Config().training.seed):
         raise UserError(
-            f"training.seed {seed} does nothing here, as the study sets the seeds: leave it out, "
-            f"and change seeds in {study.path}"
+            f"training.seed {seed} does nothing here, as the study sets the seeds: give --seeds "
+            f"{seed} in its place"
         )
     runs = []
     for seed in study.seeds:
