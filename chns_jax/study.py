@@ -33,8 +33,9 @@ def main(argv: list[str]) -> None:
         "Train every arm of a study with every seed, score all on the same trials, and write a "
         "table (table.md, table.csv) and a page (study.html) to --out, again after each seed. A "
         "run that is complete is left as it is, and one that was stopped goes on: the same command "
-        "goes on after a kill. Keys of a config that are given here stand above those of the "
-        "study's base; those of an arm stand above both."
+        "goes on after a kill, and several processes with the same command, each on a GPU or a "
+        "host of its own, share the runs. Keys of a config that are given here stand above those "
+        "of the study's base; those of an arm stand above both."
     )
     parser.add_argument(
         "study",
@@ -118,22 +119,21 @@ def main(argv: list[str]) -> None:
     if chosen.cohort:
         check_cohort(chosen.cohort, lists, config)
 
+    from chns_jax.common.console import say
     from chns_jax.common.files import replacing
     from chns_jax.scoring import comparison
     from chns_jax.studies.page import write_page
     from chns_jax.studies.table import score_runs
-    from chns_jax.studies.trained import train_run
+    from chns_jax.studies.trained import complete_seeds, train_run
     from chns_jax.train import train
 
-    scores = describe_norm(chosen)
-    out, text, new = Path(config.out).expanduser(), "", False
-    for number, one in enumerate(runs, start=1):
-        new |= train_run(one, runs, train)
-        whole_seed = number % len(study.arms) == 0
-        if not whole_seed or not (new or number == len(runs)):
-            continue
+    out, scores = Path(config.out).expanduser(), describe_norm(chosen)
+
+    def write_results(seeds: int) -> str:
+        """Score the runs of the first seeds, and write table and page; the table."""
+        complete = runs[: seeds * len(study.arms)]
         rows = score_runs(
-            runs[:number], lists, baseline=study.baseline, checkpoint=checkpoint,
+            complete, lists, baseline=study.baseline, checkpoint=checkpoint,
             cohort_for=partial(make_cohort_for, chosen), replicates=chosen.replicates,
             seed=chosen.seed,
         )  # fmt: skip
@@ -141,7 +141,23 @@ def main(argv: list[str]) -> None:
         for name, table in {TABLE: text, CSV: comparison.to_csv(rows)}.items():
             with replacing(out / name) as file:
                 file.write(table)
-        write_page(out / PAGE, study, runs[:number], rows, scores)
+        write_page(out / PAGE, study, complete, rows, scores)
+        return text
+
+    # Passes, as another process may leave a run that it has begun; the last one finds none to take.
+    complete, text, taken = complete_seeds(runs), "", True
+    while taken:
+        taken = False
+        for one in runs:
+            if not train_run(one, runs, train):
+                continue
+            taken, before, complete = True, complete, complete_seeds(runs)
+            if complete > before:
+                text = write_results(complete)
+    if complete < len(study.seeds):
+        say("other processes are at the runs that are left: the last to end writes the table")
+    elif not text:  # all was there
+        text = write_results(complete)
     print(text, end="")
 
 

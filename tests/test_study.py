@@ -1,6 +1,7 @@
 """Studies: what their files may say, and two arms trained, compared, stopped and gone on with."""
 
 import csv
+import fcntl
 import json
 from pathlib import Path
 
@@ -183,6 +184,34 @@ def test_runs_are_compared_and_gone_on_with(command, study, tmp_path, monkeypatc
     assert [row["value"] for row in rows_of(out)] != [row["value"] for row in cosines]
 
 
+def test_processes_share_the_runs_of_a_study(command, study, tmp_path, monkeypatch):
+    begun = []
+
+    def train(config, opened):
+        begun.append(Path(config.out).name)
+        untrained(config, opened)
+
+    monkeypatch.setattr("chns_jax.train.train", train)
+    other = RunFolder(tmp_path / "out/runs/chance-0")
+    other.path.mkdir(parents=True)
+    with open(other.lock, "w") as held:  # by another process
+        fcntl.flock(held, fcntl.LOCK_EX)
+        _, said = command(*study)
+        assert begun == ["random-0", "random-1", "chance-1"]
+        # Three runs of which one is timed at 4 minutes, of one that another process is at.
+        assert "run 3 of 4: random-1; all take about 0 h 6 min more in 2 processes" in said
+        assert "other processes are at the runs that are left" in said
+        assert not (tmp_path / "out/table.md").exists()
+        # It had not yet begun when this process looked.
+        with monkeypatch.context() as patch:
+            patch.setattr("chns_jax.studies.trained.is_at_work", lambda folder: False)
+            assert "another process has begun chance-0" in command(*study)[1]
+    # It was killed, and has left its run behind.
+    table, said = command(*study)
+    assert begun[4:] == ["chance-0"] and "| all | chance |" in table
+    assert {row["runs"] for row in rows_of(tmp_path / "out")} == {"2"}
+
+
 def test_what_is_wrong_is_said_before_any_training(command, study, tones, tmp_path, monkeypatch):
     monkeypatch.setattr("chns_jax.train.train", lambda *_: pytest.fail("it trains"))
     path, gone = tmp_path / "two.yaml", tmp_path / "gone"
@@ -213,6 +242,10 @@ def test_what_is_wrong_is_said_before_any_training(command, study, tones, tmp_pa
         (["--training.seed", 5], "as the study sets the seeds: give --seeds 5 in its place"),
         (["--seeds", -1], "--seeds -1 must be an integer from 0 "),
         (["--arms", "chance"], "--arms leaves out random"),
+        (
+            ["--hosts.coordinator", "localhost:1", "--hosts.count", 2, "--hosts.index", 0],
+            "hosts does nothing here, as each run of a study is trained on one",
+        ),
     ]:
         assert said in command(*study, *added, status=2)[1]
     assert not (tmp_path / "out").exists()

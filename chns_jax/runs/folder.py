@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,13 @@ try:
     import fcntl
 except ImportError:  # on Windows
     fcntl = None
+
+
+LOOK = 0.05  # seconds, longer than `is_at_work` holds a lock
+
+
+class AtWork(UserError):
+    """Another training holds the run folder."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,7 @@ def read_summary(folder: RunFolder) -> dict[str, Any] | None:
 def claim(folder: RunFolder, config: Config) -> Iterator[None]:
     """Make the run folder, and put the complete config into it; all processes must see it.
 
-    Raises UserError when another training is at work there. This one keeps others out until the
+    Raises AtWork when another training is at work there. This one keeps others out until the
     block ends, or the process does.
     """
     with ExitStack() as held:
@@ -154,6 +162,15 @@ def claim(folder: RunFolder, config: Config) -> Iterator[None]:
             processes.check_seen(folder.config)
             _check_config(folder, config)  # that of the first must be that of all
         yield
+
+
+def is_at_work(folder: RunFolder) -> bool:
+    """Whether a training holds the run folder, as far as its file system knows locks."""
+    try:
+        with open(folder.lock, "r+") as file:  # network file systems lock what can be written
+            return not _try_lock(file)
+    except OSError:
+        return False
 
 
 def check_kept(folder: RunFolder) -> None:
@@ -224,14 +241,23 @@ def _check_unused(folder: RunFolder, config: Config) -> None:
 
 def _lock(file: IO, folder: RunFolder) -> None:
     """Lock a file for as long as it is open. Where file systems know no locks, nothing happens."""
+    if not _try_lock(file):
+        time.sleep(LOOK)
+        if not _try_lock(file):
+            raise AtWork(
+                f"another training is at work in {folder.path}: wait until it ends, or give "
+                "another --out"
+            )
+
+
+def _try_lock(file: IO) -> bool:
+    """Whether nobody else holds it, or nobody can tell; it is locked then, if it can be."""
     if fcntl is None:
-        return
+        return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(
-            f"another training is at work in {folder.path}: wait until it ends, or give another "
-            "--out"
-        ) from None
+        return False
     except OSError:
         pass
+    return True

@@ -132,7 +132,8 @@ def runs_of(study: Study, config: Config) -> list[Run]:
     """Every training, seed by seed, so that what is done early can be compared early.
 
     `config` is what all share; each run lies in a folder of its own under its `out`. Raises
-    UserError for an arm that makes no config, two that are alike, or a `config` with a seed.
+    UserError for an arm that makes no config, two that are alike, or a `config` with a seed or
+    with several hosts.
     """
     seed = config.training.seed
     if seed != study.base.get("training.seed", Config().training.seed):
@@ -144,6 +145,11 @@ def runs_of(study: Study, config: Config) -> list[Run]:
     for seed in study.seeds:
         for arm, changes in study.arms.items():
             made = configs.replaced(config, changes, f" of the arm {arm} in {study.path}")
+            if made.hosts.several:
+                raise UserError(
+                    "hosts does nothing here, as each run of a study is trained on one: leave it "
+                    "out, and give the same command on every host, which then share the runs"
+                )
             training = dataclasses.replace(made.training, seed=seed)
             out = str(Path(config.out, "runs", f"{arm}-{seed}"))
             runs.append(Run(arm, seed, dataclasses.replace(made, out=out, training=training)))

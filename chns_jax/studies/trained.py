@@ -12,37 +12,50 @@ import jax
 from chns_jax.common.console import say
 from chns_jax.common.errors import UserError
 from chns_jax.config import Config
-from chns_jax.runs.folder import RunFolder, is_complete, read_summary
+from chns_jax.runs.folder import AtWork, RunFolder, is_at_work, is_complete, read_summary
 from chns_jax.studies.definition import Run
 
 
 def train_run(one: Run, runs: Sequence[Run], train: Callable[[Config, ExitStack], None]) -> bool:
-    """Train one of the `runs` with `train`, that of chns_jax.train, unless it is complete; whether
-    it was trained.
+    """Train one of the `runs` with `train`, that of chns_jax.train; whether it was trained here:
+    not if it is complete, or another process is at it.
 
     Raises UserError as that does, with the run's name.
     """
-    if is_complete(folder_of(one), one.config):
+    if is_complete(folder_of(one), one.config) or is_at_work(folder_of(one)):
         return False
     say(f"run {runs.index(one) + 1} of {len(runs)}: {one.name}{time_left(runs)}")
     try:
         with ExitStack() as opened:
             train(one.config, opened)
+    except AtWork:
+        say(f"another process has begun {one.name}")
+        return False
     except UserError as error:
         raise UserError(f"the run {one.name} ended: {error}") from error
     jax.clear_caches()  # of a night of runs, none uses the functions of another
     return True
 
 
+def complete_seeds(runs: Sequence[Run]) -> int:
+    """How many seeds, from the first on, have all their runs complete, here or by others."""
+    lacking = [one.seed for one in runs if not is_complete(folder_of(one), one.config)]
+    seeds = list(dict.fromkeys(one.seed for one in runs))
+    return min((seeds.index(seed) for seed in lacking), default=len(seeds))
+
+
 def time_left(runs: Sequence[Run]) -> str:
     """The end of a sentence: how long the runs that are not complete will take, by the seconds an
-    utterance of those of their arm that are, else of all that are; empty when none is."""
+    utterance of those of their arm that are, else of all that are, and the processes that share
+    them, this one among them; empty when none is complete."""
     seconds, trained, left = Counter(), Counter(), Counter()  # by arm
+    processes = 1
     for one in runs:
         utterances = one.config.training.steps * one.config.sampler.speakers
         summary = read_summary(folder_of(one))
         if summary is None:
             left[one.arm] += utterances
+            processes += is_at_work(folder_of(one))
         else:
             seconds[one.arm] += summary.get("seconds", 0)
             trained[one.arm] += utterances
@@ -50,8 +63,11 @@ def time_left(runs: Sequence[Run]) -> str:
         return ""
     of_all = seconds.total() / trained.total()
     each = {arm: seconds[arm] / trained[arm] for arm in trained}
-    minutes = round(sum(each.get(arm, of_all) * count for arm, count in left.items()) / 60)
-    return f"; all take about {minutes // 60} h {minutes % 60} min more"
+    minutes = round(
+        sum(each.get(arm, of_all) * count for arm, count in left.items()) / 60 / processes
+    )
+    shared = f" in {processes} processes" if processes > 1 else ""
+    return f"; all take about {minutes // 60} h {minutes % 60} min more{shared}"
 
 
 def folder_of(one: Run) -> RunFolder:
