@@ -76,7 +76,8 @@ def main(argv: list[str]) -> None:
         default=[],
         metavar="LIST",
         help="Trials to score, in place of the study's lists; may be given several times. Those of "
-        "--data.trials when there are neither.",
+        "--data.trials when there are neither, or lists of --data.held_out speakers, who are drawn "
+        "once for all seeds.",
     )
     parser.add_argument(
         "--root",
@@ -101,20 +102,24 @@ def main(argv: list[str]) -> None:
     from chns_jax.reports import pages
     from chns_jax.scoring.bootstrap import check_replicates
     from chns_jax.studies.checks import check_cohort, check_corpora, check_lists, checked_checkpoint
+    from chns_jax.studies.held_out import hold_out
 
     study = definition.read(packaged.find(chosen.study, packaged.STUDY))
     study = definition.part_of(study, chosen.arms, chosen.seeds, chosen.baseline)
     named = {"out": f"studies/{Path(chosen.study).name.partition('.')[0]}"}
     config = configs.read(parser, argv, defaults={**named, **study.base})
     runs = definition.runs_of(study, config)
-    lists = choose_lists(study, config, chosen.trials, chosen.root)
     # What is wrong is said before JAX is imported, and before hours of training.
     check_out(config)
     check_norm_arguments(chosen)
     checkpoint = checked_checkpoint(chosen.checkpoint, runs)
     check_replicates(chosen.replicates)
-    check_lists(lists, runs)
     pages.check_plotly()
+    if config.data.held_out and not (chosen.trials or study.lists or config.data.trials):
+        config = hold_out(config)
+        runs = definition.runs_of(study, config)
+    lists = choose_lists(study, config, chosen.trials, chosen.root)
+    check_lists(lists, runs)
     check_corpora(runs[: len(study.arms)])
     if chosen.cohort:
         check_cohort(chosen.cohort, lists, config)
@@ -179,7 +184,7 @@ def choose_lists(
 ) -> dict[str, definition.TrialList]:
     """The lists that runs are scored on, by name: those given, else the study's, else data.trials.
 
-    Raises UserError when there are none, as with `data.held_out`, of which every seed has others.
+    Raises UserError when there are none.
     """
     from chns_jax.config import BUILTIN_VOICES
     from chns_jax.corpus import trials as trial_lists
@@ -197,7 +202,8 @@ def choose_lists(
         return study.lists
     if not paths:
         raise UserError(
-            f"{study.path} has no lists: give --data.trials LIST, whose speakers no run trains on"
+            f"{study.path} has no lists: give --data.trials LIST, whose speakers no run trains on, "
+            "or --data.held_out N, of whom lists are made"
         )
     names = trial_lists.list_names(paths)
     return {

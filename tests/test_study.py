@@ -10,6 +10,7 @@ from support import TINY, first_state, pairs_of_tones
 
 from chns_jax import config as configs
 from chns_jax.common.errors import UserError
+from chns_jax.corpus.split import make_split
 from chns_jax.runs import checkpoint
 from chns_jax.runs.folder import RunFolder, claim
 from chns_jax.studies import definition
@@ -280,5 +281,29 @@ def test_every_study_is_one(path):
 
 def test_a_study_needs_trials_that_all_seeds_share(command, tmp_path):
     (tmp_path / "one.yaml").write_text("baseline: a\nseeds: [0]\narms: {a: }\n")
-    _, said = command("study", tmp_path / "one.yaml", "--data.held_out", 3, status=2)
-    assert "has no lists: give --data.trials LIST" in said
+    _, said = command("study", tmp_path / "one.yaml", status=2)
+    assert "has no lists: give --data.trials LIST" in said and "or --data.held_out N" in said
+
+
+def test_speakers_are_held_out_once_for_all_seeds(command, study, tmp_path, monkeypatch):
+    monkeypatch.setattr("chns_jax.train.train", untrained)
+    arguments = study[: study.index("--data.trials")]  # they end with the root
+    arguments += ["--out", tmp_path / "out", "--sampler.speakers", 2, "--sampler.clusters", 2]
+    command(*arguments, "--data.held_out", 2)
+    trials = tmp_path / "out/trials/all.txt"
+    held_out = {word.split("/")[0] for word in trials.read_text().split() if "/" in word}
+    assert len(held_out) == 2
+    for name in ("random-0", "chance-1"):
+        config = configs.load(["--config", str(tmp_path / f"out/runs/{name}/config.yaml")])
+        assert config.data.trials == (str(trials),) and config.data.held_out == 0
+        assert not held_out & set(make_split(config).training.speakers)
+    # `trials` draws the same.
+    root = study[study.index("--data.root") + 1]
+    command("trials", root, "--out", tmp_path / "same.txt", "--speakers", 2)
+    assert (tmp_path / "same.txt").read_text() == trials.read_text()
+    assert {row["trials"] for row in rows_of(tmp_path / "out")} == {"all"}
+
+    before = trials.read_text()
+    assert "run " not in command(*arguments, "--data.held_out", 2)[1]
+    _, said = command(*arguments, "--data.held_out", 3, status=2)
+    assert f"{trials} has other trials than" in said and trials.read_text() == before

@@ -241,18 +241,21 @@ def all_of(rules: Sequence[Impostors]) -> Impostors:
 
 
 def write(path: Path | str, trials: Trials, corpus: Corpus) -> None:
-    """A list of VoxCeleb's lines. Raises UserError for a name with a space in it, or of bytes that
+    """A list of VoxCeleb's lines. Raises UserError as `lines_of` does."""
+    with replacing(without_links(path)) as file:
+        file.writelines(lines_of(trials, corpus))
+
+
+def lines_of(trials: Trials, corpus: Corpus) -> Iterator[str]:
+    """VoxCeleb's, with their ends. Raises UserError for a name with a space in it, or of bytes that
     are no UTF-8."""
     names = {row: corpus.names[row] for row in trials.utterances().tolist()}
     for name in names.values():
         if name.split() != [name] or not _is_utf8(name):
             raise UserError(f"a trial list cannot hold the name {name!r}: rename the file")
     columns = (trials.labels.tolist(), trials.enrolment.tolist(), trials.test.tolist())
-    with replacing(without_links(path)) as file:
-        file.writelines(
-            f"{label:d} {names[one]} {names[other]}\n"
-            for label, one, other in zip(*columns, strict=True)
-        )
+    for label, one, other in zip(*columns, strict=True):
+        yield f"{label:d} {names[one]} {names[other]}\n"
 
 
 def list_names(paths: Sequence[str]) -> list[str]:
