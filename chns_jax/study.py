@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
         action="extend",
         default=[],
         metavar="SEED",
-        help="Seeds to train with. Those of the study when not given.",
+        help="Seeds to train with, such as 10 11 12. Those of the study when not given.",
     )
     parser.add_argument(
         "--baseline",
@@ -124,8 +124,9 @@ def main(argv: list[str]) -> None:
     if chosen.cohort:
         check_cohort(chosen.cohort, lists, config)
 
+    from chns_jax.common import locks
     from chns_jax.common.console import say
-    from chns_jax.common.files import replacing
+    from chns_jax.common.files import check_place, replacing
     from chns_jax.scoring import comparison
     from chns_jax.studies.page import write_page
     from chns_jax.studies.table import score_runs
@@ -133,50 +134,63 @@ def main(argv: list[str]) -> None:
     from chns_jax.train import train
 
     out, scores = Path(config.out).expanduser(), describe_norm(chosen)
+    check_place(out / TABLE)
 
-    def write_results(seeds: int) -> str:
-        """Score the runs of the first seeds, and write table and page; the table."""
-        complete = runs[: seeds * len(study.arms)]
-        rows = score_runs(
-            complete, lists, baseline=study.baseline, checkpoint=checkpoint,
-            cohort_for=partial(make_cohort_for, chosen), replicates=chosen.replicates,
-            seed=chosen.seed,
-        )  # fmt: skip
-        text = comparison.to_markdown(rows, paired=True, scores=scores)
-        for name, table in {TABLE: text, CSV: comparison.to_csv(rows)}.items():
-            with replacing(out / name) as file:
-                file.write(table)
-        write_page(out / PAGE, study, complete, rows, scores)
-        return text
+    def write_results() -> tuple[int, str]:
+        """Score the runs of the seeds that are complete, and write table and page; how many seeds,
+        and the table."""
+        # Of two processes that complete a seed, the later writes both.
+        with open(out / "lock", "a") as lock:
+            locks.hold(lock, wait=True)
+            seeds = complete_seeds(runs)
+            complete = runs[: seeds * len(study.arms)]
+            rows = score_runs(
+                complete, lists, baseline=study.baseline, checkpoint=checkpoint,
+                cohort_for=partial(make_cohort_for, chosen), replicates=chosen.replicates,
+                seed=chosen.seed,
+            )  # fmt: skip
+            text = comparison.to_markdown(rows, paired=True, scores=scores)
+            for name, table in {TABLE: text, CSV: comparison.to_csv(rows)}.items():
+                with replacing(out / name) as file:
+                    file.write(table)
+            write_page(out / PAGE, study, complete, rows, scores)
+        return seeds, text
 
     # Passes, as another process may leave a run that it has begun; the last one finds none to take.
-    complete, text, taken = complete_seeds(runs), "", True
+    before, written, text, taken = complete_seeds(runs), 0, "", True
     while taken:
         taken = False
         for one in runs:
-            if not train_run(one, runs, train):
-                continue
-            taken, before, complete = True, complete, complete_seeds(runs)
-            if complete > before:
-                text = write_results(complete)
-    if complete < len(study.seeds):
-        say("other processes are at the runs that are left: the last to end writes the table")
-    elif not text:  # all was there
-        text = write_results(complete)
+            if train_run(one, runs, train):
+                taken = True
+                if complete_seeds(runs) > max(before, written):
+                    written, text = write_results()
+    if complete_seeds(runs) < len(study.seeds):
+        say(
+            "other processes are at the runs that are left, and the last to end writes the table: "
+            "if one is stopped, give the same command again"
+        )
+    elif written < len(study.seeds):  # all was there, or others trained the rest
+        written, text = write_results()
     print(text, end="")
 
 
 def check_out(config: Config) -> None:
-    """Raises UserError when the folder is a run or one that runs read, or holds a table or a page
-    that no study wrote."""
+    """Raises UserError when there cannot be such a folder, when it is a run or one that runs read,
+    or holds a table or a page that no study wrote."""
     out = Path(config.out).expanduser()
+    file = next((at for at in (out, *out.parents) if os.path.lexists(at) and not at.is_dir()), None)
+    if file:
+        raise UserError(f"{file} is no folder: give another --out")
     if out.is_dir():
         configs.check_apart(out, config)
     if (out / "checkpoints").is_dir():
         raise UserError(f"{out} is a run: give another --out")
     there = [name for name in WRITTEN if os.path.lexists(out / name)]
-    if there and not (out / "runs").is_dir():
-        raise UserError(f"{out} holds a {there[0]} that no study wrote: give another --out")
+    strange = [name for name in there if not (out / name).is_file()]
+    if strange or (there and not (out / "runs").is_dir()):
+        name = (strange or there)[0]
+        raise UserError(f"{out} holds a {name} that no study wrote: give another --out")
 
 
 def choose_lists(

@@ -3,7 +3,9 @@
 import csv
 import fcntl
 import json
+import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from support import TINY, first_state, pairs_of_tones
@@ -13,7 +15,7 @@ from chns_jax.common.errors import UserError
 from chns_jax.corpus.split import make_split
 from chns_jax.runs import checkpoint
 from chns_jax.runs.folder import RunFolder, claim
-from chns_jax.studies import definition
+from chns_jax.studies import definition, table
 from chns_jax.studies.trained import time_left
 
 STUDIES = sorted((Path(__file__).parents[1] / "configs" / "lab").glob("*.study.yaml"))
@@ -138,6 +140,16 @@ def untrained(config, opened):
     run.summary.write_text(json.dumps({"step": 2, "seconds": seconds}))
 
 
+@pytest.fixture
+def scored(monkeypatch):
+    """In place of scores: how many runs were to be scored, and on which lists."""
+    asked = []
+    monkeypatch.setattr(
+        table, "score_runs", lambda runs, lists, **_: asked.append((len(runs), list(lists))) or []
+    )
+    return asked
+
+
 def rows_of(folder):
     with open(folder / "table.csv", newline="") as file:
         return list(csv.DictReader(file))
@@ -185,7 +197,7 @@ def test_runs_are_compared_and_gone_on_with(command, study, tmp_path, monkeypatc
     assert [row["value"] for row in rows_of(out)] != [row["value"] for row in cosines]
 
 
-def test_processes_share_the_runs_of_a_study(command, study, tmp_path, monkeypatch):
+def test_processes_share_the_runs_of_a_study(command, study, scored, tmp_path, monkeypatch):
     begun = []
 
     def train(config, opened):
@@ -205,12 +217,45 @@ def test_processes_share_the_runs_of_a_study(command, study, tmp_path, monkeypat
         assert not (tmp_path / "out/table.md").exists()
         # It had not yet begun when this process looked.
         with monkeypatch.context() as patch:
-            patch.setattr("chns_jax.studies.trained.is_at_work", lambda folder: False)
+            patch.setattr("chns_jax.studies.trained.is_at_work", lambda folder, config: False)
             assert "another process has begun chance-0" in command(*study)[1]
+        # It trains something else.
+        other.config.write_text(configs.to_yaml(configs.Config()))
+        _, said = command(*study, status=2)
+        assert f"{other.path} holds a run of another config, which differs in" in said
+        other.config.unlink()
     # It was killed, and has left its run behind.
-    table, said = command(*study)
-    assert begun[4:] == ["chance-0"] and "| all | chance |" in table
-    assert {row["runs"] for row in rows_of(tmp_path / "out")} == {"2"}
+    command(*study)
+    assert begun[4:] == ["chance-0"] and scored == [(4, ["all"])]
+
+
+def test_a_table_of_fewer_seeds_takes_no_place_of_one_of_more(
+    command, study, scored, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("chns_jax.train.train", untrained)
+    command(*study)
+    out = tmp_path / "out"
+    of_seed_1 = [out / f"runs/{arm}-1/summary.json" for arm in ("random", "chance")]
+    summary = of_seed_1[0].read_text()
+    for path in (*of_seed_1, out / "runs/chance-0/summary.json"):
+        path.unlink()
+
+    def train(config, opened):  # another process completes seed 1, and then lets the tables go
+        untrained(config, opened)
+        lock = open(out / "lock", "a")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def end():
+            time.sleep(0.3)
+            for path in of_seed_1:
+                path.write_text(summary)
+            lock.close()
+
+        Thread(target=end).start()
+
+    monkeypatch.setattr("chns_jax.train.train", train)
+    command(*study)
+    assert [runs for runs, _ in scored] == [2, 4, 4]  # and not 2 again
 
 
 def test_what_is_wrong_is_said_before_any_training(command, study, tones, tmp_path, monkeypatch):
@@ -250,6 +295,12 @@ def test_what_is_wrong_is_said_before_any_training(command, study, tones, tmp_pa
     ]:
         assert said in command(*study, *added, status=2)[1]
     assert not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    _, said = command(*study, "--out", tmp_path / "file" / "out", status=2)
+    assert f"{tmp_path}/file is no folder: give another --out" in said
+    (tmp_path / "out" / "study.html").mkdir(parents=True)
+    (tmp_path / "out" / "runs").mkdir()
+    assert "holds a study.html that no study wrote" in command(*study, status=2)[1]
 
 
 def test_a_base_may_have_a_seed(written, tmp_path):
@@ -285,7 +336,7 @@ def test_a_study_needs_trials_that_all_seeds_share(command, tmp_path):
     assert "has no lists: give --data.trials LIST" in said and "or --data.held_out N" in said
 
 
-def test_speakers_are_held_out_once_for_all_seeds(command, study, tmp_path, monkeypatch):
+def test_speakers_are_held_out_once_for_all_seeds(command, study, scored, tmp_path, monkeypatch):
     monkeypatch.setattr("chns_jax.train.train", untrained)
     arguments = study[: study.index("--data.trials")]  # they end with the root
     arguments += ["--out", tmp_path / "out", "--sampler.speakers", 2, "--sampler.clusters", 2]
@@ -301,7 +352,7 @@ def test_speakers_are_held_out_once_for_all_seeds(command, study, tmp_path, monk
     root = study[study.index("--data.root") + 1]
     command("trials", root, "--out", tmp_path / "same.txt", "--speakers", 2)
     assert (tmp_path / "same.txt").read_text() == trials.read_text()
-    assert {row["trials"] for row in rows_of(tmp_path / "out")} == {"all"}
+    assert scored == [(2, ["all"]), (4, ["all"])]
 
     before = trials.read_text()
     assert "run " not in command(*arguments, "--data.held_out", 2)[1]

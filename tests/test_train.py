@@ -14,6 +14,7 @@ import soundfile
 from support import TINY, finish, pairs_of_tones, step_of, wait_for, write_tone
 
 from chns_jax import config as configs
+from chns_jax.common import locks
 from chns_jax.common.errors import UserError
 from chns_jax.corpus import retry
 from chns_jax.corpus.open import open_corpus
@@ -221,7 +222,7 @@ def test_two_trainings_do_not_share_a_folder(finished, command, tmp_path, monkey
         def flock(file, operation):
             raise OSError(errno.ENOLCK, "No locks available")
 
-        monkeypatch.setattr(folder.fcntl, "flock", flock)
+        monkeypatch.setattr(locks.fcntl, "flock", flock)
         with folder.claim(out, config):  # on a file system without locks
             pass
     out.lock.unlink()

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from chns_jax import config as configs
+from chns_jax.common import locks
 from chns_jax.common.errors import UserError
 from chns_jax.common.files import remove_leftovers, replacing
 from chns_jax.config import BUILTIN_VOICES, Config, Hosts
@@ -127,7 +128,8 @@ def read_summary(folder: RunFolder) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError, RecursionError):
         return None
     whole = isinstance(found, dict) and isinstance(found.get("step"), int)
-    return found if whole and isinstance(found.get("seconds", 0), int | float) else None
+    seconds = found.get("seconds", 0) if whole else None
+    return found if isinstance(seconds, int | float) and math.isfinite(seconds) else None
 
 
 @contextmanager
@@ -152,7 +154,11 @@ def claim(folder: RunFolder, config: Config) -> Iterator[None]:
                 _check_unused(folder, config)
             if os.path.lexists(folder.lock) and not os.path.isfile(folder.lock):
                 raise UserError(f"{folder.lock} is no regular file: remove it")
-            _lock(held.enter_context(open(folder.lock, "a")), folder)
+            if not locks.hold(held.enter_context(open(folder.lock, "a"))):
+                raise AtWork(
+                    f"another training is at work in {folder.path}: wait until it ends, or give "
+                    "another --out"
+                )
             remove_leftovers(folder.path)
             if not folder.is_begun():
                 with replacing(folder.config) as file:
@@ -164,13 +170,14 @@ def claim(folder: RunFolder, config: Config) -> Iterator[None]:
         yield
 
 
-def is_at_work(folder: RunFolder) -> bool:
-    """Whether a training holds the run folder, as far as its file system knows locks."""
-    try:
-        with open(folder.lock, "r+") as file:  # network file systems lock what can be written
-            return not _try_lock(file)
-    except OSError:
+def is_at_work(folder: RunFolder, config: Config) -> bool:
+    """Whether another training of this config is at work in a folder, as far as its file system
+    knows locks. Raises UserError where it is one of another config."""
+    if not locks.is_held(folder.lock):
         return False
+    if folder.config.exists():
+        _check_config(folder, config)
+    return True
 
 
 def check_kept(folder: RunFolder) -> None:
@@ -237,27 +244,3 @@ def _check_unused(folder: RunFolder, config: Config) -> None:
         ours = False
     if not ours:
         raise UserError(f"{folder.path} holds a {there[0]} that no run wrote: give another --out")
-
-
-def _lock(file: IO, folder: RunFolder) -> None:
-    """Lock a file for as long as it is open. Where file systems know no locks, nothing happens."""
-    if not _try_lock(file):
-        time.sleep(LOOK)
-        if not _try_lock(file):
-            raise AtWork(
-                f"another training is at work in {folder.path}: wait until it ends, or give "
-                "another --out"
-            )
-
-
-def _try_lock(file: IO) -> bool:
-    """Whether nobody else holds it, or nobody can tell; it is locked then, if it can be."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True

@@ -22,7 +22,8 @@ def train_run(one: Run, runs: Sequence[Run], train: Callable[[Config, ExitStack]
 
     Raises UserError as that does, with the run's name.
     """
-    if is_complete(folder_of(one), one.config) or is_at_work(folder_of(one)):
+    folder = folder_of(one)
+    if is_complete(folder, one.config) or is_at_work(folder, one.config):
         return False
     say(f"run {runs.index(one) + 1} of {len(runs)}: {one.name}{time_left(runs)}")
     try:
@@ -55,7 +56,7 @@ def time_left(runs: Sequence[Run]) -> str:
         summary = read_summary(folder_of(one))
         if summary is None:
             left[one.arm] += utterances
-            processes += is_at_work(folder_of(one))
+            processes += is_at_work(folder_of(one), one.config)
         else:
             seconds[one.arm] += summary.get("seconds", 0)
             trained[one.arm] += utterances
