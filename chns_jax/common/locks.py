@@ -17,34 +17,32 @@ LOOK = 0.05  # seconds, longer than `is_held` takes
 def hold(file: IO, *, wait: bool = False) -> bool:
     """Hold an open file until it is closed; False where another process does, for whose end this
     one will `wait` if asked to."""
-    if fcntl is None:
+    if _lock(file, wait=wait):
         return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        time.sleep(LOOK)  # another may only have looked
-        return _try(file, fcntl.LOCK_EX)
-    except OSError:
-        pass
-    return True
+    time.sleep(LOOK)  # another may only have looked
+    return _lock(file)
 
 
 def is_held(path: Path) -> bool:
     """Whether another process holds a file; False where there is none."""
-    if fcntl is None or not path.is_file():
-        return False
     try:
-        with open(path) as file:
-            return not _try(file, fcntl.LOCK_SH)  # which keeps nobody else from looking
+        if path.is_file():
+            with open(path) as file:
+                return not _lock(file, shared=True)  # which keeps nobody else from looking
     except OSError:
-        return False
+        pass
+    return False
 
 
-def _try(file: IO, operation: int) -> bool:
+def _lock(file: IO, *, shared: bool = False, wait: bool = False) -> bool:
+    """False where another process holds the file in a way that excludes this one."""
+    if fcntl is None:
+        return True
+    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        fcntl.flock(file, operation | fcntl.LOCK_NB)
+        fcntl.flock(file, how if wait else how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:
+    except OSError:  # no locks here
         pass
     return True
