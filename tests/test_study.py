@@ -16,6 +16,7 @@ from chns_jax.corpus.split import make_split
 from chns_jax.runs import checkpoint
 from chns_jax.runs.folder import RunFolder, claim
 from chns_jax.studies import definition, table
+from chns_jax.studies.page import arms_of_ratios
 from chns_jax.studies.trained import time_left
 
 STUDIES = sorted((Path(__file__).parents[1] / "configs" / "lab").glob("*.study.yaml"))
@@ -111,6 +112,16 @@ def test_mistakes_of_a_part(written, arms, seeds, baseline, message):
         definition.part_of(definition.read(written(STUDY)), arms, seeds, baseline)
 
 
+def test_a_curve_over_ratios_has_one_arm_of_each(written):
+    arms = "  h0: {sampler.hard_ratio: 0.0}\n  h100: {sampler.hard_ratio: 1.0}\n"
+    study = definition.read(written(f"{STUDY}{arms}"))
+    drawn = arms_of_ratios(definition.runs_of(study, configs.Config()))
+    assert list(drawn) == ["chns", "h0", "h100"]  # h0 in place of random
+    study = definition.part_of(study, ["random", "chns", "h100", "whole"], [], None)
+    drawn = arms_of_ratios(definition.runs_of(study, configs.Config()))
+    assert list(drawn) == ["random", "chns", "h100"]
+
+
 @pytest.fixture
 def study(tones, tmp_path):
     """Arguments of a study of two arms and two seeds; what it trains with is `trains`."""
@@ -170,6 +181,7 @@ def test_runs_are_compared_and_gone_on_with(command, study, tmp_path, monkeypatc
     assert rows[0]["value"] == rows[3]["value"] and rows[3]["better"] == "0"
     assert float(rows[0]["lowest"]) < float(rows[0]["highest"]) and rows[0]["runs"] == "2"
     page = (out / "study.html").read_text()
+    assert "Change of the EER from random" in page and "Error rates: all" in page
     assert "EER over steps" in page and "against the hard ratio" not in page
 
     # A part of the study: the runs that are there, measured from another arm.

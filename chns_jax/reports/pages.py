@@ -94,14 +94,19 @@ def figure(drawn: Figure, name: str, height: int = 480) -> Html:
     )
 
 
-def table(columns: Mapping[str, str], rows: Iterable[Sequence[object]]) -> Html:
+def table(
+    columns: Mapping[str, str] | Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]
+) -> Html:
     """A table that a click on a column's head sorts.
 
-    `columns` have names and formats: ".3f" or "d" of numbers, "" of text. None is shown as a dash.
+    `columns` have names and formats: ".3f" or "d" of numbers, "s" of text that begins with one, ""
+    of other text. None is shown as a dash.
     """
-    kinds = [' class="number"' if form else "" for form in columns.values()]
-    heads = "".join(f"<th{k}>{escape(c)}</th>" for c, k in zip(columns, kinds, strict=True))
-    forms = list(zip(columns.values(), kinds, strict=True))
+    pairs = list(columns.items() if isinstance(columns, Mapping) else columns)
+    forms = [(form, ' class="number"' if form else "") for _, form in pairs]
+    heads = "".join(
+        f"<th{kind}>{escape(name)}</th>" for (name, _), (_, kind) in zip(pairs, forms, strict=True)
+    )
     lines = "\n".join(
         "<tr>"
         + "".join(f"<td{k}>{_cell(c, form)}</td>" for c, (form, k) in zip(row, forms, strict=True))

@@ -116,9 +116,8 @@ def to_csv(rows: Sequence[ComparedMetric]) -> str:
     return text.getvalue()
 
 
-def to_markdown(rows: Sequence[ComparedMetric], *, paired: bool = False, scores: str = "") -> str:
-    """One table, a line for each system on each trial list, and what its columns mean; `paired` as
-    of `compare`, `scores` a sentence about what was scored."""
+def to_lines(rows: Sequence[ComparedMetric]) -> tuple[list[str], list[list[str]]]:
+    """A table as text: its head, and a line for each system on each trial list."""
     by_line: dict[tuple[str, str], list[ComparedMetric]] = {}
     for row in rows:
         by_line.setdefault((row.trials, row.system), []).append(row)
@@ -130,9 +129,9 @@ def to_markdown(rows: Sequence[ComparedMetric], *, paired: bool = False, scores:
         name = "EER (%)" if metric == "eer" else f"minDCF {metric.removeprefix('min_dcf_')}"
         head += [name] + ["over runs"] * any_spread + ["change (%)"] * any_change
         head += ["better"] * any_better
-    lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2)]
+    lines = []
     for (trials, system), of_line in by_line.items():
-        cells = [_escaped(trials), _escaped(system)] + [str(of_line[0].runs)] * any_spread
+        cells = [trials, system] + [str(of_line[0].runs)] * any_spread
         for row in of_line:
             scale, digits = (100, 2) if row.metric == "eer" else (1, 3)
             number = f".{digits}f"
@@ -147,7 +146,16 @@ def to_markdown(rows: Sequence[ComparedMetric], *, paired: bool = False, scores:
             if any_better:
                 cells.append("" if row.better is None else f"{row.better} of {row.runs}")
         lines.append(cells)
-    table = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return head, lines
+
+
+def to_markdown(rows: Sequence[ComparedMetric], *, paired: bool = False, scores: str = "") -> str:
+    """The table of `to_lines`, and what its columns mean; `paired` as of `compare`, `scores` a
+    sentence about what was scored."""
+    head, lines = to_lines(rows)
+    whole = [head, ["---"] * 2 + ["---:"] * (len(head) - 2)]
+    whole += [[*map(_escaped, cells)] for cells in lines]
+    table = "".join(f"| {' | '.join(cells)} |\n" for cells in whole)
     lists = {row.trials: row for row in rows}.values()
     notes = [
         f"{_escaped(row.trials)}: {row.targets:,} target and {row.nontargets:,} impostor trials "
@@ -163,10 +171,10 @@ def to_markdown(rows: Sequence[ComparedMetric], *, paired: bool = False, scores:
         drawn = "speakers of the trials and the seeds" if paired else "speakers of the trials"
         stay = "" if paired else "; the runs stay"
         notes.append(f"In brackets: 95 % intervals from resampling the {drawn}{stay}.")
-        if any_change:
+        if any(row.change is not None for row in rows):
             both = "speakers and seeds" if paired else "speakers"
             notes.append(f"The interval of a change resamples the same {both} for both systems.")
-    if any_better:
+    if any(row.better is not None for row in rows):
         notes.append("Better: runs below the baseline's of the same seed.")
     return f"{table}\n{' '.join(notes)}\n"
 

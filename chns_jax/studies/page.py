@@ -12,7 +12,7 @@ from chns_jax import config as configs
 from chns_jax.config import Config
 from chns_jax.reports import pages
 from chns_jax.reports.pages import Html
-from chns_jax.scoring.comparison import ComparedMetric
+from chns_jax.scoring.comparison import ComparedMetric, to_lines
 from chns_jax.studies.definition import Run, Study
 from chns_jax.studies.trained import folder_of
 from chns_jax.training.logs import records
@@ -30,15 +30,18 @@ def write_page(
     about what was scored; it needs plotly."""
     validated = {one.name: _logged(one, "eer", 100) for one in runs}
     cosines = {one.name: _smoothed(_logged(one, "negative_cosine_mean", 1)) for one in runs}
-    sections = [
-        pages.section(
-            "Error rates",
-            "Fractions, means over seeds. Low and high: ends of 95 % intervals from resampling the "
-            "speakers of the trials and the seeds, the same of an arm and of the baseline. Better: "
-            f"seeds in which an arm is below the baseline. {scores}",
-            _table(rows),
+    sections = []
+    if len(study.arms) > 1:
+        sections.append(
+            pages.section(
+                f"Change of the EER from {study.baseline}",
+                "Means over seeds, with 95 % intervals from resampling the speakers of the trials "
+                "and the seeds, the same of an arm and of the baseline. Where one holds 0, nothing "
+                "was shown.",
+                _changes(rows, study.baseline),
+            )
         )
-    ]
+    sections += [_error_rates(name, rows) for name in dict.fromkeys(row.trials for row in rows)]
     if any(len(points) > 1 for points in validated.values()):
         sections.append(
             pages.section(
@@ -56,7 +59,7 @@ def write_page(
             _curves(study, runs, cosines, "mean cosine", "cosines"),
         )
     )
-    ratios = _comparable(runs, HARD_RATIO)
+    ratios = arms_of_ratios(runs)
     if len(ratios) > 2:
         sections.append(
             pages.section(
@@ -75,23 +78,62 @@ def write_page(
             )
         )
     seeds = ", ".join(str(seed) for seed in dict.fromkeys(one.seed for one in runs))
-    sentence = f"{len(study.arms)} arms, seeds {seeds}; changes are from {study.baseline}."
+    sentence = f"{len(study.arms)} arms, seeds {seeds}; changes are from {study.baseline}. {scores}"
     pages.write(path, Path(study.path).name, sentence, sections)
 
 
-def _table(rows: Sequence[ComparedMetric]) -> Html:
-    columns = {"trials": "", "arm": "", "metric": "", "value": ".4f", "low": ".4f", "high": ".4f"}
-    columns |= {"lowest seed": ".4f", "highest seed": ".4f", "change (%)": "+.1f"}
-    columns |= {"change low": "+.1f", "change high": "+.1f", "better": "d", "seeds": "d"}
-    return pages.table(
-        columns,
-        [
-            (row.trials, row.system, row.metric, row.value, row.low, row.high, row.lowest,
-             row.highest, *map(_percent, (row.change, row.change_low, row.change_high)),
-             row.better, row.runs)
-            for row in rows
-        ],
-    )  # fmt: skip
+def arms_of_ratios(runs: Sequence[Run]) -> dict[str, Config]:
+    """The arms that differ in the hard ratio alone, by name. Random batches have 0, unless an arm
+    of CHNS has, whose batches are random too but normalised as those of the others."""
+    ratios = _comparable(runs, HARD_RATIO)
+    of_chns = {arm: config for arm, config in ratios.items() if _is_chns(config)}
+    return of_chns if 0 in map(_hard_ratio, of_chns.values()) else ratios
+
+
+def _changes(rows: Sequence[ComparedMetric], baseline: str) -> Html:
+    """A point an arm and list, with its interval, beside the line of no change."""
+    import plotly.graph_objects as go
+
+    drawn = go.Figure()
+    of_eer = [row for row in rows if row.metric == "eer" and row.system != baseline]
+    for trials in dict.fromkeys(row.trials for row in of_eer):
+        of_list = [row for row in of_eer if row.trials == trials]
+        change = [100 * (row.change or 0.0) for row in of_list]
+        low, high = (
+            [change[i] if end is None else 100 * end for i, end in enumerate(ends)]
+            for ends in zip(*((row.change_low, row.change_high) for row in of_list), strict=True)
+        )
+        drawn.add_trace(
+            go.Scatter(
+                x=change, y=[row.system for row in of_list], mode="markers", name=trials,
+                orientation="h",
+                error_x={
+                    "type": "data", "array": np.subtract(high, change),
+                    "arrayminus": np.subtract(change, low),
+                },
+                text=[f"{row.better} of {row.runs} seeds below" for row in of_list],
+                hovertemplate=f"%{{y}}, {trials}: %{{x:+.1f}} %, %{{text}}<extra></extra>",
+            )
+        )  # fmt: skip
+    drawn.add_vline(0, line={"color": "#888", "width": 1})
+    drawn.update_layout(scattermode="group", showlegend=True)
+    drawn.update_xaxes(title="change of the EER (%)")
+    drawn.update_yaxes(autorange="reversed", type="category")
+    points = len(of_eer) + len({row.system for row in of_eer})
+    return pages.figure(drawn, "changes", height=130 + 15 * points)
+
+
+def _error_rates(trials: str, rows: Sequence[ComparedMetric]) -> Html:
+    """The table of one list, a line an arm."""
+    of_list = [row for row in rows if row.trials == trials]
+    head, lines = to_lines(of_list)
+    columns = [("arm", ""), *((name, "s") for name in head[2:])]
+    return pages.section(
+        f"Error rates: {trials}",
+        f"{of_list[0].targets:,} target and {of_list[0].nontargets:,} impostor trials of "
+        f"{of_list[0].speakers:,} speakers. Better: seeds in which an arm is below the baseline.",
+        pages.table(columns, [line[1:] for line in lines]),
+    )
 
 
 def _curves(
@@ -102,15 +144,17 @@ def _curves(
     from plotly.colors import qualitative
 
     drawn = go.Figure()
-    for arm, colour in zip(study.arms, itertools.cycle(qualitative.D3), strict=False):
+    # Of more arms than colours, the lines differ too.
+    looks = itertools.product(("solid", "dash", "dot", "dashdot"), qualitative.D3)
+    for arm, (dash, colour) in zip(study.arms, itertools.cycle(looks), strict=False):
         of_arm = [points[one.name] for one in runs if one.arm == arm]
         if len(of_arm) > 1:
             for of_seed in of_arm:
                 drawn.add_trace(
                     go.Scatter(
                         x=of_seed[:, 0], y=of_seed[:, 1], mode="lines", legendgroup=arm,
-                        line={"color": colour, "width": 1}, opacity=0.35, showlegend=False,
-                        hoverinfo="skip",
+                        line={"color": colour, "width": 1, "dash": dash}, opacity=0.35,
+                        showlegend=False, hoverinfo="skip",
                     )
                 )  # fmt: skip
         steps = sorted(set.intersection(*(set(of_seed[:, 0]) for of_seed in of_arm)))
@@ -118,7 +162,7 @@ def _curves(
         drawn.add_trace(
             go.Scatter(
                 x=steps, y=means, mode="lines+markers", name=arm, legendgroup=arm,
-                line={"color": colour, "width": 2.5},
+                line={"color": colour, "width": 2.5, "dash": dash},
                 hovertemplate=f"{arm}, step %{{x}}: %{{y:.3f}}<extra></extra>",
             )
         )  # fmt: skip
@@ -173,8 +217,12 @@ def _comparable(runs: Sequence[Run], free: Sequence[str]) -> dict[str, Config]:
     return max(sets, key=len)
 
 
+def _is_chns(config: Config) -> bool:
+    return config.sampler.kind == "chns"
+
+
 def _hard_ratio(config: Config) -> float:
-    return config.sampler.hard_ratio if config.sampler.kind == "chns" else 0.0
+    return config.sampler.hard_ratio if _is_chns(config) else 0.0
 
 
 def _speakers(config: Config) -> float:
@@ -192,7 +240,3 @@ def _smoothed(points: np.ndarray) -> np.ndarray:
     return np.array([(part[-1, 0], part[:, 1].mean()) for part in parts if len(part)]).reshape(
         -1, 2
     )
-
-
-def _percent(fraction: float | None) -> float | None:
-    return None if fraction is None else 100 * fraction
