@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from chns_jax import config as configs
 from chns_jax.common import packaged
-from chns_jax.common.command_line import add_checkpoint, make_parser, parse
+from chns_jax.common.command_line import add_checkpoint, add_several, make_parser, parse
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import NonNegativeInt, PositiveInt
 from chns_jax.compare import pair_lists
@@ -44,23 +44,18 @@ def main(argv: list[str]) -> None:
         help="YAML file of base, baseline, seeds and arms, or the name of one that comes with this "
         "package, such as lab/folder.",
     )
-    parser.add_argument(
+    add_several(
+        parser,
         "--arms",
-        type=str,
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="ARM",
-        help="Arms to train and compare, the baseline among them. All when not given.",
+        "ARM",
+        "Arms to train and compare, the baseline among them. All when not given.",
     )
-    parser.add_argument(
+    add_several(
+        parser,
         "--seeds",
+        "SEED",
+        "Seeds to train with, such as 10 11 12. Those of the study when not given.",
         type=definition.Seed,
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="SEED",
-        help="Seeds to train with, such as 10 11 12. Those of the study when not given.",
     )
     parser.add_argument(
         "--baseline",
@@ -130,7 +125,7 @@ def main(argv: list[str]) -> None:
     from chns_jax.scoring import comparison
     from chns_jax.studies.page import write_page
     from chns_jax.studies.table import score_runs
-    from chns_jax.studies.trained import complete_seeds, train_run
+    from chns_jax.studies.trained import complete_seeds, train_runs
     from chns_jax.train import train
 
     out, scores = Path(config.out).expanduser(), describe_norm(chosen)
@@ -156,22 +151,17 @@ def main(argv: list[str]) -> None:
             write_page(out / PAGE, study, complete, rows, scores)
         return seeds, text
 
-    # Passes, as another process may leave a run that it has begun; the last one finds none to take.
-    before, written, text, taken = complete_seeds(runs), 0, "", True
-    while taken:
-        taken = False
-        for one in runs:
-            if train_run(one, runs, train):
-                taken = True
-                if complete_seeds(runs) > max(before, written):
-                    written, text = write_results()
+    tabled, text = complete_seeds(runs), ""
+    for _ in train_runs(runs, train):
+        if complete_seeds(runs) > tabled:
+            tabled, text = write_results()
     if complete_seeds(runs) < len(study.seeds):
         say(
             "other processes are at the runs that are left, and the last to end writes the table: "
             "if one is stopped, give the same command again"
         )
-    elif written < len(study.seeds):  # all was there, or others trained the rest
-        written, text = write_results()
+    elif not text or tabled < len(study.seeds):  # all was there, or others trained the rest
+        _, text = write_results()
     print(text, end="")
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import sys
 from typing import Annotated, Literal
 
-from chns_jax.common.command_line import add_cache, add_checkpoint, add_same, make_parser, parse
+from chns_jax.common.command_line import (
+    add_cache,
+    add_checkpoint,
+    add_same,
+    add_several,
+    make_parser,
+    parse,
+)
 from chns_jax.common.errors import UserError, run
 from chns_jax.common.values import NonNegativeInt, PositiveInt, between
 from chns_jax.runs.published import find_model
@@ -53,14 +60,11 @@ def main(argv: list[str]) -> None:
         help="Speakers to draw: of the whole folder those that data.held_out of as many keeps out "
         "of training with this seed. All when not given.",
     )
-    parser.add_argument(
+    add_several(
+        parser,
         "--apart",
-        type=str,
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="LIST",
-        help="Lists none of whose speakers are taken, so that one list tunes and another confirms.",
+        "LIST",
+        "Lists none of whose speakers are taken, so that one list tunes and another confirms.",
     )
     parser.add_argument(
         "--max_trials",

@@ -297,7 +297,7 @@ def test_what_is_wrong_is_said_before_any_training(command, study, tones, tmp_pa
         (["--checkpoint", 3], "--checkpoint 3 lies beyond the 2 steps of the run random-0"),
         (["--cohort_size", 5], "--cohort_size is for --norm as-norm: give both or neither"),
         (["--norm", "as-norm", "--cohort", gone], f"the folder {gone} does not exist"),
-        (["--training.seed", 5], "as the study sets the seeds: give --seeds 5 in its place"),
+        (["--training.seed", 5], "training.seed 5 does nothing here, as the study sets the seeds"),
         (["--seeds", -1], "--seeds -1 must be an integer from 0 "),
         (["--arms", "chance"], "--arms leaves out random"),
         (

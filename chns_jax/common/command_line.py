@@ -103,8 +103,13 @@ def add_checkpoint(parser: Parser) -> None:
 def add_same(parser: Parser, metadata: str, same: str) -> None:
     """--metadata, a table of speakers, and --same, which names columns of it; with their help."""
     parser.add_argument("--metadata", type=str | None, default=None, help=metadata)
+    add_several(parser, "--same", "COLUMN", same)
+
+
+def add_several(parser: Parser, name: str, metavar: str, help: str, *, type: Any = str) -> None:
+    """An option of one or more values, which may come several times; none when not given."""
     parser.add_argument(
-        "--same", type=str, nargs="+", action="extend", default=[], metavar="COLUMN", help=same
+        name, type=type, nargs="+", action="extend", default=[], metavar=metavar, help=help
     )
 
 

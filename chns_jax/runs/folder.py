@@ -24,14 +24,6 @@ from chns_jax.corpus.split import make_split, voices_folder
 from chns_jax.devices import processes
 from chns_jax.sampling import clusters as tables
 
-try:
-    import fcntl
-except ImportError:  # on Windows
-    fcntl = None
-
-
-LOOK = 0.05  # seconds, longer than `is_at_work` holds a lock
-
 
 class AtWork(UserError):
     """Another training holds the run folder."""

@@ -81,9 +81,7 @@ def read(path: str) -> Study:
     if taken is not None:
         raise UserError(f"the arm {taken[0]}{where} sets {taken[1]}, which the study sets: drop it")
     seeds = read_value("seeds", tuple[Seed, ...], written.get("seeds"), where=where)
-    if not seeds:
-        raise UserError(f"seeds{where} must be one or more different numbers")
-    check_different(seeds, f"seeds{where}")
+    check_seeds(seeds, f"seeds{where}")
     lists = {}
     for name, of_list in _section("lists", written.get("lists") or {}, where).items():
         of_list = _section(f"lists.{name}", of_list, where)
@@ -115,16 +113,17 @@ def part_of(study: Study, arms: Sequence[str], seeds: Sequence[int], baseline: s
             f"--arms leaves out {baseline}, which changes are measured from: name it too, or "
             "another as --baseline"
         )
-    check_different(seeds, "--seeds")
+    if seeds:
+        check_seeds(seeds, "--seeds")
     chosen = {arm: of for arm, of in study.arms.items() if not arms or arm in arms}
     return dataclasses.replace(
         study, arms=chosen, seeds=tuple(seeds) or study.seeds, baseline=baseline
     )
 
 
-def check_different(seeds: Sequence[int], name: str) -> None:
-    """Raises UserError, which calls them `name`, for a seed that comes twice."""
-    if len(set(seeds)) < len(seeds):
+def check_seeds(seeds: Sequence[int], name: str) -> None:
+    """Raises UserError, which calls them `name`, where there is none or one comes twice."""
+    if not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"{name} must be one or more different numbers")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -98,19 +99,15 @@ def _changes(rows: Sequence[ComparedMetric], baseline: str) -> Html:
     of_eer = [row for row in rows if row.metric == "eer" and row.system != baseline]
     for trials in dict.fromkeys(row.trials for row in of_eer):
         of_list = [row for row in of_eer if row.trials == trials]
-        change = [100 * (row.change or 0.0) for row in of_list]
-        low, high = (
-            [change[i] if end is None else 100 * end for i, end in enumerate(ends)]
-            for ends in zip(*((row.change_low, row.change_high) for row in of_list), strict=True)
-        )
+        change = [row.change or 0.0 for row in of_list]
         drawn.add_trace(
             go.Scatter(
-                x=change, y=[row.system for row in of_list], mode="markers", name=trials,
-                orientation="h",
-                error_x={
-                    "type": "data", "array": np.subtract(high, change),
-                    "arrayminus": np.subtract(change, low),
-                },
+                x=[100 * value for value in change], y=[row.system for row in of_list],
+                error_x=_bars(
+                    change, [row.change_low for row in of_list],
+                    [row.change_high for row in of_list],
+                ),
+                mode="markers", name=trials, orientation="h",
                 text=[f"{row.better} of {row.runs} seeds below" for row in of_list],
                 hovertemplate=f"%{{y}}, {trials}: %{{x:+.1f}} %, %{{text}}<extra></extra>",
             )
@@ -168,7 +165,7 @@ def _curves(
         )  # fmt: skip
     drawn.update_xaxes(title="step")
     drawn.update_yaxes(title=unit)
-    return pages.figure(drawn, name)
+    return pages.figure(drawn, name, height=max(480, 130 + 28 * len(study.arms)))  # all named
 
 
 def _against(
@@ -186,13 +183,14 @@ def _against(
     for trials in dict.fromkeys(row.trials for row in of_eer):
         line = [row for row in of_eer if row.trials == trials]
         line.sort(key=lambda row: value_of(arms[row.system]))
-        above = [100 * ((row.high or row.value) - row.value) for row in line]
-        below = [100 * (row.value - (row.low or row.value)) for row in line]
         drawn.add_trace(
             go.Scatter(
                 x=[value_of(arms[row.system]) for row in line],
                 y=[100 * row.value for row in line],
-                error_y={"type": "data", "array": above, "arrayminus": below},
+                error_y=_bars(
+                    [row.value for row in line], [row.low for row in line],
+                    [row.high for row in line],
+                ),
                 mode="lines+markers", name=trials, text=[row.system for row in line],
                 hovertemplate="%{text}: %{y:.2f} %<extra></extra>",
             )
@@ -201,6 +199,18 @@ def _against(
     drawn.update_xaxes(title=axis)
     drawn.update_yaxes(title="EER (%)")
     return pages.figure(drawn, name)
+
+
+def _bars(
+    values: Sequence[float], low: Sequence[float | None], high: Sequence[float | None]
+) -> dict[str, Any]:
+    """Plotly's bars of intervals around fractions, in percent; of no length where there is none."""
+    pairs = [*zip(values, low, high, strict=True)]
+    return {
+        "type": "data",
+        "array": [0.0 if top is None else 100 * (top - value) for value, _, top in pairs],
+        "arrayminus": [0.0 if end is None else 100 * (value - end) for value, end, _ in pairs],
+    }
 
 
 def _comparable(runs: Sequence[Run], free: Sequence[str]) -> dict[str, Config]:

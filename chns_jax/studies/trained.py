@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,13 +15,25 @@ from chns_jax.config import Config
 from chns_jax.runs.folder import AtWork, RunFolder, is_at_work, is_complete, read_summary
 from chns_jax.studies.definition import Run
 
+Train = Callable[[Config, ExitStack], None]  # that of chns_jax.train
 
-def train_run(one: Run, runs: Sequence[Run], train: Callable[[Config, ExitStack], None]) -> bool:
-    """Train one of the `runs` with `train`, that of chns_jax.train; whether it was trained here:
-    not if it is complete, or another process is at it.
 
-    Raises UserError as that does, with the run's name.
+def train_runs(runs: Sequence[Run], train: Train) -> Iterator[Run]:
+    """Train all that are not complete and that no other process is at; yields each when it ends.
+
+    Raises UserError as `train` does, with the run's name.
     """
+    trained = True
+    while trained:  # again, as another process may leave a run that it has begun
+        trained = False
+        for one in runs:
+            if _train_run(one, runs, train):
+                trained = True
+                yield one
+
+
+def _train_run(one: Run, runs: Sequence[Run], train: Train) -> bool:
+    """Whether it was trained here."""
     folder = folder_of(one)
     if is_complete(folder, one.config) or is_at_work(folder, one.config):
         return False
