@@ -5,6 +5,7 @@ import fcntl
 import gc
 import importlib
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -37,8 +38,17 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+# Annotations hold at every call, but where text and options are read: there, where there is no
+# array, small functions are called a million times. Their types are pyright's.
+MODULES = {
+    module.name for module in pkgutil.iter_modules([str(Path(__file__).parents[1] / "chns_jax")])
+}
+CHECKED = [f"chns_jax.{name}" for name in sorted(MODULES - {"common", "config"})]
+jaxtyping.install_import_hook(CHECKED, "shape_checker.check")
 
 pytest.register_assert_rewrite("support")
 

@@ -127,13 +127,17 @@ def test_micro_batches_have_the_gradient_of_their_definition():
     _, encoder, state, step = build(config)
     batch = noisy(audio())
     seed, slot = config.training.seed, jnp.arange(16)
-    crops, labels = augment_audio(
-        jax.tree.map(jnp.asarray, {**batch, "slot": slot}), jnp.asarray(RIRS), augment,
-        seed=seed, step=jnp.int32(0), samples=config.crop_samples, speakers=8, pairs=8,
-    )  # fmt: skip
-    frames = log_mel(crops, config.features)
-    frames = mask_spectrogram(frames, augment.spec_augment, slot_keys(seed, 0, slot))
 
+    @jax.jit
+    def augmented(batch):
+        crops, labels = augment_audio(
+            {**batch, "slot": slot}, jnp.asarray(RIRS), augment,
+            seed=seed, step=jnp.int32(0), samples=config.crop_samples, speakers=8, pairs=8,
+        )  # fmt: skip
+        frames = log_mel(crops, config.features)
+        return mask_spectrogram(frames, augment.spec_augment, slot_keys(seed, 0, slot)), labels
+
+    frames, labels = augmented(batch)
     before = state.variables["batch_stats"]
 
     def loss_of(params):
@@ -465,5 +469,5 @@ def test_running_statistics_stay_once_batches_are_from_clusters():
     statistics = (x.variables["batch_stats"] for x in (after, state))
     jax.tree.map(np.testing.assert_array_equal, *statistics)
     crops = jnp.asarray(batch["audio"][:, :3200])
-    z = embed_step(state.variables, crops, config=config, encoder=encoder)
+    z = jax.jit(partial(embed_step, config=config, encoder=encoder))(state.variables, crops)
     np.testing.assert_allclose(metrics["z"], unit(np.asarray(z)), atol=1e-5)
