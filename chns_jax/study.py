@@ -6,13 +6,13 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from chns_jax import config as configs
 from chns_jax.common import packaged
 from chns_jax.common.command_line import add_checkpoint, add_several, make_parser, parse
 from chns_jax.common.errors import UserError, run
-from chns_jax.common.values import NonNegativeInt, PositiveInt
+from chns_jax.common.values import NonNegativeInt, PositiveInt, between
 from chns_jax.compare import pair_lists
 from chns_jax.studies import definition
 from chns_jax.verification.trial_options import (
@@ -22,6 +22,7 @@ from chns_jax.verification.trial_options import (
     make_cohort_for,
 )
 
+Folds = Annotated[int, between(2, 1000)]
 WRITTEN = TABLE, CSV, PAGE = "table.md", "table.csv", "study.html"
 
 if TYPE_CHECKING:
@@ -82,6 +83,15 @@ def main(argv: list[str]) -> None:
         metavar="DIR",
         help="Folder of the files that --trials name: one for all, or one for each list.",
     )
+    parser.add_argument(
+        "--folds",
+        type=Folds | None,
+        default=None,
+        metavar="K",
+        help="Hold every speaker of --data.trials out once, or of --data.root without: each arm "
+        "and seed is trained K times, every time without another part of them, and the table has "
+        "means over the parts. All runs hold the same speakers out when not given.",
+    )
     add_norm_arguments(parser)
     add_checkpoint(parser)
     parser.add_argument(
@@ -97,27 +107,38 @@ def main(argv: list[str]) -> None:
     from chns_jax.reports import pages
     from chns_jax.scoring.bootstrap import check_replicates
     from chns_jax.studies.checks import check_cohort, check_corpora, check_lists, checked_checkpoint
+    from chns_jax.studies.folds import hold_out_in_turn
     from chns_jax.studies.held_out import hold_out
 
     study = definition.read(packaged.find(chosen.study, packaged.STUDY))
     study = definition.part_of(study, chosen.arms, chosen.seeds, chosen.baseline)
     named = {"out": f"studies/{Path(chosen.study).name.partition('.')[0]}"}
     config = configs.read(parser, argv, defaults={**named, **study.base})
-    runs = definition.runs_of(study, config)
+    runs = definition.runs_of(study, [config])
     # What is wrong is said before JAX is imported, and before hours of training.
     check_out(config)
     check_norm_arguments(chosen)
-    checkpoint = checked_checkpoint(chosen.checkpoint, runs)
+    checkpoint = checked_checkpoint(chosen.checkpoint, runs, folds=chosen.folds)
     check_replicates(chosen.replicates)
     pages.check_plotly()
-    if config.data.held_out and not (chosen.trials or study.lists or config.data.trials):
-        config = hold_out(config)
-        runs = definition.runs_of(study, config)
-    lists = choose_lists(study, config, chosen.trials, chosen.root)
-    check_lists(lists, runs)
-    check_corpora(runs[: len(study.arms)])
-    if chosen.cohort:
-        check_cohort(chosen.cohort, lists, config)
+    folds, other_lists = [config], bool(chosen.trials or study.lists)
+    if chosen.folds:
+        if other_lists:
+            raise UserError(
+                "--folds scores the speakers that it holds out: leave out --trials and lists, and "
+                "give lists of the speakers of data.root as --data.trials"
+            )
+        folds = hold_out_in_turn(config, chosen.folds)
+    elif config.data.held_out and not (other_lists or config.data.trials):
+        folds = [hold_out(config)]
+    runs = definition.runs_of(study, folds)
+    lists = [choose_lists(study, fold, chosen.trials, chosen.root) for fold in folds]
+    of_a_seed = len(study.arms) * len(folds)
+    for of_fold in lists:
+        check_lists(of_fold, runs)
+        if chosen.cohort:
+            check_cohort(chosen.cohort, of_fold, config)
+    check_corpora(runs[:of_a_seed])
 
     from chns_jax.common import locks
     from chns_jax.common.console import say
@@ -129,6 +150,9 @@ def main(argv: list[str]) -> None:
     from chns_jax.train import train
 
     out, scores = Path(config.out).expanduser(), describe_norm(chosen)
+    if len(folds) > 1:
+        of_folds = f"Every speaker is held out once, in {len(folds)} folds, whose means these are."
+        scores = f"{of_folds} {scores}".strip()
     check_place(out / TABLE)
 
     def write_results() -> tuple[int, str]:
@@ -138,7 +162,7 @@ def main(argv: list[str]) -> None:
         with open(out / "lock", "a") as lock:
             locks.hold(lock, wait=True)
             seeds = complete_seeds(runs)
-            complete = runs[: seeds * len(study.arms)]
+            complete = runs[: seeds * of_a_seed]
             rows = score_runs(
                 complete, lists, baseline=study.baseline, checkpoint=checkpoint,
                 cohort_for=partial(make_cohort_for, chosen), replicates=chosen.replicates,

@@ -81,6 +81,18 @@ def test_a_replicate_without_targets_or_impostors_is_drawn_again():
         replicates(lambda weights: weights, labels[:1], one[:1], other[:1], seed=0, count=1)
 
 
+def test_each_part_of_a_replicate_has_targets_and_impostors():
+    labels = np.array([True, False, True, False])
+    one, other = np.array([0, 1, 2, 3]), np.array([0, 0, 2, 2])
+    parts = [slice(0, 2), slice(2, 4)]
+    options = {"seed": 0, "count": 20, "parts": parts}
+    weights = replicates(lambda weights: weights, labels, one, other, **options)
+    np.testing.assert_array_equal(weights, 1)  # all four speakers must be drawn
+    with pytest.raises(ValueError, match="both target and impostor"):
+        parts = [slice(0, None, 2), slice(1, None, 2)]
+        replicates(np.sum, labels, one, other, seed=0, count=20, parts=parts)
+
+
 def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     labels, one, other = all_trials()
     by_speakers, of_trials = [], []

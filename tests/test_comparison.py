@@ -178,3 +178,26 @@ def test_paired_runs_are_resampled_with_the_speakers(trials):
     with pytest.raises(ValueError, match="as many runs"):
         compare("x", *trials, {"base": scores["base"], "good": scores["good"][:2]},
                 baseline="base", seed=1, count=20, paired=True)  # fmt: skip
+
+
+def test_folds_have_thresholds_of_their_own(trials):
+    """Their metrics are means over them, their replicates draw from the speakers of all."""
+    labels, one, other = trials
+    scores = [scores_of(trials, 0, 1.0), scores_of(trials, 1, 2.0)]
+    shifted = np.concatenate([scores[0], scores[1] + 100])
+    both = [np.tile(labels, 2), *(np.append(side, side + SPEAKERS) for side in (one, other))]
+    folds = np.repeat([4, 2], len(labels))
+    options = {"baseline": None, "seed": 3, "count": 50}
+    eer, *_ = compare("x", *both, {"a": [shifted]}, folds=folds, **options)
+    assert eer.value == pytest.approx(np.mean([metrics.eer(labels, of) for of in scores]))
+    assert eer.speakers == 2 * SPEAKERS and eer.targets == 2 * labels.sum()
+    parts = [np.flatnonzero(folds == fold) for fold in (2, 4)]
+    drawn = []
+    for replicate in range(50):
+        weights = speaker_weights(*both, 2 * SPEAKERS, seed=3, replicate=replicate, parts=parts)
+        drawn.append(
+            np.mean([metrics.eer(both[0][p], shifted[p], weights=weights[p]) for p in parts])
+        )
+    assert (eer.low, eer.high) == pytest.approx((sorted(drawn)[1], sorted(drawn)[48]))
+    joined, *_ = compare("x", *both, {"a": [shifted]}, **options)
+    assert joined.value > eer.value  # by one threshold for both

@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import json
+import re
 import time
 from dataclasses import replace
 from functools import lru_cache
@@ -49,7 +50,7 @@ def written(tmp_path):
 def test_a_study_is_every_arm_with_every_seed(written):
     study = definition.read(written(STUDY))
     config = configs.replaced(configs.Config(out="here"), study.base)
-    runs = definition.runs_of(study, config)
+    runs = definition.runs_of(study, [config])
     assert [one.name for one in runs] == [
         f"{arm}-{seed}" for seed in (3, 1) for arm in ("random", "chns", "whole")
     ]
@@ -88,7 +89,7 @@ def test_the_keys_of_a_list_are_in_any_order(written):
 )
 def test_mistakes_of_a_study(written, old, new, message):
     with pytest.raises(UserError, match=message):
-        definition.runs_of(definition.read(written(STUDY.replace(old, new))), configs.Config())
+        definition.runs_of(definition.read(written(STUDY.replace(old, new))), [configs.Config()])
 
 
 def test_a_part_of_a_study_is_in_its_order_and_from_another_baseline(written):
@@ -117,10 +118,10 @@ def test_mistakes_of_a_part(written, arms, seeds, baseline, message):
 def test_a_curve_over_ratios_has_one_arm_of_each(written):
     arms = "  h0: {sampler.hard_ratio: 0.0}\n  h100: {sampler.hard_ratio: 1.0}\n"
     study = definition.read(written(f"{STUDY}{arms}"))
-    drawn = arms_of_ratios(definition.runs_of(study, configs.Config()))
+    drawn = arms_of_ratios(definition.runs_of(study, [configs.Config()]))
     assert list(drawn) == ["chns", "h0", "h100"]  # h0 in place of random
     study = definition.part_of(study, ["random", "chns", "h100", "whole"], [], None)
-    drawn = arms_of_ratios(definition.runs_of(study, configs.Config()))
+    drawn = arms_of_ratios(definition.runs_of(study, [configs.Config()]))
     assert list(drawn) == ["random", "chns", "h100"]
 
 
@@ -161,7 +162,9 @@ def scored(monkeypatch):
     """In place of scores: how many runs were to be scored, and on which lists."""
     asked = []
     monkeypatch.setattr(
-        table, "score_runs", lambda runs, lists, **_: asked.append((len(runs), list(lists))) or []
+        table,
+        "score_runs",
+        lambda runs, lists, **_: asked.append((len(runs), list(lists[-1]))) or [],
     )
     return asked
 
@@ -324,7 +327,7 @@ def test_a_base_may_have_a_seed(written, tmp_path):
     (tmp_path / "base.yaml").write_text("training: {seed: 4}\n")
     study = definition.read(written(STUDY))
     config = configs.replaced(configs.Config(), study.base)
-    assert {one.seed for one in definition.runs_of(study, config)} == {3, 1}
+    assert {one.seed for one in definition.runs_of(study, [config])} == {3, 1}
 
 
 @pytest.mark.long
@@ -342,7 +345,7 @@ def test_trained_runs_are_compared(command, study, tmp_path):
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
 def test_every_study_is_one(path):
     study = definition.read(str(path))
-    runs = definition.runs_of(study, configs.replaced(configs.Config(), study.base))
+    runs = definition.runs_of(study, [configs.replaced(configs.Config(), study.base)])
     assert len(runs) == len(study.seeds) * len(study.arms) >= 3
     assert f"python -m chns_jax.study configs/lab/{path.name}" in path.read_text()
 
@@ -375,3 +378,54 @@ def test_speakers_are_held_out_once_for_all_seeds(command, study, scored, tmp_pa
     assert "run " not in command(*arguments, "--data.held_out", 2)[1]
     _, said = command(*arguments, "--data.held_out", 3, status=2)
     assert f"{trials} has other trials than" in said and trials.read_text() == before
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["all", "listed"])
+def test_every_speaker_is_held_out_once(command, study, scored, tmp_path, monkeypatch, listed):
+    """Of the folder's twelve, or of the eleven of a list, which loses its trials between folds."""
+    monkeypatch.setattr("chns_jax.train.train", untrained)
+    arguments = [*study[: study.index("--data.trials")], "--out", tmp_path / "out", "--folds", 2]
+    arguments += ["--sampler.speakers", 2, "--sampler.clusters", 2]
+    lines, name = pairs_of_tones(11), "eleven" if listed else "all"
+    (tmp_path / "eleven.txt").write_text("".join(lines))
+    if listed:
+        arguments += ["--data.trials", tmp_path / "eleven.txt"]
+    assert "run 8 of 8: chance-1-fold2" in command(*arguments)[1]
+    assert scored == [(4, [name]), (8, [name])]
+    texts = [(tmp_path / f"out/trials/fold{k}/{name}.txt").read_text() for k in (1, 2)]
+    held_out = [set(re.findall(r"s\d\d", text)) for text in texts]
+    assert [*map(len, held_out)] == [6, 5 if listed else 6] and not held_out[0] & held_out[1]
+    if listed:
+        of_folds = [
+            [line for line in lines if {*re.findall(r"s\d\d", line)} <= of] for of in held_out
+        ]
+        assert texts == ["".join(of_fold) for of_fold in of_folds]
+    for fold, speakers in enumerate(held_out, start=1):
+        path = tmp_path / f"out/runs/chance-1-fold{fold}/config.yaml"
+        training = make_split(configs.load(["--config", str(path)])).training
+        assert set(training.speakers) == {f"s{s:02d}" for s in range(12)} - speakers
+
+
+def test_the_table_of_folds_has_their_means(command, study, tones, tmp_path, monkeypatch):
+    monkeypatch.setattr("chns_jax.train.train", untrained)
+    arguments = [*study[: study.index("--data.trials")], "--out", tmp_path / "out", "--folds", 2]
+    arguments += ["--sampler.speakers", 2, "--sampler.clusters", 2, "--seeds", 1]
+    table, _ = command(*arguments, "--arms", "random")
+    assert "of 12 speakers" in table and "Every speaker is held out once, in 2 folds" in table
+    of_folds = []
+    for fold in (1, 2):
+        where = ["--trials", tmp_path / f"out/trials/fold{fold}/all.txt", "--root", tones]
+        run = tmp_path / f"out/runs/random-1-fold{fold}"
+        command("compare", run, *where, "--replicates", 20, "--out", tmp_path / f"fold{fold}")
+        with open(tmp_path / f"fold{fold}.csv", newline="") as file:
+            of_folds.append(float(next(csv.DictReader(file))["value"]))
+    assert float(rows_of(tmp_path / "out")[0]["value"]) == pytest.approx(sum(of_folds) / 2)
+
+
+def test_a_list_too_short_for_folds(command, study, tmp_path, monkeypatch):
+    monkeypatch.setattr("chns_jax.train.train", lambda *_: pytest.fail("it trains"))
+    few = "".join(line for line in pairs_of_tones(10) if line[0] == "1" or "s00/r0/u0" in line)
+    (tmp_path / "few.txt").write_text(few)
+    arguments = [*study, "--folds", 2, "--data.trials", tmp_path / "few.txt"]
+    _, said = command(*arguments, status=2)
+    assert "the list few has no targets or no impostors among the 5 speakers of fold" in said

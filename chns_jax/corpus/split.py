@@ -79,6 +79,11 @@ def make_split(config: Config) -> Split:
     return Split(everyone.select(kept), validation, trials, everyone.broken)
 
 
+def open_main(config: Config) -> Corpus:
+    """The corpus of `data.root`; the built-in one is written first where it is missing."""
+    return open_corpus(_root(config), config.data.cache)
+
+
 def validating_speakers(validation: Corpus, trials: Mapping[str, Trials]) -> np.ndarray:
     """Names of the speakers of any of the lists."""
     rows = trial_lists.utterances_of(trials.values())

@@ -9,7 +9,7 @@ speakers: a pair counts as often as the product of the draws of its two.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from chns_jax.common.randomness import Purpose, generator
 LEVEL = 0.95
 FEWEST_REPLICATES = 20  # with fewer, none lies beyond the ends of an interval of 95 %
 MOST_REPLICATES = 1_000_000
+WHOLE = (slice(None),)  # a list of one part
 # The draws of fewer speakers are nearly always the same few, whose spread says nothing.
 FEWEST_SPEAKERS = 5
 
@@ -45,19 +46,22 @@ def speaker_weights(
     *,
     seed: int,
     replicate: int,
+    parts: Sequence[slice | np.ndarray] = WHOLE,
 ) -> np.ndarray:
     """How often each trial (m,) counts in a replicate: whole numbers, a function of its arguments.
 
     As many speakers as there are, are drawn with replacement. `enrolment` and `test` (m,) are the
     speakers of the trials, 0 to `speakers` - 1; a trial of one speaker counts as often as the
     speaker is drawn, a trial of two as the product of their draws. Drawn again until there are
-    target and impostor trials, which `labels` (m,) bool tell apart.
+    target and impostor trials, which `labels` (m,) bool tell apart, in each of the `parts` of the
+    list.
     """
     rng = generator(seed, Purpose.BOOTSTRAP, replicate)
     while True:
         draws = np.bincount(rng.integers(speakers, size=speakers), minlength=speakers).astype(float)
         weights = draws[enrolment] * np.where(enrolment == test, 1.0, draws[test])
-        if 0 < weights.sum(where=labels) < weights.sum():
+        of_parts = [(weights[part], labels[part]) for part in parts]
+        if all(0 < w.sum(where=targets) < w.sum() for w, targets in of_parts):
             return weights
 
 
@@ -69,22 +73,31 @@ def replicates(
     *,
     seed: int,
     count: int,
+    parts: Sequence[slice | np.ndarray] = WHOLE,
 ) -> np.ndarray:
     """`statistic` of the trial weights of each replicate, (count, ...).
 
     Labels and speakers of the trials are as in `speaker_weights`, but their speakers may have any
     numbers. Statistics of one seed and one list are paired: replicate i draws the same speakers.
-    Raises ValueError when there are no target or no impostor trials.
+    Raises ValueError when there are no target or no impostor trials, in one of the `parts` even.
     """
     labels = np.asarray(labels).astype(bool)
-    if labels.all() or not labels.any():
+    if any(labels[part].all() or not labels[part].any() for part in parts):
         raise ValueError("a bootstrap needs both target and impostor trials")
     names, speaker = np.unique(np.stack([enrolment, test]), return_inverse=True)
     enrolment, test = speaker.reshape(2, -1)
     return np.stack(
         [
             statistic(
-                speaker_weights(labels, enrolment, test, len(names), seed=seed, replicate=replicate)
+                speaker_weights(
+                    labels,
+                    enrolment,
+                    test,
+                    len(names),
+                    seed=seed,
+                    replicate=replicate,
+                    parts=parts,
+                )  # fmt: skip
             )
             for replicate in progress_bar(
                 range(count), what="resampling speakers", unit="replicate", total=count

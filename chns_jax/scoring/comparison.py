@@ -11,7 +11,7 @@ import numpy as np
 
 from chns_jax.common.randomness import Purpose, generator
 from chns_jax.scoring import metrics
-from chns_jax.scoring.bootstrap import FEWEST_SPEAKERS, interval, replicates
+from chns_jax.scoring.bootstrap import FEWEST_SPEAKERS, WHOLE, interval, replicates
 
 METRICS = ("eer", *(f"min_dcf_{p:g}" for p in metrics.P_TARGETS))
 
@@ -49,18 +49,25 @@ def compare(
     seed: int,
     count: int,
     paired: bool = False,
+    folds: np.ndarray | None = None,
 ) -> list[ComparedMetric]:
     """The rows of one trial list: each system by each metric, in order.
 
     `enrolment` and `test` (m,) are the speakers of the trials, `scores` the scores (m,) of each run
     of each system, `baseline` one of the systems; `count` replicates are drawn. `paired`: run i of
     every system is of one seed, and replicates draw runs too, the same of all systems, so that the
-    intervals cover speakers and seeds. Raises ValueError as `metrics` does, and when `paired`
-    systems have different numbers of runs.
+    intervals cover speakers and seeds. `folds` (m,) are numbers of parts of the list, each of
+    speakers of its own: a metric is the mean over them, as each has thresholds of its own. Raises
+    ValueError as `metrics` does, and when `paired` systems have different numbers of runs.
     """
     labels = np.asarray(labels).astype(bool)
+    parts: Sequence[slice | np.ndarray] = WHOLE
+    if folds is not None:
+        parts = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
     rankings = [
-        metrics.corners(metrics.rank(labels, run)) for runs in scores.values() for run in runs
+        [metrics.corners(metrics.rank(labels[part], run[part])) for part in parts]
+        for runs in scores.values()
+        for run in runs
     ]
     counts = [len(runs) for runs in scores.values()]
     if paired and len(set(counts)) > 1:
@@ -69,14 +76,17 @@ def compare(
 
     def of_runs(weights: np.ndarray | None) -> np.ndarray:
         """(runs of all systems, metrics)"""
-        return np.array([_figures(ranking, weights) for ranking in rankings])
+        of_parts = [None if weights is None else weights[part] for part in parts]
+        return np.array(
+            [np.mean([*map(_figures, ranking, of_parts)], axis=0) for ranking in rankings]
+        )
 
     by_system = dict(zip(scores, np.split(of_runs(None), ends), strict=True))
     speakers = len(np.union1d(enrolment, test))
     about = int(np.count_nonzero(labels)), int(np.count_nonzero(~labels)), speakers
     drawn_by_system = None
     if speakers >= FEWEST_SPEAKERS:
-        drawn = replicates(of_runs, labels, enrolment, test, seed=seed, count=count)
+        drawn = replicates(of_runs, labels, enrolment, test, seed=seed, count=count, parts=parts)
         of_systems = np.split(drawn, ends, axis=1)
         if paired:
             picked = _picked_runs(counts[0], seed=seed, count=count)[:, :, None]

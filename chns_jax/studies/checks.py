@@ -21,8 +21,9 @@ from chns_jax.scoring.norm import check_apart, check_enough
 from chns_jax.studies.definition import Run, TrialList
 
 
-def checked_checkpoint(given: str, runs: Sequence[Run]) -> str:
-    """The checkpoint that runs are scored by. Raises UserError for one that a run will not hold."""
+def checked_checkpoint(given: str, runs: Sequence[Run], *, folds: int | None) -> str:
+    """The checkpoint that runs are scored by. Raises UserError for one that a run will not hold, by
+    its config or, where there are `folds`, by the lists that these will bring."""
     count = averaged(given)
     if count is not None:
         for one in runs:
@@ -35,7 +36,7 @@ def checked_checkpoint(given: str, runs: Sequence[Run]) -> str:
     which = read_value("--checkpoint", Literal["last"] | Literal["best"] | NonNegativeInt, given)
     for one in runs:
         data, steps = one.config.data, one.config.training.steps
-        if which == "best" and not (data.trial_lists or data.held_out):
+        if which == "best" and not (data.trial_lists or data.held_out or folds):
             raise UserError(
                 f"--checkpoint best needs a validation, which the run {one.name} has not: give "
                 "--data.trials LIST"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,11 +46,12 @@ class Run(NamedTuple):
 
     arm: str
     seed: int
+    fold: int  # 0 where there is one
     config: Config
 
     @property
     def name(self) -> str:
-        return f"{self.arm}-{self.seed}"
+        return Path(self.config.out).name
 
 
 def read(path: str) -> Study:
@@ -127,31 +129,33 @@ def check_seeds(seeds: Sequence[int], name: str) -> None:
         raise UserError(f"{name} must be one or more different numbers")
 
 
-def runs_of(study: Study, config: Config) -> list[Run]:
+def runs_of(study: Study, folds: Sequence[Config]) -> list[Run]:
     """Every training, seed by seed, so that what is done early can be compared early.
 
-    `config` is what all share; each run lies in a folder of its own under its `out`. Raises
-    UserError for an arm that makes no config, two that are alike, or a `config` with a seed or
-    with several hosts.
+    `folds` is what all share: a config, or one for each fold of the speakers. Each run lies in a
+    folder of its own under its `out`. Raises UserError for an arm that makes no config, two that
+    are alike, or a config with a seed or with several hosts.
     """
-    seed = config.training.seed
+    seed = folds[0].training.seed
     if seed != study.base.get("training.seed", Config().training.seed):
         raise UserError(
             f"training.seed {seed} does nothing here, as the study sets the seeds: give --seeds "
             f"{seed} in its place"
         )
     runs = []
-    for seed in study.seeds:
-        for arm, changes in study.arms.items():
-            made = configs.replaced(config, changes, f" of the arm {arm} in {study.path}")
-            if made.hosts.several:
-                raise UserError(
-                    "hosts does nothing here, as each run of a study is trained on one: leave it "
-                    "out, and give the same command on every host, which then share the runs"
-                )
-            training = dataclasses.replace(made.training, seed=seed)
-            out = str(Path(config.out, "runs", f"{arm}-{seed}"))
-            runs.append(Run(arm, seed, dataclasses.replace(made, out=out, training=training)))
+    for seed, (fold, config), (arm, changes) in itertools.product(
+        study.seeds, enumerate(folds), study.arms.items()
+    ):
+        made = configs.replaced(config, changes, f" of the arm {arm} in {study.path}")
+        if made.hosts.several:
+            raise UserError(
+                "hosts does nothing here, as each run of a study is trained on one: leave it "
+                "out, and give the same command on every host, which then share the runs"
+            )
+        training = dataclasses.replace(made.training, seed=seed)
+        name = f"{arm}-{seed}" if len(folds) == 1 else f"{arm}-{seed}-fold{fold + 1}"
+        out = str(Path(config.out, "runs", name))
+        runs.append(Run(arm, seed, fold, dataclasses.replace(made, out=out, training=training)))
     first = runs[: len(study.arms)]
     for i, run in enumerate(first):
         for other in first[:i]:

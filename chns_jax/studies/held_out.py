@@ -25,15 +25,15 @@ def hold_out(config: Config) -> Config:
     folder = Path(config.out, "trials")
     paths = {name: str(folder / f"{name}.txt") for name in split.trials}
     for name, path in paths.items():
-        _write_once(Path(path).expanduser(), split.trials[name], split.validation)
+        write_once(Path(path).expanduser(), split.trials[name], split.validation)
     data = dataclasses.replace(
         config.data, trials=tuple(paths.values()), trials_root=None, held_out=0
     )
     return dataclasses.replace(config, data=data)
 
 
-def _write_once(path: Path, trials: Trials, corpus: Corpus) -> None:
-    """Raises UserError for a file that holds anything else."""
+def write_once(path: Path, trials: Trials, corpus: Corpus) -> None:
+    """Write a list that is not there. Raises UserError for a file that holds anything else."""
     if not path.exists():
         trial_lists.write(path, trials, corpus)
         return
@@ -43,6 +43,6 @@ def _write_once(path: Path, trials: Trials, corpus: Corpus) -> None:
         )
     if not same:
         raise UserError(
-            f"{path} has other trials than the speakers make whom data.held_out draws now: give "
-            "another --out, or these lists as --data.trials"
+            f"{path} has other trials than the speakers make who are held out now: give another "
+            "--out, or these lists as --data.trials"
         )

@@ -14,7 +14,7 @@ from chns_jax.verification.cohort import Cohort
 
 def score_runs(
     runs: Sequence[Run],
-    lists: Mapping[str, TrialList],
+    lists: Sequence[Mapping[str, TrialList]],
     *,
     baseline: str,
     checkpoint: str,
@@ -24,21 +24,23 @@ def score_runs(
 ) -> list[ComparedMetric]:
     """The rows of trained runs, which are of the same seeds for each arm, as `evaluation.compare`.
 
-    `cohort_for` gives the impostors of AS-norm for a model and a cache. Embeddings are kept in the
-    runs' cache, so that a list costs little the second time.
+    `lists` are those of each fold, of the same names. `cohort_for` gives the impostors of AS-norm
+    for a model and a cache. Embeddings are kept in the runs' cache, so that a list costs little the
+    second time.
     """
-    scored: dict[str, dict[str, list[evaluation.Scores]]] = {name: {} for name in lists}
+    scored: dict[str, list[dict[str, list[evaluation.Scores]]]]  # by list, fold and arm
+    scored = {name: [{} for _ in lists] for name in lists[0]}
     for one in runs:
         encoder = model.load(one.config.out, checkpoint)
         cache = one.config.data.cache
         cohort = cohort_for(encoder, cache)
-        for name, (trials, root) in lists.items():
+        for name, (trials, root) in lists[one.fold].items():
             of_run = evaluation.score(encoder, trials, root, cache, cohort=cohort)
-            scored[name].setdefault(one.arm, []).append(of_run)
+            scored[name][one.fold].setdefault(one.arm, []).append(of_run)
     return [
         row
-        for name, by_arm in scored.items()
-        for row in evaluation.compare(
-            name, by_arm, baseline=baseline, seed=seed, count=replicates, paired=True
+        for name, folds in scored.items()
+        for row in evaluation.compare_folds(
+            name, folds, baseline=baseline, seed=seed, count=replicates, paired=True
         )
     ]

@@ -167,11 +167,38 @@ def compare(
 ) -> list[ComparedMetric]:
     """The rows of a table about a list, `name`, which all runs of all systems have scored by
     speaker. `options` as of `comparison.compare`."""
-    of_list = next(iter(scored.values()))[0]
-    enrolment, test = of_list.enrolment_speaker, of_list.test_speaker
-    assert enrolment is not None and test is not None  # `score` says who speaks
-    scores = {system: [run.scores for run in runs] for system, runs in scored.items()}
-    return comparison.compare(name, of_list.trials.labels, enrolment, test, scores, **options)
+    return compare_folds(name, [scored], **options)
+
+
+def compare_folds(
+    name: str, folds: Sequence[Mapping[str, Sequence[Scores]]], **options: Any
+) -> list[ComparedMetric]:
+    """The same of a list in several folds: parts of it, of the speakers of one folder, which other
+    runs of the same systems have scored, as many for each fold."""
+    labels, enrolment, test, fold = [], [], [], []
+    scores: dict[str, list[list[np.ndarray]]] = {}  # by system and run
+    for number, scored in enumerate(folds):
+        of_list = next(iter(scored.values()))[0]
+        speakers = of_list.enrolment_speaker, of_list.test_speaker
+        assert speakers[0] is not None and speakers[1] is not None  # `score` says who speaks
+        labels.append(of_list.trials.labels)
+        enrolment.append(speakers[0])
+        test.append(speakers[1])
+        fold.append(np.full(len(labels[-1]), number))
+        for system, runs in scored.items():
+            of_system = scores.setdefault(system, [[] for _ in runs])
+            for parts, run in zip(of_system, runs, strict=True):
+                parts.append(run.scores)
+    joined = {system: [*map(np.concatenate, runs)] for system, runs in scores.items()}
+    return comparison.compare(
+        name,
+        np.concatenate(labels),
+        np.concatenate(enrolment),
+        np.concatenate(test),
+        joined,
+        folds=np.concatenate(fold) if len(folds) > 1 else None,
+        **options,
+    )
 
 
 @dataclass(frozen=True)
