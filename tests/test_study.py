@@ -19,6 +19,7 @@ from chns_jax.corpus.split import make_split
 from chns_jax.runs import checkpoint
 from chns_jax.runs.folder import RunFolder, claim
 from chns_jax.studies import definition, table
+from chns_jax.studies.folds import hold_out_in_turn
 from chns_jax.studies.page import arms_of_ratios
 from chns_jax.studies.trained import time_left
 
@@ -291,8 +292,8 @@ def test_what_is_wrong_is_said_before_any_training(command, study, tones, tmp_pa
     ]:
         path.write_text(f"{text}{added}\n")
         assert said in command(*study, status=2)[1]
-    path.write_text(text.replace("cluster_by: chance", f"cluster_by: chance, data.trials: {gone}"))
-    assert f"{gone} is not there: give a trial list" in command(*study, status=2)[1]
+    path.write_text(text.replace("cluster_by: chance", "cluster_by: chance, data.held_out: 2"))
+    assert "sets data.held_out, which the study sets: drop it" in command(*study, status=2)[1]
     path.write_text(text.replace("cluster_by: chance", "cluster_by: chance, sampler.speakers: 64"))
     said = command(*study, status=2)[1]
     assert "the run chance-0 cannot be trained: a batch of 64 speakers" in said
@@ -382,19 +383,19 @@ def test_speakers_are_held_out_once_for_all_seeds(command, study, scored, tmp_pa
 
 @pytest.mark.parametrize("listed", [False, True], ids=["all", "listed"])
 def test_every_speaker_is_held_out_once(command, study, scored, tmp_path, monkeypatch, listed):
-    """Of the folder's twelve, or of the eleven of a list, which loses its trials between folds."""
+    """Of a folder; or of a list, which loses its trials between folds."""
     monkeypatch.setattr("chns_jax.train.train", untrained)
     arguments = [*study[: study.index("--data.trials")], "--out", tmp_path / "out", "--folds", 2]
     arguments += ["--sampler.speakers", 2, "--sampler.clusters", 2]
-    lines, name = pairs_of_tones(11), "eleven" if listed else "all"
-    (tmp_path / "eleven.txt").write_text("".join(lines))
+    lines, name = pairs_of_tones(12), "pairs" if listed else "all"
+    (tmp_path / "pairs.txt").write_text("".join(lines))
     if listed:
-        arguments += ["--data.trials", tmp_path / "eleven.txt"]
+        arguments += ["--data.trials", tmp_path / "pairs.txt"]
     assert "run 8 of 8: chance-1-fold2" in command(*arguments)[1]
     assert scored == [(4, [name]), (8, [name])]
     texts = [(tmp_path / f"out/trials/fold{k}/{name}.txt").read_text() for k in (1, 2)]
     held_out = [set(re.findall(r"s\d\d", text)) for text in texts]
-    assert [*map(len, held_out)] == [6, 5 if listed else 6] and not held_out[0] & held_out[1]
+    assert [*map(len, held_out)] == [6, 6] and not held_out[0] & held_out[1]
     if listed:
         of_folds = [
             [line for line in lines if {*re.findall(r"s\d\d", line)} <= of] for of in held_out
@@ -428,4 +429,16 @@ def test_a_list_too_short_for_folds(command, study, tmp_path, monkeypatch):
     (tmp_path / "few.txt").write_text(few)
     arguments = [*study, "--folds", 2, "--data.trials", tmp_path / "few.txt"]
     _, said = command(*arguments, status=2)
-    assert "the list few has no targets or no impostors among the 5 speakers of fold" in said
+    assert "the list few has no targets or no impostors among the 5 speakers of a fold" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_folds_of_voices_have_the_same_lists(tmp_path):
+    """Of these twelve, only one half has two of one family."""
+    voices = configs.Voices(speakers=12, utterances=2, seconds=0.5, seed=10)
+    data = configs.Data(cache=str(tmp_path), voices=voices)
+    config = configs.Config(out=str(tmp_path / "out"), data=data)
+    assert len(make_split(replace(config, data=replace(data, held_out=11))).trials) == 2
+    folds = hold_out_in_turn(config, 2)
+    names = [[Path(path).stem for path in fold.data.trial_lists] for fold in folds]
+    assert names == [["all"], ["all"]]

@@ -18,7 +18,8 @@ from chns_jax.config import LARGEST_SEED, Config
 
 Seed = Annotated[int, between(0, LARGEST_SEED)]
 FIELDS = ("base", "baseline", "seeds", "arms", "lists")
-OF_STUDY = ("out", "training.seed")  # which an arm leaves alone
+# Which an arm leaves alone: all are scored on speakers whom none trains on.
+OF_STUDY = ("out", "training.seed", "data.trials", "data.trials_root", "data.held_out")
 LONGEST_NAME = 64  # letters of an arm's or a list's
 
 

@@ -44,5 +44,5 @@ def write_once(path: Path, trials: Trials, corpus: Corpus) -> None:
     if not same:
         raise UserError(
             f"{path} has other trials than the speakers make who are held out now: give another "
-            "--out, or these lists as --data.trials"
+            "--out, or the options that it was begun with"
         )

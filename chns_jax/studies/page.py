@@ -47,8 +47,8 @@ def write_page(
         sections.append(
             pages.section(
                 "EER over steps",
-                "Of the validation while training, by cosines: each arm's mean over seeds, and the "
-                "seeds.",
+                "Of the validation while training, by cosines: each arm's mean over its runs, and "
+                "the runs.",
                 _curves(study, runs, validated, "EER (%)", "eer"),
             )
         )
@@ -136,7 +136,7 @@ def _error_rates(trials: str, rows: Sequence[ComparedMetric]) -> Html:
 def _curves(
     study: Study, runs: Sequence[Run], points: Mapping[str, np.ndarray], unit: str, name: str
 ) -> Html:
-    """A line an arm over the steps, `points` (n, 2) of each run; thin ones are its seeds."""
+    """A line an arm over the steps, `points` (n, 2) of each run; thin ones are its runs."""
     import plotly.graph_objects as go
     from plotly.colors import qualitative
 
