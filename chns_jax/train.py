@@ -286,6 +286,8 @@ def train(config: Config, opened: ExitStack, parts: Parts | None = None) -> None
     with replacing(folder.summary) as file:
         file.write(json.dumps(summary, indent=1) + "\n")
     say(json.dumps(summary))
+    if stopped:  # after the last step; what comes after this run, as in a study, is not begun
+        sys.exit(128 + stopped[0])
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from chns_jax.common import locks
 from chns_jax.common.errors import UserError
 from chns_jax.corpus import retry
 from chns_jax.corpus.open import open_corpus
+from chns_jax.reports import training_plot
 from chns_jax.runs import folder
 from chns_jax.sampling import pipeline
 from chns_jax.training import stopping
@@ -372,6 +373,19 @@ def test_broken_files_are_skipped_and_listed(command, tmp_path):
     for utterance, content in spoilt.items():
         (root / f"s2/{utterance}.wav").write_bytes(content)
     command("train", *arguments, "--out", tmp_path / "other")
+
+
+def test_a_signal_after_the_last_step_is_no_less_one(command, tiny, monkeypatch, tmp_path):
+    """The run is complete, but a study of which it is one begins no other."""
+
+    def signalled(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(training_plot, "training_picture", signalled)
+    arguments = [*tiny, "--data.held_out", 0, "--training.steps", 1]
+    command("train", *arguments, status=128 + signal.SIGTERM)
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert "is complete" in command("train", *arguments)[1]
 
 
 def test_a_run_does_not_go_on_with_other_speakers(command, tmp_path, monkeypatch):
