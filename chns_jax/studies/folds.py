@@ -27,7 +27,7 @@ def hold_out_in_turn(config: Config, count: int) -> list[Config]:
     all of `data.root`. Raises UserError for lists that are none or not of `data.root`, for too many
     folds, and for other lists that are there.
     """
-    check(config)
+    _check(config)
     corpus = open_main(config)
     lists = _read(config, corpus)
     speakers = validating_speakers(corpus, lists) if lists else corpus.speakers
@@ -54,7 +54,7 @@ def hold_out_in_turn(config: Config, count: int) -> list[Config]:
     return made
 
 
-def check(config: Config) -> None:
+def _check(config: Config) -> None:
     """Raises UserError where others than the folds say who is held out, or lists share a name."""
     data = config.data
     if data.held_out:
