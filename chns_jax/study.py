@@ -134,11 +134,11 @@ def main(argv: list[str]) -> None:
     runs = definition.runs_of(study, folds)
     lists = [choose_lists(study, fold, chosen.trials, chosen.root) for fold in folds]
     of_a_seed = len(study.arms) * len(folds)
-    for of_fold in lists:
-        check_lists(of_fold, runs)
-        if chosen.cohort:
-            check_cohort(chosen.cohort, of_fold, config)
+    of_all = [one for of_fold in lists for one in of_fold.values()]
+    check_lists(of_all, runs)
     check_corpora(runs[:of_a_seed])
+    if chosen.cohort:
+        check_cohort(chosen.cohort, of_all, config)
 
     from chns_jax.common import locks
     from chns_jax.common.console import say

@@ -188,10 +188,10 @@ def test_folds_have_thresholds_of_their_own(trials):
     both = [np.tile(labels, 2), *(np.append(side, side + SPEAKERS) for side in (one, other))]
     folds = np.repeat([4, 2], len(labels))
     options = {"baseline": None, "seed": 3, "count": 50}
-    eer, *_ = compare("x", *both, {"a": [shifted]}, folds=folds, **options)
+    parts = [np.flatnonzero(folds == fold) for fold in (2, 4)]
+    eer, *_ = compare("x", *both, {"a": [shifted]}, parts=parts, **options)
     assert eer.value == pytest.approx(np.mean([metrics.eer(labels, of) for of in scores]))
     assert eer.speakers == 2 * SPEAKERS and eer.targets == 2 * labels.sum()
-    parts = [np.flatnonzero(folds == fold) for fold in (2, 4)]
     drawn = []
     for replicate in range(50):
         weights = speaker_weights(*both, 2 * SPEAKERS, seed=3, replicate=replicate, parts=parts)

@@ -90,16 +90,10 @@ def replicates(
         [
             statistic(
                 speaker_weights(
-                    labels,
-                    enrolment,
-                    test,
-                    len(names),
-                    seed=seed,
-                    replicate=replicate,
-                    parts=parts,
-                )  # fmt: skip
+                    labels, enrolment, test, len(names), seed=seed, replicate=i, parts=parts
+                )
             )
-            for replicate in progress_bar(
+            for i in progress_bar(
                 range(count), what="resampling speakers", unit="replicate", total=count
             )
         ]

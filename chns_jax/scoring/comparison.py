@@ -49,21 +49,18 @@ def compare(
     seed: int,
     count: int,
     paired: bool = False,
-    folds: np.ndarray | None = None,
+    parts: Sequence[slice | np.ndarray] = WHOLE,
 ) -> list[ComparedMetric]:
     """The rows of one trial list: each system by each metric, in order.
 
     `enrolment` and `test` (m,) are the speakers of the trials, `scores` the scores (m,) of each run
     of each system, `baseline` one of the systems; `count` replicates are drawn. `paired`: run i of
     every system is of one seed, and replicates draw runs too, the same of all systems, so that the
-    intervals cover speakers and seeds. `folds` (m,) are numbers of parts of the list, each of
-    speakers of its own: a metric is the mean over them, as each has thresholds of its own. Raises
-    ValueError as `metrics` does, and when `paired` systems have different numbers of runs.
+    intervals cover speakers and seeds. `parts` of the list have thresholds of their own: a metric
+    is the mean over them. Raises ValueError as `metrics` does, and when `paired` systems have
+    different numbers of runs.
     """
     labels = np.asarray(labels).astype(bool)
-    parts: Sequence[slice | np.ndarray] = WHOLE
-    if folds is not None:
-        parts = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
     rankings = [
         [metrics.corners(metrics.rank(labels[part], run[part])) for part in parts]
         for runs in scores.values()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from chns_jax.common.command_line import averaged
@@ -49,15 +49,15 @@ def checked_checkpoint(given: str, runs: Sequence[Run], *, folds: int | None) ->
     return str(which)
 
 
-def check_lists(lists: Mapping[str, TrialList], runs: Sequence[Run]) -> None:
+def check_lists(lists: Sequence[TrialList], runs: Sequence[Run]) -> None:
     """Raises UserError for a list that runs are scored on, or validate on, which cannot be read, or
     whose folder is not there."""
-    paths = [of_list.trials for of_list in lists.values()]
+    paths = [of_list.trials for of_list in lists]
     paths += [path for one in runs for path in one.config.data.trial_lists]
     for path in dict.fromkeys(paths):
         trial_lists.read(path)
     made = {os.path.abspath(voices_folder(one.config.data)) for one in runs}  # by training
-    for of_list in lists.values():
+    for of_list in lists:
         root = os.path.abspath(os.path.expanduser(of_list.root))
         if root not in made and not storage.is_url(of_list.root):
             index.check_folder(root)
@@ -78,13 +78,13 @@ def check_corpora(runs: Sequence[Run]) -> None:
             raise UserError(f"the run {one.name} cannot be trained: {error}") from error
 
 
-def check_cohort(cohort: str, lists: Mapping[str, TrialList], config: Config) -> None:
+def check_cohort(cohort: str, lists: Sequence[TrialList], config: Config) -> None:
     """Raises UserError for a folder of impostors that has fewer than two speakers, or speakers of
     the lists: those of the built-in voices are not looked at before these are made."""
     cache = config.data.cache
     impostors = open_corpus(cohort, cache)
     check_enough(impostors.speakers, cohort)
-    for of_list in lists.values():
+    for of_list in lists:
         if storage.is_url(of_list.root) or os.path.isdir(os.path.expanduser(of_list.root)):
             of_trials = trial_lists.speakers_of(of_list.trials, open_corpus(of_list.root, cache))
             check_apart(of_trials, impostors.speakers)

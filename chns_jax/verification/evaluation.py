@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,20 +176,20 @@ def compare_folds(
 ) -> list[ComparedMetric]:
     """The same of a list in several folds: parts of it, of the speakers of one folder, which other
     runs of the same systems have scored, as many for each fold."""
-    labels, enrolment, test, fold = [], [], [], []
+    labels, enrolment, test = [], [], []
     scores: dict[str, list[list[np.ndarray]]] = {}  # by system and run
-    for number, scored in enumerate(folds):
+    for scored in folds:
         of_list = next(iter(scored.values()))[0]
         speakers = of_list.enrolment_speaker, of_list.test_speaker
         assert speakers[0] is not None and speakers[1] is not None  # `score` says who speaks
         labels.append(of_list.trials.labels)
         enrolment.append(speakers[0])
         test.append(speakers[1])
-        fold.append(np.full(len(labels[-1]), number))
         for system, runs in scored.items():
             of_system = scores.setdefault(system, [[] for _ in runs])
             for parts, run in zip(of_system, runs, strict=True):
                 parts.append(run.scores)
+    ends = np.cumsum([0, *map(len, labels)]).tolist()
     joined = {system: [*map(np.concatenate, runs)] for system, runs in scores.items()}
     return comparison.compare(
         name,
@@ -196,7 +197,7 @@ def compare_folds(
         np.concatenate(enrolment),
         np.concatenate(test),
         joined,
-        folds=np.concatenate(fold) if len(folds) > 1 else None,
+        parts=[slice(*both) for both in itertools.pairwise(ends)],
         **options,
     )
 
