@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -364,6 +365,7 @@ def _reading(manager: ocp.CheckpointManager, step: int, args: dict[str, Any]) ->
     except Damaged:
         raise
     except Exception as error:  # of orbax, tensorstore, or what they meet in a damaged file
+        _let_go(error)
         fault = _fault(error, path)
         if fault is None:
             _check_alone(manager, step, args)
@@ -405,8 +407,16 @@ def _check_alone(manager: ocp.CheckpointManager, step: int, args: dict[str, Any]
     except Damaged:
         raise
     except Exception as error:
+        _let_go(error)
         if _fault(error, Path(path)) is None:
             raise Damaged(f"the checkpoint {path} is damaged") from error
+
+
+def _let_go(error: BaseException) -> None:
+    """Frees what the calls that ended in `error` hold: coroutines of orbax among it, of which each
+    would warn that it was never awaited, wherever it is freed."""
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        traceback.clear_frames(error.__traceback__)
 
 
 def _raise(error: OSError) -> None:
