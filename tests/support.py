@@ -10,7 +10,6 @@ import numpy as np
 import soundfile
 
 from chns_jax import config as configs
-from chns_jax.common.command_line import make_parser
 from chns_jax.config import (
     Config,
     Ecapa,
@@ -23,7 +22,6 @@ from chns_jax.config import (
 )
 from chns_jax.devices.sharding import make_mesh, replicated
 from chns_jax.encoders import make_encoder
-from chns_jax.interop.torch_weights import find_encoder, infer, under
 from chns_jax.runs import checkpoint
 from chns_jax.training import build as training_build
 from chns_jax.training.logs import records
@@ -153,11 +151,3 @@ def save_untrained(run, seed):
     with checkpoint.open_manager(run / "checkpoints") as manager:
         checkpoint.save(manager, state, None, checkpoint.Progress(0, 0.0, "", ""), text, None)
     return run
-
-
-def infer_encoder(state_dict: dict[str, np.ndarray]) -> Encoder:
-    """The encoder of PyTorch weights: what their shapes do not tell is the default."""
-    kind, prefix = find_encoder(state_dict)
-    parser = make_parser("")
-    configs.add_keys(parser)
-    return configs.read(parser, [], defaults=infer(under(prefix, state_dict), kind)).encoder

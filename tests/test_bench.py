@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import infer_encoder
 
 from chns_jax import bench
 from chns_jax import config as configs
@@ -17,6 +16,7 @@ from chns_jax.benchmarks import encoders, measure, training
 from chns_jax.common.errors import UserError
 from chns_jax.config import Features
 from chns_jax.encoders import sums
+from chns_jax.interop import torch_weights
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_the_other_sides_redimnet2_is_wespeakers(golden):
         for name, value in arrays.items()
         if name.startswith("state.")
     }
-    encoder = infer_encoder(state)
+    encoder = torch_weights.infer_encoder(state)
     module = make_encoder(encoder, bands=json.loads(str(arrays["config"]))["F"])
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
     module.load_state_dict(tensors)  # which has all its tensors, and no other

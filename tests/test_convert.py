@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
-from support import REDIMNET2, infer_encoder
+from support import REDIMNET2
 
 from chns_jax import config as configs
 from chns_jax import convert
@@ -106,7 +106,7 @@ def test_wespeakers_weights_come_back_bit_for_bit(golden):
     state = {k.removeprefix("state."): v for k, v in arrays.items() if k.startswith("state.")}
     made_with = json.loads(str(arrays["config"]))
     bands = torch_weights.infer(state, "redimnet2")["features.bands"]
-    encoder = infer_encoder({f"model.{k}": v for k, v in state.items()})
+    encoder = torch_weights.infer_encoder({f"model.{k}": v for k, v in state.items()})
     options = encoder.redimnet2
     stages = [
         [[over_frequency, over_time], blocks, expansion, [[3, 3]], reduction]
@@ -131,7 +131,7 @@ def test_wespeakers_weights_come_back_bit_for_bit(golden):
 def test_an_encoder_is_inferred_from_the_shapes_of_any():
     for encoder in (ECAPA, RESNET, REDIMNET2):
         state = {f"encoder.{name}": value for name, value in state_of(encoder).items()}
-        assert infer_encoder(state) == encoder
+        assert torch_weights.infer_encoder(state) == encoder
 
 
 def test_a_checkpoint_of_redimnet2s_authors(tmp_path, monkeypatch, capsys):

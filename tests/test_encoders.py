@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import infer_encoder
 
 from chns_jax.config import Ecapa, Encoder, ThinResNet
 from chns_jax.encoders import make_encoder
@@ -18,7 +17,7 @@ from chns_jax.encoders.layers import (
     SqueezeExcitation,
     torch_uniform,
 )
-from chns_jax.interop.torch_weights import from_torch, to_torch
+from chns_jax.interop.torch_weights import from_torch, infer_encoder, to_torch
 
 SMALL = Encoder(
     embedding=8,

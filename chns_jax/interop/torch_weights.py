@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from chns_jax import config as configs
 from chns_jax.common import arrays
+from chns_jax.common.command_line import make_parser
 from chns_jax.common.errors import UserError
 from chns_jax.config import Encoder
 from chns_jax.interop import redimnet2
@@ -130,6 +132,17 @@ def find_encoder(state_dict: dict[str, np.ndarray]) -> tuple[str, str]:
         prefixes = ", ".join(repr(prefix) for _, prefix in found)
         raise UserError(f"it holds {len(found)} encoders, under {prefixes}: keep one of them")
     return found[0]
+
+
+def infer_encoder(state_dict: dict[str, np.ndarray]) -> Encoder:
+    """The encoder in a state dict; what the shapes of its tensors do not tell is the default.
+
+    Raises UserError as `find_encoder` and `infer` do, and where the defaults do not fit.
+    """
+    kind, prefix = find_encoder(state_dict)
+    parser = make_parser("")
+    configs.add_keys(parser)
+    return configs.read(parser, [], defaults=infer(under(prefix, state_dict), kind)).encoder
 
 
 def under(prefix: str, state_dict: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
